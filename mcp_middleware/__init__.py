@@ -1,0 +1,1 @@
+"""Governance for MCP servers as composable ASGI middleware."""

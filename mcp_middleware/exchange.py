@@ -1,0 +1,258 @@
+"""One Exchange per HTTP request: what the members know of it, and the reading of its body.
+
+Each field has one writer, named beside it; everybody else only reads.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final, TypeAlias
+
+from .errors import INVALID_REQUEST
+from .message import Batch, Message, Request, ServerMessage, Standing, check_headers, parse
+from .types import ANONYMOUS, Decision, Era, Principal, Rejection, Usage
+
+__all__ = ["Exchange", "Receive", "Scope", "Send", "TraceIds", "open_exchange", "read_message"]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_SCOPE_KEY: Final = "mcp_middleware.exchange"
+_MCP_HEADER_PREFIX: Final = b"mcp-"
+
+
+class TraceIds:
+    """Where a request stands in a trace, as lower-case hexadecimal."""
+
+    __slots__ = ("span_id", "trace_id")
+
+    def __init__(self, trace_id: str, span_id: str) -> None:
+        self.trace_id = trace_id
+        self.span_id = span_id
+
+
+class Exchange:
+    """One HTTP request and its answer."""
+
+    __slots__ = (
+        "answer",
+        "body",
+        "cost",
+        "decision",
+        "disconnected",
+        "era",
+        "failed",
+        "headers",
+        "http_method",
+        "instance",
+        "message",
+        "path",
+        "principal",
+        "receive",
+        "rejection",
+        "repeated",
+        "request_bytes",
+        "response_bytes",
+        "scope",
+        "session",
+        "silent",
+        "started",
+        "started_at",
+        "state",
+        "status",
+        "strict",
+        "trace",
+        "usage",
+        "version",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.scope = scope
+        self.receive = receive
+        """The server's own ``receive``; after the body has been read, what is left of it is the disconnect."""
+        self.http_method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = {}
+        """Lower-case names, values without surrounding white space; of a repeated header the first."""
+        self.repeated: set[bytes] = set()
+        self.read_headers()
+
+        # The request. Written by the pipeline; `message` is replaced only through `replace_message`.
+        self.message: Message | None = None
+        self.era: Era = "legacy"
+        self.version: str | None = None
+        self.body: bytes | None = None
+        self.request_bytes = 0
+        self.started = time.monotonic()
+        self.started_at = time.time()
+
+        self.principal: Principal | None = _foreign_principal(scope)  # the resource server
+        self.rejection: Rejection | None = None  # whoever refused
+        self.decision: Decision | None = None  # tool authorization
+        self.session: str | None = None  # affinity: names the session in records, opens nothing
+        self.instance: str | None = None  # affinity
+        self.usage: Usage | None = None  # the limiter
+        self.cost: float | None = None  # the limiter
+        self.trace: TraceIds | None = None  # tracing
+        self.strict = False  # tool authorization: an answer that cannot be read must not pass
+
+        # The answer. Written by the pipeline.
+        self.status: int | None = None
+        self.answer: ServerMessage | None = None
+        self.response_bytes = 0
+        self.disconnected = False
+        self.failed: BaseException | None = None
+        self.silent = False
+        """No message of its own: a metadata document, or a batch, whose messages have exchanges of their own."""
+
+        self.state: dict[object, Any] = {}
+        """What one member keeps for itself over the hooks of this request, keyed by that member."""
+
+    def read_headers(self) -> None:
+        """Index ``scope["headers"]``, and take the white space off the ``mcp-*`` values that go on: a server behind
+        httptools would compare it (RFC 9110 section 5.5 makes it no part of the value)."""
+        trimmed = False
+        lines: list[tuple[bytes, bytes]] = []
+        for name, value in self.scope["headers"]:
+            bare = value.strip(b" \t")
+            if name in self.headers:
+                self.repeated.add(name)
+            else:
+                self.headers[name] = bare
+            if bare is not value and name.startswith(_MCP_HEADER_PREFIX) and bare != value:
+                trimmed = True
+                value = bare
+            lines.append((name, value))
+        if trimmed:
+            self.scope["headers"] = lines
+
+    @property
+    def caller(self) -> Principal:
+        """The principal, or ANONYMOUS where nobody authenticated one."""
+        return self.principal or ANONYMOUS
+
+    @property
+    def request_id(self) -> int | str | None:
+        """The id an answer must carry."""
+        return self.message.id if isinstance(self.message, Request) else None
+
+    def set_header(self, name: bytes, value: bytes | None) -> None:
+        """Set a request header for the server, or remove it with None; the only way to change what it receives."""
+        lines = [line for line in self.scope["headers"] if line[0] != name]
+        if value is None:
+            self.headers.pop(name, None)
+        else:
+            lines.append((name, value))
+            self.headers[name] = value
+        self.scope["headers"] = lines
+
+    def replace_message(self, message: Message) -> None:
+        """Make ``message`` what the server receives."""
+        self.message = message
+        self.body = message.encode()
+
+    def child(self, message: Message) -> "Exchange":
+        """An exchange for one message of a batch: same caller and headers, an answer of its own."""
+        scope = dict(self.scope)
+        child = Exchange(scope, self.receive)
+        scope[_SCOPE_KEY] = child
+        child.principal = self.principal
+        child.era, child.version = self.era, self.version
+        child.replace_message(message)
+        child.request_bytes = len(child.body or b"")
+        return child
+
+
+def open_exchange(scope: Scope, receive: Receive) -> Exchange:
+    """The Exchange of this HTTP request: the one that members further out opened, or a new one."""
+    exchange = scope.get(_SCOPE_KEY)
+    if isinstance(exchange, Exchange):
+        exchange.scope = scope
+        return exchange
+    exchange = scope[_SCOPE_KEY] = Exchange(scope, receive)
+    return exchange
+
+
+def _foreign_principal(scope: Scope) -> Principal | None:
+    """The caller as another layer authenticated it: the MCP SDK's and FastMCP's user carries an access token."""
+    token = getattr(scope.get("user"), "access_token", None)
+    client = getattr(token, "client_id", None)
+    if not isinstance(client, str):
+        return None
+    claims: Mapping[str, Any] = getattr(token, "claims", None) or {}
+    issuer = claims.get("iss")
+    return Principal(
+        issuer=issuer if isinstance(issuer, str) else None,
+        client=client,
+        subject=getattr(token, "subject", None),
+        scopes=frozenset(getattr(token, "scopes", ())),
+        expires_at=getattr(token, "expires_at", None),
+        claims=claims,
+    )
+
+
+async def read_message(
+    exchange: Exchange, receive: Receive, *, max_bytes: int, seconds: float
+) -> Message | Batch | Rejection | None:
+    """Read the body of a POST, parse it once, and check the headers against it. None: the client went away.
+
+    ``max_bytes`` bounds the body, ``seconds`` the time until its last byte.
+    """
+    refused = _check_content_headers(exchange.headers, max_bytes)
+    if refused is not None:
+        return refused
+    try:
+        async with asyncio.timeout(seconds):
+            body = await _read_body(receive, max_bytes)
+    except TimeoutError:
+        return Rejection(408, INVALID_REQUEST, f"the body did not arrive within {seconds:g} s", "slow_body")
+    if body is None:
+        exchange.disconnected = True
+        return None
+    exchange.request_bytes = len(body)
+    if len(body) > max_bytes:
+        return _too_large(max_bytes)
+    message = parse(body)
+    if isinstance(message, Rejection):
+        return message
+    if not isinstance(message, Batch):
+        exchange.replace_message(message)  # also for a refusal below: the record says what was asked
+    standing = check_headers(message, exchange.headers, exchange.repeated)
+    if not isinstance(standing, Standing):
+        return standing
+    exchange.era, exchange.version = standing.era, standing.version
+    return message
+
+
+async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return None
+        chunk: bytes = event.get("body", b"")
+        size += len(chunk)
+        chunks.append(chunk)
+        if size > max_bytes or not event.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _check_content_headers(headers: Mapping[bytes, bytes], max_bytes: int) -> Rejection | None:
+    content_type = headers.get(b"content-type", b"").lower()
+    if content_type != b"application/json":
+        media, _, parameters = content_type.partition(b";")
+        charset = parameters.replace(b" ", b"").replace(b'"', b"")
+        if media.strip() != b"application/json" or charset not in (b"", b"charset=utf-8"):
+            return Rejection(415, INVALID_REQUEST, "Content-Type must be application/json in UTF-8", "content_type")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        return Rejection(415, INVALID_REQUEST, "Content-Encoding is not supported; send the body plain", "encoding")
+    length = headers.get(b"content-length", b"0")
+    if length.isdigit() and len(length) < 20 and int(length) > max_bytes:
+        return _too_large(max_bytes)
+    return None
+
+
+def _too_large(max_bytes: int) -> Rejection:
+    return Rejection(413, INVALID_REQUEST, f"the body is larger than {max_bytes} bytes", "body_too_large")

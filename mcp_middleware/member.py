@@ -1,0 +1,475 @@
+"""The members' shape, and the pipeline that runs them.
+
+A member is an ordinary ASGI middleware. Members that stand directly inside each other find each other when they are
+made and run as one pipeline in ``ORDER``, so that the order in which a user lists them changes no answer, the request
+and its answer are parsed once, and a request passes one wrapper instead of six. Where something else stands between
+two members, each group runs its own pipeline over the same Exchange.
+
+One request goes through four steps:
+
+1. ``on_headers`` of every member, outermost first: who calls? Nothing of the body has been read.
+2. The body is read, parsed and checked (``exchange.read_message``).
+3. ``on_request`` of every member, outermost first. The first Rejection, here or above, is the answer.
+4. The server is called. Its messages pass ``on_response_message`` of every member, innermost first.
+
+Then, whatever happened, ``on_finish`` of every member, innermost first.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, TypeAlias
+
+from .errors import INTERNAL_ERROR, UNAUTHORIZED, ConfigurationError
+from .exchange import Exchange, Receive, Scope, Send, open_exchange, read_message
+from .message import Batch, Request, ServerMessage, parse_server_message
+from .responses import error_body, headers_of, rejection_answer
+from .sse import Decoder, EventTooLargeError, encode
+from .types import Document, Headers, Rejection
+
+__all__ = ["ORDER", "ASGIApp", "Bounds", "Member"]
+
+logger = logging.getLogger("mcp_middleware")
+
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+ORDER: Final = ("audit", "tracing", "resource_server", "limiter", "authorization", "affinity")
+"""Outermost first, and the only place where order exists. The audit sees every refusal; the limiter refuses before
+the server sees anything; a denied call is charged as a request but never as tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one request may take. Where members differ, the tightest bound holds."""
+
+    max_body_bytes: int = 4 * 1024 * 1024
+    """Bytes of a request's body; more is answered 413."""
+    body_timeout: float = 10.0
+    """Seconds until the last byte of a request's body; later is answered 408."""
+    max_answer_bytes: int = 64 * 1024 * 1024
+    """Bytes of one message from the server; a larger one becomes an error."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_body_bytes", "body_timeout", "max_answer_bytes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ConfigurationError(f"Bounds.{name} is {value!r}; it must be a number above 0")
+
+
+class Member:
+    """Base of every middleware of this package. A member overrides the hooks it needs, and names its stage."""
+
+    stage: ClassVar[str]
+    """One of ``ORDER``."""
+
+    def __init__(self, app: ASGIApp, *, bounds: Bounds | None = None) -> None:
+        if not callable(app):
+            raise ConfigurationError(f"{type(self).__name__}: app is {app!r}; it must be an ASGI application")
+        self.app = app
+        self.bounds = bounds or Bounds()
+        inner = app._members if isinstance(app, Member) else []
+        self._members: list[Member] = sorted([self, *inner], key=lambda member: ORDER.index(member.stage))
+        self._server: ASGIApp = app._server if isinstance(app, Member) else app
+        self._pipeline: _Pipeline | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "lifespan"):
+            await self._server(scope, receive, send)
+            return
+        if self._pipeline is None:
+            self._pipeline = _Pipeline(self._members, self._server)
+        if scope["type"] == "http":
+            await self._pipeline.serve(scope, receive, send)
+        else:
+            await self._pipeline.lifespan(scope, receive, send)
+
+    async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
+        """Judge a request by its headers; a Document is served as it is."""
+        return None
+
+    async def on_request(self, exchange: Exchange) -> Rejection | None:
+        """Judge a request; ``exchange.message`` is None for a GET or DELETE."""
+        return None
+
+    def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
+        """See the answer's status, and change its headers in place."""
+
+    def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage | None:
+        """See a message of the server; return it, another in its place, or None to drop it."""
+        return message
+
+    async def on_finish(self, exchange: Exchange) -> None:
+        """Settle and record. Called exactly once for every exchange, also when another member refused it first."""
+
+    async def aclose(self) -> None:
+        """Let go of resources, when the application shuts down."""
+
+
+class _Pipeline:
+    """A group of adjacent members and the server inside them."""
+
+    def __init__(self, members: list[Member], server: ASGIApp) -> None:
+        def hooks(name: str, *, innermost_first: bool = False) -> list[Any]:
+            found = [getattr(m, name) for m in members if getattr(type(m), name) is not getattr(Member, name)]
+            return found[::-1] if innermost_first else found
+
+        self.server = server
+        self.on_headers = hooks("on_headers")
+        self.on_request = hooks("on_request")
+        self.on_response_start = hooks("on_response_start", innermost_first=True)
+        self.on_response_message = hooks("on_response_message", innermost_first=True)
+        self.on_finish = hooks("on_finish", innermost_first=True)
+        self.aclose = hooks("aclose", innermost_first=True)
+        self.bounds = Bounds(
+            min(m.bounds.max_body_bytes for m in members),
+            min(m.bounds.body_timeout for m in members),
+            min(m.bounds.max_answer_bytes for m in members),
+        )
+
+    async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the lifespan through; close the members once the application has shut down."""
+
+        async def closing_send(event: MutableMapping[str, Any]) -> None:
+            if event["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                for aclose in self.aclose:
+                    await _guarded(aclose())
+            await send(event)
+
+        await self.server(scope, receive, closing_send)
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One HTTP request, from its headers to the last hook."""
+        exchange = open_exchange(scope, receive)
+        try:
+            answer = await self._judge_headers(exchange)
+            if isinstance(answer, Document):
+                exchange.silent = True
+                await _send_document(answer, send)
+                return
+            if answer is None and exchange.http_method == "POST" and exchange.message is None:
+                message = await read_message(
+                    exchange,
+                    exchange.receive,
+                    max_bytes=self.bounds.max_body_bytes,
+                    seconds=self.bounds.body_timeout,
+                )
+                if message is None:
+                    return
+                if isinstance(message, Batch):
+                    exchange.silent = True
+                    await self._serve_batch(exchange, message, send)
+                    return
+                if isinstance(message, Rejection):
+                    answer = message
+            await self._serve_judged(exchange, answer, send)
+        except BaseException as error:
+            exchange.failed = error
+            raise
+        finally:
+            await self._finish(exchange)
+
+    async def _serve_judged(self, exchange: Exchange, rejection: Rejection | None, send: Send) -> None:
+        if rejection is None:
+            for on_request in self.on_request:
+                rejection = await on_request(exchange)
+                if rejection is not None:
+                    break
+        if rejection is None:
+            await self._call_server(exchange, send)
+            return
+        exchange.rejection = rejection
+        exchange.status = rejection.status
+        request_id = exchange.request_id if exchange.request_id is not None else rejection.request_id
+        document = rejection_answer(rejection, request_id)
+        exchange.response_bytes = len(document.body)
+        await _send_document(document, send)
+
+    async def _judge_headers(self, exchange: Exchange) -> Rejection | Document | None:
+        for on_headers in self.on_headers:
+            answer: Rejection | Document | None = await on_headers(exchange)
+            if answer is not None:
+                return answer
+        return None
+
+    async def _finish(self, exchange: Exchange) -> None:
+        for on_finish in self.on_finish:
+            await _guarded(on_finish(exchange))
+
+    async def _serve_batch(self, exchange: Exchange, batch: Batch, send: Send) -> None:
+        """Judge and serve each message by itself, one after the other, and put the answers together (A16)."""
+        answer = _BatchAnswer(send)
+        for message in batch.messages:
+            child = exchange.child(message)
+            try:
+                await self._serve_judged(child, None, answer.sender(child))
+            except Exception as error:
+                child.failed = error
+                logger.exception("the server failed on one message of a batch")
+                await answer.fail(child)
+            finally:
+                await self._finish(child)
+        await answer.end()
+
+    async def _call_server(self, exchange: Exchange, send: Send) -> None:
+        receive = exchange.receive
+        if exchange.message is not None:
+            receive = _replay(exchange)
+            _fit_headers(exchange)
+        answer = _Answer(self, exchange, send)
+        try:
+            async with asyncio.timeout(None) as deadline:
+                answer.deadline = deadline
+                await self.server(exchange.scope, receive, answer.send)
+        except Exception as error:
+            if isinstance(error, TimeoutError) and deadline.expired():
+                await answer.end_stream(UNAUTHORIZED, "the token that opened this stream has expired")
+                return
+            await answer.end_stream(INTERNAL_ERROR, "the server failed before it answered")
+            raise
+
+
+def _replay(exchange: Exchange) -> Receive:
+    """The canonical body once, then the real ``receive``: a server that waits for the disconnect must get it."""
+    pending = True
+
+    async def receive() -> MutableMapping[str, Any]:
+        nonlocal pending
+        if pending:
+            pending = False
+            return {"type": "http.request", "body": exchange.body, "more_body": False}
+        event = await exchange.receive()
+        if event["type"] == "http.disconnect":
+            exchange.disconnected = True
+        return event
+
+    return receive
+
+
+def _fit_headers(exchange: Exchange) -> None:
+    """Make the request's headers true of the canonical body, and keep the answer readable to the members."""
+    length = str(len(exchange.body or b"")).encode()
+    exchange.scope["headers"] = [
+        (name, length if name == b"content-length" else value)
+        for name, value in exchange.scope["headers"]
+        if name != b"accept-encoding"
+    ]
+
+
+class _Answer:
+    """The server's answer on its way out.
+
+    JSON is held until it is whole, because its length may change. An event stream passes event by event; whatever
+    else a server answers passes untouched.
+    """
+
+    __slots__ = ("body", "deadline", "decoder", "ended", "exchange", "pipeline", "send_on", "start")
+
+    def __init__(self, pipeline: _Pipeline, exchange: Exchange, send: Send) -> None:
+        self.pipeline = pipeline
+        self.exchange = exchange
+        self.send_on = send
+        self.deadline: asyncio.Timeout | None = None
+        self.start: MutableMapping[str, Any] | None = None
+        self.body: list[bytes] = []
+        self.decoder: Decoder | None = None
+        self.ended = False
+
+    async def send(self, event: MutableMapping[str, Any]) -> None:
+        if self.ended:
+            return
+        if event["type"] == "http.response.body":
+            if self.decoder is not None:
+                await self._send_events(event)
+            elif self.start is not None:
+                await self._hold(event)
+            else:
+                self.exchange.response_bytes += len(event.get("body", b""))
+                await self.send_on(event)
+        elif event["type"] == "http.response.start":
+            await self._begin(event)
+        else:
+            await self.send_on(event)
+
+    async def _begin(self, event: MutableMapping[str, Any]) -> None:
+        exchange = self.exchange
+        exchange.status = event["status"]
+        headers: Headers = list(event.get("headers", ()))
+        for on_response_start in self.pipeline.on_response_start:
+            on_response_start(exchange, event["status"], headers)
+        event["headers"] = headers
+        media = next((v for k, v in headers if k == b"content-type"), b"").partition(b";")[0].strip().lower()
+        if media == b"text/event-stream":
+            event["headers"] = [line for line in headers if line[0] != b"content-length"]
+            self.decoder = Decoder(limit=self.pipeline.bounds.max_answer_bytes)
+            self._end_with_token()
+            await self.send_on(event)
+        elif isinstance(exchange.message, Request) and (media == b"application/json" or exchange.strict):
+            self.start = event
+        else:
+            await self.send_on(event)
+
+    def _end_with_token(self) -> None:
+        principal = self.exchange.principal
+        if principal is not None and principal.expires_at is not None and self.deadline is not None:
+            remaining = max(0.0, principal.expires_at - time.time())
+            self.deadline.reschedule(asyncio.get_running_loop().time() + remaining)
+
+    async def _hold(self, event: MutableMapping[str, Any]) -> None:
+        self.body.append(event.get("body", b""))
+        self.exchange.response_bytes += len(self.body[-1])
+        too_large = self.exchange.response_bytes > self.pipeline.bounds.max_answer_bytes
+        if event.get("more_body", False) and not too_large:
+            return
+        start = self.start or {}
+        body = b"".join(self.body)
+        message = None if too_large else parse_server_message(body)
+        if message is not None:
+            status = start["status"]
+            passed = self._observe(message)
+            body = bytes(passed.raw) if passed is not None else b""
+            start["status"] = self.exchange.status = (passed and passed.status) or status
+        elif too_large or self.exchange.strict:
+            text = "the server's answer is too large" if too_large else "the server's answer cannot be read"
+            body = error_body(INTERNAL_ERROR, text, self.exchange.request_id)
+            start["status"] = self.exchange.status = 502
+            start["headers"] = [(b"content-type", b"application/json")]
+        headers = [line for line in start["headers"] if line[0] != b"content-length"]
+        start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
+        self.ended = True
+        await self.send_on(start)
+        await self.send_on({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _send_events(self, event: MutableMapping[str, Any]) -> None:
+        decoder = self.decoder or Decoder(limit=0)
+        chunk: bytes = event.get("body", b"")
+        more = event.get("more_body", False)
+        self.exchange.response_bytes += len(chunk)
+        try:
+            frames = decoder.feed(chunk)
+        except EventTooLargeError:
+            await self.end_stream(INTERNAL_ERROR, "the server's answer is too large")
+            return
+        out: list[bytes] = []
+        for frame in frames:
+            data = frame.data
+            message = parse_server_message(data) if data else None
+            if message is None:
+                if not (data and self.exchange.strict):
+                    out.append(frame.raw)
+                continue
+            passed = self._observe(message)
+            if passed is message:
+                out.append(frame.raw)
+            elif passed is not None:
+                out.append(frame.with_data(bytes(passed.raw)).raw)
+        if not more:
+            self.ended = True
+        if out or not more:
+            await self.send_on({"type": "http.response.body", "body": b"".join(out), "more_body": more})
+
+    def _observe(self, message: ServerMessage) -> ServerMessage | None:
+        passed: ServerMessage | None = message
+        for on_response_message in self.pipeline.on_response_message:
+            passed = on_response_message(self.exchange, passed)
+            if passed is None:
+                return None
+        if passed is not None and passed.is_answer and passed.id == self.exchange.request_id:
+            self.exchange.answer = passed
+        return passed
+
+    async def end_stream(self, code: int, text: str) -> None:
+        """End an event stream that the server did not end, with an error for the request it leaves open."""
+        if self.decoder is None or self.ended:
+            return
+        self.ended = True
+        body = b""
+        if self.exchange.request_id is not None and self.exchange.answer is None:
+            data = error_body(code, text, self.exchange.request_id)
+            self.exchange.answer = parse_server_message(data)
+            body = encode(data)
+        await self.send_on({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class _BatchAnswer:
+    """The answers to a batch: a JSON array, or an event stream as soon as one answer is one."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.answers: list[bytes] = []
+        self.streaming = False
+
+    def sender(self, child: Exchange) -> Send:
+        """The ``send`` for one message of the batch."""
+        events = False
+        body: list[bytes] = []
+
+        async def send(event: MutableMapping[str, Any]) -> None:
+            nonlocal events
+            if event["type"] == "http.response.start":
+                events = any(k == b"content-type" and v.startswith(b"text/event-stream") for k, v in event["headers"])
+                if events:
+                    await self._stream()
+            elif event["type"] == "http.response.body" and events:
+                if event.get("body"):
+                    await self._send_part(event["body"])
+            elif event["type"] == "http.response.body":
+                body.append(event.get("body", b""))
+                if not event.get("more_body", False) and child.request_id is not None:
+                    await self._add(child, b"".join(body))
+
+        return send
+
+    async def fail(self, child: Exchange) -> None:
+        """Answer a message whose handling raised."""
+        if child.request_id is not None and child.answer is None:
+            await self._add(child, error_body(INTERNAL_ERROR, "the server failed before it answered", child.request_id))
+
+    async def _add(self, child: Exchange, body: bytes) -> None:
+        message = parse_server_message(body)
+        if message is None or not message.is_answer:
+            body = error_body(INTERNAL_ERROR, "the server's answer cannot be read", child.request_id)
+        if self.streaming:
+            await self._send_part(encode(body))
+        else:
+            self.answers.append(body)
+
+    async def _stream(self) -> None:
+        if self.streaming:
+            return
+        self.streaming = True
+        headers = [
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+        for body in self.answers:
+            await self._send_part(encode(body))
+
+    async def _send_part(self, body: bytes) -> None:
+        await self.send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self) -> None:
+        """Complete the HTTP answer."""
+        if self.streaming:
+            await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+        elif self.answers:
+            body = b"[" + b",".join(self.answers) + b"]"
+            await _send_document(Document(body, 200, ((b"content-type", b"application/json"),)), self.send)
+        else:
+            await _send_document(Document(b"", 202), self.send)
+
+
+async def _send_document(document: Document, send: Send) -> None:
+    await send({"type": "http.response.start", "status": document.status, "headers": headers_of(document)})
+    await send({"type": "http.response.body", "body": document.body, "more_body": False})
+
+
+async def _guarded(hook: Awaitable[None]) -> None:
+    """Run a closing hook; its failure must not keep the others from running."""
+    try:
+        await hook
+    except Exception:
+        logger.exception("a member failed while closing")

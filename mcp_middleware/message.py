@@ -1,0 +1,560 @@
+"""From the bytes of a body to a message that two readers cannot read differently, and back. Pure, no I/O.
+
+The rules, in the order in which they are applied:
+
+1. One JSON text in UTF-8: no byte order mark, no lone surrogate, no NaN, at most ``MAX_DEPTH`` levels.
+2. A request, a notification, a response, or (2025-03-26 only) a batch of them. A request's id is a string or an
+   integer. What is not called ``notifications/...`` needs an id, so that no call goes unanswered.
+3. No member name in another spelling: ``Name`` beside or instead of ``name`` is refused, because readers that fold
+   case would read it.
+4. The value a policy judges (``params.name``, ``params.uri``, ...) is there and is a string.
+5. The headers that mirror the body (``MCP-Protocol-Version``, ``Mcp-Method``, ``Mcp-Name``) agree with it
+   (2026-07-28, transports/streamable-http, "Server Validation").
+
+What is forwarded is ``encode()``: the envelope, ``params`` and ``_meta`` as they were parsed, one value for each name;
+every value below them byte for byte as it came, so that numbers and strings are not altered.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from msgspec import Raw
+
+from .errors import (
+    HEADER_MISMATCH,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    UNSUPPORTED_PROTOCOL_VERSION,
+)
+from .types import Era, Rejection
+
+__all__ = [
+    "BATCH_VERSION",
+    "LEGACY_VERSIONS",
+    "MODERN_VERSIONS",
+    "Batch",
+    "Content",
+    "ErrorObject",
+    "Message",
+    "Notification",
+    "Request",
+    "Response",
+    "ServerMessage",
+    "Standing",
+    "ToolResult",
+    "check_headers",
+    "decode_header_value",
+    "parse",
+    "parse_server_message",
+]
+
+LEGACY_VERSIONS: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+MODERN_VERSIONS: Final = ("2026-07-28",)
+BATCH_VERSION: Final = "2025-03-26"
+"""The one revision with batches; also what an absent version header means (2025-11-25, transports)."""
+
+MAX_DEPTH: Final = 128
+MAX_BATCH: Final = 100
+"""Messages in one batch: what one POST may start."""
+
+PROTOCOL_VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
+CLIENT_CAPABILITIES_KEY: Final = "io.modelcontextprotocol/clientCapabilities"
+
+_ENVELOPE_KEYS: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
+_PARAM_KEYS: Final = {key.casefold(): key for key in ("_meta", "name", "uri", "taskId", "ref", "arguments", "cursor")}
+_META_KEYS: Final = {
+    key.casefold(): key
+    for key in (PROTOCOL_VERSION_KEY, CLIENT_CAPABILITIES_KEY, "traceparent", "tracestate", "baggage", "progressToken")
+}
+
+_TARGETS: Final = {
+    "tools/call": ("tool", "name"),
+    "prompts/get": ("prompt", "name"),
+    "resources/read": ("resource", "uri"),
+    "resources/subscribe": ("resource", "uri"),
+    "resources/unsubscribe": ("resource", "uri"),
+    "tasks/get": ("task", "taskId"),
+    "tasks/update": ("task", "taskId"),
+    "tasks/cancel": ("task", "taskId"),
+    "tasks/result": ("task", "taskId"),
+}
+"""Method to the kind of its target and the parameter that names it."""
+
+_MIRRORED: Final = frozenset(
+    {"tools/call", "prompts/get", "resources/read", "tasks/get", "tasks/update", "tasks/cancel"}
+)
+"""Methods whose target the ``Mcp-Name`` header repeats (SH; SEP-2663 for tasks)."""
+
+_NESTED: Final = {"completion/complete": "ref", "subscriptions/listen": "notifications"}
+"""Methods with a nested object that a policy judges; it is made canonical as the envelope is."""
+
+_VERSION_HEADER: Final = b"mcp-protocol-version"
+_METHOD_HEADER: Final = b"mcp-method"
+_NAME_HEADER: Final = b"mcp-name"
+_ROUTING_HEADERS: Final = (_VERSION_HEADER, _METHOD_HEADER, _NAME_HEADER, b"mcp-session-id")
+
+_SENTINEL: Final = re.compile(rb"=\?base64\?(.*)\?=")
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_SURROGATES: Final = re.compile(
+    rb"(?<!\\)(?:\\\\)*(?:"
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?P<low>\\u[dD][c-fC-F][0-9a-fA-F]{2})?"
+    rb"|(?P<lone>\\u[dD][c-fC-F][0-9a-fA-F]{2}))"
+)
+
+_object: Final = msgspec.json.Decoder(dict[str, Raw])
+_array: Final = msgspec.json.Decoder(list[Raw])
+_id: Final[msgspec.json.Decoder[int | str]] = msgspec.json.Decoder(int | str)
+_string: Final = msgspec.json.Decoder(str)
+_any: Final = msgspec.json.Decoder()
+_encode: Final = msgspec.json.Encoder().encode
+
+_NULL: Final = Raw(b"null")
+_VERSION: Final = Raw(b'"2.0"')
+
+
+class _Message(msgspec.Struct, frozen=True):
+    """What requests and notifications share: the canonical envelope, and the parts a member may judge."""
+
+    envelope: dict[str, Raw]
+    params: dict[str, Raw]
+    meta: dict[str, Raw]
+    method: str
+
+    def encode(self) -> bytes:
+        """The canonical bytes of this message."""
+        return _encode(self.envelope)
+
+    def arguments(self) -> bytes:
+        """The raw JSON of ``params.arguments``; ``{}`` when there are none."""
+        return bytes(self.params.get("arguments", b"{}"))
+
+    def text(self, *path: str) -> str | None:
+        """The string at a path below ``params`` (``"_meta", "traceparent"``), or None if none is there."""
+        *parents, last = path
+        values: Mapping[str, Raw] = self.params
+        try:
+            for key in parents:
+                values = self.meta if key == "_meta" else _object.decode(values[key])
+            return _string.decode(values[last])
+        except (KeyError, msgspec.DecodeError):
+            return None
+
+
+class Request(_Message, frozen=True, tag=False):
+    """A call that is owed an answer with its id."""
+
+    id: int | str
+    target: str | None = None
+    """The tool, prompt, resource or task the call names, exactly as it came."""
+    target_kind: str | None = None
+    """``tool``, ``prompt``, ``resource`` or ``task``."""
+
+
+class Notification(_Message, frozen=True, tag=False):
+    """A message that nobody answers."""
+
+
+class Response(msgspec.Struct, frozen=True):
+    """A client's answer to a request of the server (legacy era)."""
+
+    envelope: dict[str, Raw]
+    id: int | str | None
+
+    def encode(self) -> bytes:
+        """The canonical bytes of this message."""
+        return _encode(self.envelope)
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """The messages of one 2025-03-26 batch, at least one, none of them ``initialize``."""
+
+    messages: tuple[Request | Notification | Response, ...]
+
+
+Message: TypeAlias = Request | Notification | Response
+
+
+class _RefusedError(Exception):
+    """Carries a Rejection up to ``parse``; never leaves this module."""
+
+    def __init__(self, code: int, message: str, *, request_id: int | str | None = None) -> None:
+        super().__init__(message)
+        self.rejection = Rejection(
+            status=400,
+            code=code,
+            message=message,
+            reason="parse_error" if code == PARSE_ERROR else "invalid_message",
+            request_id=request_id,
+        )
+
+
+def parse(body: bytes) -> Message | Batch | Rejection:
+    """The message or batch in ``body``, or why it is refused. Never raises."""
+    try:
+        _check_text(body)
+        if body.lstrip(b" \t\r\n")[:1] == b"[":
+            return _parse_batch(body)
+        return _parse_one(body)
+    except _RefusedError as refused:
+        return refused.rejection
+
+
+def _check_text(body: bytes) -> None:
+    """Rule 1, as far as the decoder does not check it in parts it leaves raw."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise _RefusedError(PARSE_ERROR, f"the body is not UTF-8 (byte {error.start})") from None
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
+        brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
+        for _ in range(MAX_DEPTH):
+            if not brackets:
+                break
+            brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if brackets:
+            raise _RefusedError(PARSE_ERROR, f"the body is malformed or nested deeper than {MAX_DEPTH} levels")
+    if b"\\u" in body:
+        for match in _SURROGATES.finditer(body):
+            if match["lone"] or not match["low"]:
+                raise _RefusedError(PARSE_ERROR, "the body has a lone surrogate escape; send whole characters")
+
+
+def _parse_batch(body: bytes) -> Batch:
+    try:
+        items = _array.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _RefusedError(PARSE_ERROR, f"the body is not JSON: {error}") from None
+    if not items:
+        raise _RefusedError(INVALID_REQUEST, "the batch is empty")
+    if len(items) > MAX_BATCH:
+        raise _RefusedError(INVALID_REQUEST, f"the batch has {len(items)} messages; at most {MAX_BATCH} are allowed")
+    messages = tuple(_parse_one(item) for item in items)
+    if any(isinstance(message, Request) and message.method == "initialize" for message in messages):
+        raise _RefusedError(INVALID_REQUEST, "initialize cannot be part of a batch")
+    return Batch(messages)
+
+
+def _parse_one(body: bytes | Raw) -> Message:
+    try:
+        envelope = _object.decode(body)
+    except msgspec.ValidationError:
+        raise _RefusedError(INVALID_REQUEST, "the body must be one JSON-RPC object") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _RefusedError(PARSE_ERROR, f"the body is not JSON: {error}") from None
+    if not envelope.keys() <= _ENVELOPE_KEYS:
+        _check_spelling("the message", envelope, {key: key for key in _ENVELOPE_KEYS})
+    request_id = _request_id(envelope)
+    try:
+        if envelope.get("jsonrpc") != _VERSION:
+            raise _RefusedError(INVALID_REQUEST, 'jsonrpc must be "2.0"')
+        if "method" not in envelope:
+            return _response(envelope, request_id)
+        if "result" in envelope or "error" in envelope:
+            raise _RefusedError(INVALID_REQUEST, "a message has either a method or a result or error, not both")
+        return _call(envelope, request_id)
+    except _RefusedError as refused:
+        raise _RefusedError(refused.rejection.code or INVALID_REQUEST, str(refused), request_id=request_id) from None
+
+
+def _request_id(envelope: dict[str, Raw]) -> int | str | None:
+    raw = envelope.get("id")
+    if raw is None:
+        return None
+    try:
+        return _id.decode(raw)
+    except msgspec.DecodeError:
+        if raw == _NULL and "method" not in envelope:  # an error that answers an unreadable request
+            return None
+        raise _RefusedError(INVALID_REQUEST, "id must be a string or an integer") from None
+
+
+def _response(envelope: dict[str, Raw], response_id: int | str | None) -> Response:
+    if ("result" in envelope) == ("error" in envelope):
+        raise _RefusedError(INVALID_REQUEST, "a message needs a method, or exactly one of result and error")
+    if "id" not in envelope:
+        raise _RefusedError(INVALID_REQUEST, "a response needs the id of the request it answers")
+    return Response(envelope, response_id)
+
+
+def _call(envelope: dict[str, Raw], request_id: int | str | None) -> Request | Notification:
+    try:
+        method = _string.decode(envelope["method"])
+    except msgspec.DecodeError:
+        raise _RefusedError(INVALID_REQUEST, "method must be a string") from None
+    params = _member("params", envelope, INVALID_REQUEST)
+    meta: dict[str, Raw] = {}
+    if params:
+        _check_spelling("params", params, _PARAM_KEYS)
+        meta = _member("params._meta", params, INVALID_PARAMS)
+        if meta:
+            _check_spelling("params._meta", meta, _META_KEYS)
+            params["_meta"] = Raw(_encode(meta))
+        nested = _NESTED.get(method)
+        if nested is not None and nested in params:
+            params[nested] = _canonical(f"params.{nested}", params[nested])
+        envelope["params"] = Raw(_encode(params))
+    if request_id is None:
+        if not method.startswith("notifications/"):
+            raise _RefusedError(
+                INVALID_REQUEST, f"{method[:100]!r} is a request and needs an id (a string or an integer)"
+            )
+        return Notification(envelope, params, meta, method)
+    kind, key = _TARGETS.get(method, (None, None))
+    target: str | None = None
+    if key is not None:
+        try:
+            target = _string.decode(params[key])
+        except (KeyError, msgspec.DecodeError):
+            raise _RefusedError(INVALID_PARAMS, f"{method} needs params.{key}, a string") from None
+    return Request(envelope, params, meta, method, request_id, target, kind)
+
+
+def _member(name: str, parent: dict[str, Raw], code: int) -> dict[str, Raw]:
+    """The object called ``name`` in its parent; absent and null (which the parent then loses) are an empty one."""
+    key = name.rpartition(".")[2]
+    raw = parent.get(key)
+    if raw is None:
+        return {}
+    if raw == _NULL:
+        del parent[key]
+        return {}
+    try:
+        return _object.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        raise _RefusedError(code, f"{name} must be an object") from None
+
+
+def _check_spelling(place: str, values: dict[str, Raw], known: Mapping[str, str]) -> None:
+    """Rule 3. The decoder has already kept one value for names that are equal."""
+    seen: dict[str, str] = {}
+    for name in values:
+        folded = name.casefold()
+        if known.get(folded, name) != name:
+            raise _RefusedError(INVALID_REQUEST, f"{place} has {name[:100]!r}; the name is {known[folded]!r}")
+        if seen.setdefault(folded, name) != name:
+            raise _RefusedError(INVALID_REQUEST, f"{place} has {seen[folded][:100]!r} and {name[:100]!r}; keep one")
+
+
+def _canonical(place: str, raw: Raw) -> Raw:
+    try:
+        return Raw(_encode(_any.decode(raw)))
+    except (msgspec.DecodeError, RecursionError):
+        raise _RefusedError(INVALID_PARAMS, f"{place} is malformed") from None
+
+
+def with_meta(message: Request | Notification, values: Mapping[str, str | None]) -> Request | Notification:
+    """``message`` with string members of ``params._meta`` set, or removed where the value is None."""
+    meta = dict(message.meta)
+    for key, value in values.items():
+        if value is None:
+            meta.pop(key, None)
+        else:
+            meta[key] = Raw(_encode(value))
+    params = dict(message.params)
+    if meta or "_meta" in params:
+        params["_meta"] = Raw(_encode(meta))
+    envelope = {key: raw for key, raw in message.envelope.items() if key != "params"}
+    if params:
+        envelope["params"] = Raw(_encode(params))
+    return msgspec.structs.replace(message, envelope=envelope, params=params, meta=meta)
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """The revision a message stands under."""
+
+    era: Era
+    version: str | None
+    """``MCP-Protocol-Version``; None where a legacy client sent none."""
+
+
+def check_headers(
+    message: Message | Batch, headers: Mapping[bytes, bytes], repeated: Collection[bytes] = ()
+) -> Standing | Rejection:
+    """Rule 5: the era and version of a message, or where its headers and its body disagree.
+
+    ``headers`` maps lower-case names to values without surrounding white space; ``repeated`` names those that came
+    more than once. Header checks come before the version is looked up, so that a client which disagrees with itself is
+    told so. Sources: SH "Server Validation", VER; 2025-11-25 transports for an absent header.
+    """
+    request_id = message.id if isinstance(message, Request) else None
+
+    def refuse(code: int, text: str, data: Mapping[str, Any] | None = None) -> Rejection:
+        reason = "header_mismatch" if code == HEADER_MISMATCH else "invalid_message"
+        return Rejection(400, code, text, reason, data=data, request_id=request_id)
+
+    for header in _ROUTING_HEADERS:
+        if header in repeated:
+            return refuse(HEADER_MISMATCH, f"the {header.decode()} header appears more than once")
+    raw_version = headers.get(_VERSION_HEADER)
+    version = raw_version.decode("latin-1") if raw_version is not None else None
+    if version is None or version in LEGACY_VERSIONS:
+        return _legacy(message, version, headers, refuse)
+
+    if isinstance(message, Batch):
+        return refuse(INVALID_REQUEST, f"batches exist in revision {BATCH_VERSION} only")
+    if isinstance(message, Response):
+        return refuse(INVALID_REQUEST, f"revision {version[:40]!r} has no responses from clients")
+    if isinstance(message, Request):
+        missing = [key for key in (PROTOCOL_VERSION_KEY, CLIENT_CAPABILITIES_KEY) if key not in message.meta]
+        if missing:
+            return refuse(INVALID_PARAMS, f"params._meta is missing {' and '.join(missing)}")
+        if message.text("_meta", PROTOCOL_VERSION_KEY) != version:
+            return refuse(HEADER_MISMATCH, "the mcp-protocol-version header differs from params._meta")
+        if _METHOD_HEADER not in headers:
+            return refuse(HEADER_MISMATCH, "the mcp-method header is missing")
+        if message.method in _MIRRORED and _NAME_HEADER not in headers:
+            return refuse(HEADER_MISMATCH, "the mcp-name header is missing")
+    mismatch = _mirror_mismatch(message, headers)
+    if mismatch is not None:
+        return refuse(HEADER_MISMATCH, mismatch)
+    if version not in MODERN_VERSIONS:
+        return refuse(
+            UNSUPPORTED_PROTOCOL_VERSION,
+            "Unsupported protocol version",
+            {"supported": list(MODERN_VERSIONS), "requested": version},
+        )
+    return Standing("modern", version)
+
+
+def _legacy(
+    message: Message | Batch,
+    version: str | None,
+    headers: Mapping[bytes, bytes],
+    refuse: Callable[[int, str], Rejection],
+) -> Standing | Rejection:
+    """The legacy half of ``check_headers``: mirrored headers mean nothing here, so one that lies is refused."""
+    if isinstance(message, Batch):
+        if version not in (None, BATCH_VERSION):
+            return refuse(INVALID_REQUEST, f"batches exist in revision {BATCH_VERSION} only, this is {version}")
+        return Standing("legacy", version)
+    if isinstance(message, Response):
+        return Standing("legacy", version)
+    if PROTOCOL_VERSION_KEY in message.meta:
+        claimed = message.text("_meta", PROTOCOL_VERSION_KEY)
+        if claimed not in LEGACY_VERSIONS or version not in (None, claimed):
+            return refuse(HEADER_MISMATCH, "the mcp-protocol-version header is missing or differs from params._meta")
+    mismatch = _mirror_mismatch(message, headers)
+    return refuse(HEADER_MISMATCH, mismatch) if mismatch is not None else Standing("legacy", version)
+
+
+def _mirror_mismatch(message: Request | Notification, headers: Mapping[bytes, bytes]) -> str | None:
+    method = headers.get(_METHOD_HEADER)
+    if method is not None and method != message.method.encode("utf-8", "replace"):
+        return "the mcp-method header differs from the body's method"
+    name = headers.get(_NAME_HEADER)
+    if name is None or not isinstance(message, Request):
+        return None
+    if message.method in _MIRRORED and decode_header_value(name) != message.target:
+        return f"the mcp-name header differs from the body's params.{_TARGETS[message.method][1]}"
+    return None
+
+
+def decode_header_value(value: bytes) -> str | None:
+    """A mirrored header's text: verbatim, or the UTF-8 inside ``=?base64?...?=`` (SH, "Value Encoding").
+
+    None where the encoding is malformed, so that a corrupt header never equals a body's value.
+    """
+    match = _SENTINEL.fullmatch(value)
+    if match is None:
+        return value.decode("latin-1")
+    try:
+        decoded = base64.b64decode(match[1], validate=True)
+        return decoded.decode() if base64.b64encode(decoded) == match[1] else None
+    except (binascii.Error, ValueError):
+        return None
+
+
+class ErrorObject(msgspec.Struct, frozen=True):
+    """The ``error`` of a JSON-RPC answer."""
+
+    code: int
+    message: str = ""
+
+
+class Content(msgspec.Struct, frozen=True):
+    """One content block of a tool result, as far as members look at it."""
+
+    type: str = ""
+    text: str | None = None
+    data: str | None = None
+    """Base64 of an image or a sound."""
+    resource: Raw = Raw()
+
+
+class ToolResult(msgspec.Struct, frozen=True, rename={"structured": "structuredContent", "is_error": "isError"}):
+    """A ``tools/call`` result, as far as members look at it."""
+
+    content: list[Content] = []
+    structured: Raw = Raw()
+    is_error: bool = False
+    _meta: Raw = Raw()
+
+
+class ServerMessage(msgspec.Struct):
+    """A message from the server, decoded once for every member that observes it."""
+
+    raw: Raw | bytes = b""
+    """The whole message; what is sent on. Replace the message to change it, never this field."""
+    id: int | str | None = None
+    method: str | None = None
+    result: Raw | msgspec.UnsetType = msgspec.UNSET
+    error: ErrorObject | None = None
+    status: int | None = None
+    """The HTTP status of a JSON answer that a member replaced; None keeps the server's."""
+    _tool_result: ToolResult | None = None
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether this answers a request, rather than asking or telling something."""
+        return self.method is None and (self.error is not None or self.result is not msgspec.UNSET)
+
+    @property
+    def tool_result(self) -> ToolResult | None:
+        """The result read as a tool's, or None if it is none. Decoded on first use, kept for the next member."""
+        if self._tool_result is None and isinstance(self.result, Raw):
+            try:
+                self._tool_result = _tool_result.decode(self.result)
+            except (msgspec.DecodeError, RecursionError):
+                return None
+        return self._tool_result
+
+    def with_result(self, result: dict[str, Any]) -> "ServerMessage":
+        """This answer with another result; ``Raw`` values inside it are copied byte for byte."""
+        raw = Raw(_encode(result))
+        return ServerMessage(_encode({"jsonrpc": "2.0", "id": self.id, "result": raw}), self.id, None, raw)
+
+    def with_error(
+        self, code: int, message: str, data: Mapping[str, Any] | None = None, *, status: int | None = None
+    ) -> "ServerMessage":
+        """This answer as an error, with another HTTP status if it goes out as JSON."""
+        error: dict[str, Any] = {"code": code, "message": message}
+        if data is not None:
+            error["data"] = data
+        raw = _encode({"jsonrpc": "2.0", "id": self.id, "error": error})
+        return ServerMessage(raw, self.id, error=ErrorObject(code, message), status=status)
+
+
+class _Wire(msgspec.Struct):
+    id: int | str | None = None
+    method: str | None = None
+    result: Raw | msgspec.UnsetType = msgspec.UNSET
+    error: ErrorObject | None = None
+
+
+_wire: Final = msgspec.json.Decoder(_Wire)
+_tool_result: Final = msgspec.json.Decoder(ToolResult)
+
+
+def parse_server_message(data: bytes) -> ServerMessage | None:
+    """The server's message in ``data``, or None if it is not one (then nobody can be told what it says)."""
+    try:
+        wire = _wire.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    return ServerMessage(data, wire.id, wire.method, wire.result, wire.error)

@@ -1,0 +1,32 @@
+"""A Rejection as the HTTP answer that every measured client understands: status, headers, and a JSON-RPC error with
+the request's own id (MCP defines no 413, 415, 429 or 503; those are HTTP's, RFC 9110 and RFC 6585)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from .types import Document, Headers, Rejection
+
+__all__ = ["error_body", "headers_of", "rejection_answer"]
+
+
+def error_body(code: int, message: str, request_id: int | str | None, data: Mapping[str, Any] | None = None) -> bytes:
+    """A JSON-RPC error message."""
+    error: dict[str, Any] = {"code": code, "message": message}
+    if data is not None:
+        error["data"] = data
+    return msgspec.json.encode({"jsonrpc": "2.0", "id": request_id, "error": error})
+
+
+def rejection_answer(rejection: Rejection, request_id: int | str | None) -> Document:
+    """The whole HTTP answer for ``rejection``, to the request with ``request_id`` (None where it has none)."""
+    if rejection.code is None:
+        return Document(b"", rejection.status, rejection.headers)
+    body = error_body(rejection.code, rejection.message, request_id, rejection.data)
+    return Document(body, rejection.status, ((b"content-type", b"application/json"), *rejection.headers))
+
+
+def headers_of(document: Document) -> Headers:
+    """The answer's headers with its length."""
+    return [*document.headers, (b"content-length", str(len(document.body)).encode())]
