@@ -47,12 +47,14 @@ class Exchange:
         "http_method",
         "instance",
         "message",
+        "overhead",
         "path",
         "principal",
         "receive",
         "rejection",
         "repeated",
         "request_bytes",
+        "resource_metadata",
         "response_bytes",
         "scope",
         "session",
@@ -88,6 +90,7 @@ class Exchange:
         self.started_at = time.time()
 
         self.principal: Principal | None = _foreign_principal(scope)  # the resource server
+        self.resource_metadata: str | None = None  # the resource server: the URL that a challenge names (RFC 9728)
         self.rejection: Rejection | None = None  # whoever refused
         self.decision: Decision | None = None  # tool authorization
         self.session: str | None = None  # affinity: names the session in records, opens nothing
@@ -103,6 +106,8 @@ class Exchange:
         self.response_bytes = 0
         self.disconnected = False
         self.failed: BaseException | None = None
+        self.overhead = 0.0
+        """Seconds spent in members so far: without the body's arrival, the server, and sending."""
         self.silent = False
         """No message of its own: a metadata document, or a batch, whose messages have exchanges of their own."""
 
@@ -158,6 +163,7 @@ class Exchange:
         child = Exchange(scope, self.receive)
         scope[_SCOPE_KEY] = child
         child.principal = self.principal
+        child.resource_metadata = self.resource_metadata
         child.era, child.version = self.era, self.version
         child.replace_message(message)
         child.request_bytes = len(child.body or b"")

@@ -144,6 +144,7 @@ class _Pipeline:
         exchange = open_exchange(scope, receive)
         try:
             answer = await self._judge_headers(exchange)
+            exchange.overhead += time.monotonic() - exchange.started
             if isinstance(answer, Document):
                 exchange.silent = True
                 await _send_document(answer, send)
@@ -172,10 +173,12 @@ class _Pipeline:
 
     async def _serve_judged(self, exchange: Exchange, rejection: Rejection | None, send: Send) -> None:
         if rejection is None:
+            began = time.monotonic()
             for on_request in self.on_request:
                 rejection = await on_request(exchange)
                 if rejection is not None:
                     break
+            exchange.overhead += time.monotonic() - began
         if rejection is None:
             await self._call_server(exchange, send)
             return
@@ -370,11 +373,13 @@ class _Answer:
             await self.send_on({"type": "http.response.body", "body": b"".join(out), "more_body": more})
 
     def _observe(self, message: ServerMessage) -> ServerMessage | None:
+        began = time.monotonic()
         passed: ServerMessage | None = message
         for on_response_message in self.pipeline.on_response_message:
             passed = on_response_message(self.exchange, passed)
             if passed is None:
-                return None
+                break
+        self.exchange.overhead += time.monotonic() - began
         if passed is not None and passed.is_answer and passed.id == self.exchange.request_id:
             self.exchange.answer = passed
         return passed
