@@ -1,0 +1,61 @@
+"""What ``import mcp_middleware`` promises: its public names, and none of what only extras or servers need."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import mcp_middleware
+
+HEAVY = (
+    "aiohttp",
+    "fastapi",
+    "fastmcp",
+    "mcp",
+    "opentelemetry.exporter",
+    "opentelemetry.sdk",
+    "pydantic",
+    "redis",
+    "sqlalchemy",
+    "starlette",
+    "uvicorn",
+)
+"""Never imported by us on our own account: each is optional, or costs more than all of ours."""
+
+MEMBERS = {
+    "AuditLogMiddleware",
+    "OAuthResourceServerMiddleware",
+    "RateLimitMiddleware",
+    "SessionAffinityMiddleware",
+    "ToolAuthorizationMiddleware",
+    "TraceContextMiddleware",
+}
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, mcp_middleware; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "mcp_middleware" in loaded
+    assert not loaded.intersection(HEAVY)
+
+
+def test_the_public_names_are_the_contract() -> None:
+    assert set(mcp_middleware.__all__) >= MEMBERS
+    assert all(hasattr(mcp_middleware, name) for name in mcp_middleware.__all__)
+    assert len(set(mcp_middleware.__all__)) == len(mcp_middleware.__all__)
+
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(mcp_middleware.__path__, "mcp_middleware.")
+    if not module.name.endswith(".__main__")  # a command, which would run
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_module_lists_as_public_is_there(name: str) -> None:
+    module = importlib.import_module(name)
+    assert all(hasattr(module, public) for public in getattr(module, "__all__", ()))
