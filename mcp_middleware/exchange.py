@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final, TypeAlias
 
+from .cutoff import Cutoff
 from .errors import INVALID_REQUEST
 from .message import Batch, Message, Request, ServerMessage, Standing, check_headers, parse
 from .types import ANONYMOUS, Decision, Era, Principal, Rejection, Usage
@@ -208,11 +209,15 @@ async def read_message(
     refused = _check_content_headers(exchange.headers, max_bytes)
     if refused is not None:
         return refused
+    cutoff = Cutoff(seconds)
     try:
-        async with asyncio.timeout(seconds):
-            body = await _read_body(receive, max_bytes)
-    except TimeoutError:
+        body = await _read_body(receive, max_bytes)
+    except asyncio.CancelledError:
+        if not cutoff.absorbs():
+            raise
         return Rejection(408, INVALID_REQUEST, f"the body did not arrive within {seconds:g} s", "slow_body")
+    finally:
+        cutoff.stop()
     if body is None:
         exchange.disconnected = True
         return None

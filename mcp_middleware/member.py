@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeAlias
 
+from .cutoff import Cutoff
 from .errors import INTERNAL_ERROR, UNAUTHORIZED, ConfigurationError
 from .exchange import Exchange, Receive, Scope, Send, open_exchange, read_message
 from .message import Batch, Request, ServerMessage, parse_server_message
@@ -222,15 +223,17 @@ class _Pipeline:
             _fit_headers(exchange)
         answer = _Answer(self, exchange, send)
         try:
-            async with asyncio.timeout(None) as deadline:
-                answer.deadline = deadline
-                await self.server(exchange.scope, receive, answer.send)
-        except Exception as error:
-            if isinstance(error, TimeoutError) and deadline.expired():
-                await answer.end_stream(UNAUTHORIZED, "the token that opened this stream has expired")
-                return
+            await self.server(exchange.scope, receive, answer.send)
+        except asyncio.CancelledError:
+            if answer.cutoff is None or not answer.cutoff.absorbs():
+                raise
+            await answer.end_stream(UNAUTHORIZED, "the token that opened this stream has expired")
+        except Exception:
             await answer.end_stream(INTERNAL_ERROR, "the server failed before it answered")
             raise
+        finally:
+            if answer.cutoff is not None:
+                answer.cutoff.stop()
 
 
 def _replay(exchange: Exchange) -> Receive:
@@ -267,13 +270,13 @@ class _Answer:
     else a server answers passes untouched.
     """
 
-    __slots__ = ("body", "deadline", "decoder", "ended", "exchange", "pipeline", "send_on", "start")
+    __slots__ = ("body", "cutoff", "decoder", "ended", "exchange", "pipeline", "send_on", "start")
 
     def __init__(self, pipeline: _Pipeline, exchange: Exchange, send: Send) -> None:
         self.pipeline = pipeline
         self.exchange = exchange
         self.send_on = send
-        self.deadline: asyncio.Timeout | None = None
+        self.cutoff: Cutoff | None = None
         self.start: MutableMapping[str, Any] | None = None
         self.body: list[bytes] = []
         self.decoder: Decoder | None = None
@@ -315,9 +318,8 @@ class _Answer:
 
     def _end_with_token(self) -> None:
         principal = self.exchange.principal
-        if principal is not None and principal.expires_at is not None and self.deadline is not None:
-            remaining = max(0.0, principal.expires_at - time.time())
-            self.deadline.reschedule(asyncio.get_running_loop().time() + remaining)
+        if principal is not None and principal.expires_at is not None:
+            self.cutoff = Cutoff(max(0.0, principal.expires_at - time.time()))
 
     async def _hold(self, event: MutableMapping[str, Any]) -> None:
         self.body.append(event.get("body", b""))

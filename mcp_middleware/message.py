@@ -101,6 +101,7 @@ _ROUTING_HEADERS: Final = (_VERSION_HEADER, _METHOD_HEADER, _NAME_HEADER, b"mcp-
 _SENTINEL: Final = re.compile(rb"=\?base64\?(.*)\?=")
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_BRACES_AS_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _SURROGATES: Final = re.compile(
     rb"(?<!\\)(?:\\\\)*(?:"
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?P<low>\\u[dD][c-fC-F][0-9a-fA-F]{2})?"
@@ -212,11 +213,12 @@ def _check_text(body: bytes) -> None:
     except UnicodeDecodeError as error:
         raise _RefusedError(PARSE_ERROR, f"the body is not UTF-8 (byte {error.start})") from None
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
-        brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
+        # Only the nesting is left, braces written as brackets; each round takes its innermost level away.
+        brackets = _STRING.sub(b"", body).translate(_BRACES_AS_BRACKETS, _NOT_BRACKETS)
         for _ in range(MAX_DEPTH):
             if not brackets:
                 break
-            brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+            brackets = brackets.replace(b"[]", b"")
         if brackets:
             raise _RefusedError(PARSE_ERROR, f"the body is malformed or nested deeper than {MAX_DEPTH} levels")
     if b"\\u" in body:

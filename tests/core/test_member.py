@@ -1,0 +1,487 @@
+"""The pipeline: order, one parse, refusals, streams, batches, disconnects, the end of a token."""
+
+import asyncio
+import itertools
+import json
+import time
+from typing import Any
+
+import pytest
+
+from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.member import ORDER, Bounds, Member
+from mcp_middleware.message import Request, ServerMessage
+from mcp_middleware.types import Document, Headers, Principal, Rejection
+
+from .asgi import MODERN_META, Call, EchoServer, modern_headers, rpc
+
+
+class Recorder(Member):
+    """Notes which hooks ran, in a log shared by the members of a test."""
+
+    def __init__(self, app: Any, log: list[str], *, bounds: Bounds | None = None) -> None:
+        super().__init__(app, bounds=bounds)
+        self.log = log
+        self.exchanges: list[Exchange] = []
+
+    async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
+        self.log.append(f"{self.stage}.headers")
+        return None
+
+    async def on_request(self, exchange: Exchange) -> Rejection | None:
+        self.log.append(f"{self.stage}.request")
+        return None
+
+    def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
+        self.log.append(f"{self.stage}.start")
+
+    def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage | None:
+        self.log.append(f"{self.stage}.message")
+        return message
+
+    async def on_finish(self, exchange: Exchange) -> None:
+        self.log.append(f"{self.stage}.finish")
+        self.exchanges.append(exchange)
+
+    async def aclose(self) -> None:
+        self.log.append(f"{self.stage}.close")
+
+
+def recorder(stage: str) -> type[Recorder]:
+    return type(stage.title(), (Recorder,), {"stage": stage})
+
+
+Audit = recorder("audit")
+Limiter = recorder("limiter")
+STAGES = {stage: recorder(stage) for stage in ORDER}
+
+CALL = rpc("tools/call", {"name": "echo", "arguments": {"text": "hi"}})
+
+
+class Refusing(Recorder):
+    stage = "limiter"
+
+    async def on_request(self, exchange: Exchange) -> Rejection | None:
+        return Rejection(
+            429, 429001, "too many", "rate_limited", data={"retryAfterMs": 5}, headers=((b"retry-after", b"1"),)
+        )
+
+
+class Transforming(Member):
+    """Rewrites or drops answers by what they say."""
+
+    stage = "authorization"
+
+    def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage | None:
+        if message.method == "notifications/secret":
+            return None
+        return message.with_result({"changed": True}) if message.is_answer else message
+
+
+def scripted(*events: dict[str, Any]) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for event in events:
+            await send(event)
+
+    return app
+
+
+def start(media: bytes, status: int = 200) -> dict[str, Any]:
+    return {"type": "http.response.start", "status": status, "headers": [(b"content-type", media)]}
+
+
+def body(data: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(ORDER))[::60])
+async def test_members_run_in_one_order_however_they_are_listed(order: tuple[str, ...]) -> None:
+    log: list[str] = []
+    app: Any = EchoServer()
+    for stage in reversed(order):
+        app = STAGES[stage](app, log)
+    await Call(app, CALL).run()
+    inward = [f"{stage}.{hook}" for hook in ("headers", "request") for stage in ORDER]
+    outward = [f"{stage}.{hook}" for hook in ("start", "message", "finish") for stage in reversed(ORDER)]
+    assert log == inward + outward
+
+
+async def test_members_apart_share_the_exchange_and_one_parse() -> None:
+    log: list[str] = []
+    server = EchoServer()
+    inner = Audit(server, log)
+
+    async def between(scope: Any, receive: Any, send: Any) -> None:
+        await inner(dict(scope), receive, send)
+
+    outer = Limiter(between, log)
+    done = await Call(outer, CALL).run()
+    assert done.status == 200
+    assert server.received == [CALL]
+    assert outer.exchanges == inner.exchanges
+
+
+async def test_the_server_receives_the_canonical_body_with_its_length() -> None:
+    server = EchoServer()
+    raw = b'{ "jsonrpc": "2.0", "id": 1, "id": 2, "method": "tools/call", "params": {"name": "a", "name": "echo"} }'
+    done = await Call(Audit(server, []), raw).run()
+    assert server.bodies[0].count(b'"name"') == 1
+    headers = dict(server.scopes[0]["headers"])
+    assert headers[b"content-length"] == str(len(server.bodies[0])).encode()
+    assert done.json["id"] == 2
+    assert done.headers["content-length"] == str(len(done.body))
+
+
+@pytest.mark.parametrize("kind", ["websocket", "other"])
+async def test_other_scopes_pass_untouched(kind: str) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope, receive, send))
+
+    member = Audit(app, [])
+    call = Call(app)
+    scope = {"type": kind}
+    await member(scope, call.incoming.get, call.send)
+    assert seen == [(scope, call.incoming.get, call.send)]
+    assert scope == {"type": kind}
+
+
+async def test_lifespan_passes_through_and_closes_the_members() -> None:
+    log: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "lifespan.startup"
+        await send({"type": "lifespan.startup.complete"})
+        assert (await receive())["type"] == "lifespan.shutdown"
+        log.append("app")
+        await send({"type": "lifespan.shutdown.complete"})
+
+    call = Call(None)
+    call.incoming = asyncio.Queue()
+    call.incoming.put_nowait({"type": "lifespan.startup"})
+    call.incoming.put_nowait({"type": "lifespan.shutdown"})
+    await Audit(Limiter(app, log), log)({"type": "lifespan"}, call.incoming.get, call.send)
+    assert log == ["app", "limiter.close", "audit.close"]
+    assert [event["type"] for event in call.events] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_a_refusal_reaches_nobody_further_in_and_every_member_finishes() -> None:
+    log: list[str] = []
+    server = EchoServer()
+    audit = Audit(Refusing(server, log), log)
+    done = await Call(audit, CALL).run()
+    assert (done.status, done.headers["retry-after"]) == (429, "1")
+    assert done.json == {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "error": {"code": 429001, "message": "too many", "data": {"retryAfterMs": 5}},
+    }
+    assert server.scopes == []
+    assert log[-2:] == ["limiter.finish", "audit.finish"]
+    exchange = audit.exchanges[0]
+    assert exchange.rejection is not None
+    assert (exchange.rejection.reason, exchange.status) == ("rate_limited", 429)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "headers", "content"),
+    [
+        (415, "content_type", {"content-type": "text/plain"}, b"{}"),
+        (415, "content_type", {"content-type": "application/json; charset=utf-16"}, b"{}"),
+        (415, "encoding", {"content-type": "application/json", "content-encoding": "gzip"}, b"{}"),
+        (413, "body_too_large", {}, b" " * 201),
+        (400, "parse_error", {}, b"{"),
+        (400, "invalid_message", {}, b"{}"),
+        (400, "header_mismatch", {"mcp-name": "other"}, json.dumps(CALL).encode()),
+    ],
+)
+async def test_bad_requests_are_refused_once_and_the_next_good_one_is_served(
+    status: int, reason: str, headers: dict[str, str], content: bytes
+) -> None:
+    server = EchoServer()
+    audit = Audit(server, [], bounds=Bounds(max_body_bytes=200))
+    done = await Call(audit, content, headers=headers).run()
+    assert done.status == status
+    assert server.scopes == []
+    assert [exchange.rejection and exchange.rejection.reason for exchange in audit.exchanges] == [reason]
+    assert (await Call(audit, rpc("ping")).run()).status == 200
+
+
+async def test_case_37_a_chunked_body_over_the_limit_is_413_before_parsing() -> None:
+    server = EchoServer()
+    audit = Audit(server, [], bounds=Bounds(max_body_bytes=100))
+    call = Call(audit, chunks=[b"x" * 60, b"x" * 60, b"x" * 60])
+    assert (await call.run()).status == 413
+    assert call.incoming.qsize() == 1  # what was beyond the limit was not read
+
+
+async def test_case_37_a_slow_body_is_cut_off() -> None:
+    audit = Audit(EchoServer(), [], bounds=Bounds(body_timeout=0.05))
+    call = Call(audit, chunks=[b"{", b"}"])
+    await call.incoming.get()
+    await call.incoming.get()
+    assert (await call.run()).status == 408
+    assert audit.exchanges[0].rejection is not None
+    assert audit.exchanges[0].rejection.reason == "slow_body"
+
+
+async def test_cancellation_from_outside_is_not_taken_for_a_slow_body() -> None:
+    audit = Audit(EchoServer(), [])
+    call = Call(audit, chunks=[])
+    call.incoming = asyncio.Queue()
+    task = asyncio.create_task(call.run())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert isinstance(audit.exchanges[0].failed, asyncio.CancelledError)
+
+
+async def test_a_client_that_leaves_while_it_sends_reaches_nobody() -> None:
+    server = EchoServer()
+    audit = Audit(server, [])
+    call = Call(audit, chunks=[b"{", b""])
+    call.incoming = asyncio.Queue()
+    call.incoming.put_nowait({"type": "http.request", "body": b"{", "more_body": True})
+    call.disconnect()
+    await call.run()
+    assert (server.scopes, call.events) == ([], [])
+    assert audit.exchanges[0].disconnected
+
+
+async def test_the_disconnect_reaches_a_server_that_waits_for_it() -> None:
+    """A12."""
+    order: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        order.append((await receive())["type"])
+        order.append((await receive())["type"])
+
+    audit = Audit(app, [])
+    call = Call(audit, CALL)
+    call.disconnect()
+    await call.run()
+    assert order == ["http.request", "http.disconnect"]
+    assert audit.exchanges[0].disconnected
+
+
+async def test_a13_events_pass_one_by_one_and_comments_at_once() -> None:
+    gate = asyncio.Event()
+    answer = b'event: message\r\nid: 2\r\ndata: {"jsonrpc":"2.0","id":1,"result":{}}\r\n\r\n'
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(b"text/event-stream; charset=utf-8"))
+        await send(body(b"id: 1\r\ndata: \r\n\r\n", more=True))
+        await send(body(b": ping\r\n", more=True))
+        await send(body(answer[:20], more=True))
+        await gate.wait()
+        await send(body(answer[20:], more=False))
+
+    audit = Audit(app, [])
+    call = Call(audit, CALL)
+    task = asyncio.create_task(call.run())
+    await call.seen(3)
+    assert call.body == b"id: 1\r\ndata: \r\n\r\n: ping\r\n"
+    gate.set()
+    await task
+    assert call.body.endswith(answer)
+    assert audit.exchanges[0].answer is not None
+    assert audit.exchanges[0].answer.id == 1
+
+
+async def test_messages_are_rewritten_and_dropped_in_streams_and_json() -> None:
+    secret = b'data: {"jsonrpc":"2.0","method":"notifications/secret"}\n\n'
+    answer = b'{"jsonrpc":"2.0","id":1,"result":{"a":1}}'
+    stream = Transforming(scripted(start(b"text/event-stream"), body(secret + b"id: 9\ndata: " + answer + b"\n\n")))
+    done = await Call(stream, CALL).run()
+    assert done.body == b'id: 9\ndata: {"jsonrpc":"2.0","id":1,"result":{"changed":true}}\n\n'
+    plain = Transforming(scripted(start(b"application/json"), body(answer[:9], more=True), body(answer[9:])))
+    done = await Call(plain, CALL).run()
+    assert done.json == {"jsonrpc": "2.0", "id": 1, "result": {"changed": True}}
+    assert done.headers["content-length"] == str(len(done.body))
+
+
+class Strict(Member):
+    stage = "authorization"
+
+    async def on_request(self, exchange: Exchange) -> Rejection | None:
+        exchange.strict = True
+        return None
+
+
+@pytest.mark.parametrize("media", [b"application/json", b"text/plain", b"application/octet-stream"])
+async def test_an_unreadable_answer_fails_closed_where_a_member_must_read_it(media: bytes) -> None:
+    app = scripted(start(media), body(b'{"tools":[{"name":"secret"}]'))
+    done = await Call(Strict(app), rpc("tools/list")).run()
+    assert (done.status, done.json["error"]["code"]) == (502, -32603)
+    assert b"secret" not in done.body
+    events = scripted(start(b"text/event-stream"), body(b"data: secret\n\n: c\n\n"))
+    assert (await Call(Strict(events), rpc("tools/list")).run()).body == b": c\n\n"
+    open_app = scripted(start(media), body(b"anything"))
+    assert (await Call(Audit(open_app, []), rpc("tools/list")).run()).body == b"anything"
+
+
+async def test_an_answer_over_the_bound_becomes_an_error() -> None:
+    bounds = Bounds(max_answer_bytes=100)
+    big = b'{"jsonrpc":"2.0","id":1,"result":{"a":"' + b"x" * 200 + b'"}}'
+    done = await Call(Audit(scripted(start(b"application/json"), body(big)), [], bounds=bounds), CALL).run()
+    assert (done.status, done.json["id"], done.json["error"]["code"]) == (502, 1, -32603)
+    stream = scripted(start(b"text/event-stream"), body(b"data: " + big, more=True), body(b"\n\n"))
+    done = await Call(Audit(stream, [], bounds=bounds), CALL).run()
+    assert b'"code":-32603' in done.body
+    assert done.events[-1]["more_body"] is False
+
+
+async def test_case_40_a_server_that_fails_in_mid_stream_leaves_one_error_event_with_the_id() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(b"text/event-stream"))
+        await send(body(b": x\n\n", more=True))
+        raise RuntimeError("boom")
+
+    audit = Audit(app, [])
+    call = Call(audit, CALL)
+    with pytest.raises(RuntimeError):
+        await call.run()
+    assert call.body.count(b"data: ") == 1
+    assert b'"id":1' in call.body
+    assert b"boom" not in call.body
+    assert call.events[-1]["more_body"] is False
+    assert isinstance(audit.exchanges[0].failed, RuntimeError)
+
+
+class Authenticating(Member):
+    stage = "resource_server"
+    expires_at = 0.0
+
+    async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
+        exchange.principal = Principal("https://i", "agent", "s", expires_at=self.expires_at)
+        return None
+
+
+async def test_case_24_the_end_of_the_token_ends_open_streams() -> None:
+    closed: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(b"text/event-stream"))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            closed.append(scope["method"])
+
+    member = Authenticating(app)
+    member.expires_at = time.time() + 0.1
+    post = await Call(member, CALL).run()
+    assert b"expired" in post.body
+    assert post.events[-1]["more_body"] is False
+    get = await Call(member, method="GET").run()
+    assert get.body == b""
+    assert closed == ["POST", "GET"]
+
+
+async def test_a_closing_hook_that_fails_keeps_no_other_from_running(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Recorder):
+        stage = "affinity"
+
+        async def on_finish(self, exchange: Exchange) -> None:
+            raise RuntimeError("closing")
+
+    log: list[str] = []
+    done = await Call(Audit(Failing(EchoServer(), log), log), CALL).run()
+    assert done.status == 200
+    assert log[-1] == "audit.finish"
+    assert "a member failed while closing" in caplog.text
+
+
+class DenyAdmin(Recorder):
+    stage = "authorization"
+
+    async def on_request(self, exchange: Exchange) -> Rejection | None:
+        message = exchange.message
+        if isinstance(message, Request) and message.target == "admin":
+            return Rejection(200, -32602, "Unknown tool: admin", "not_allowed")
+        return None
+
+
+@pytest.mark.parametrize("sse", [False, True])
+async def test_case_12_each_message_of_a_batch_is_judged_by_itself(sse: bool) -> None:
+    """A16."""
+    server = EchoServer(sse=sse)
+    audit = Audit(DenyAdmin(server, []), [])
+    batch = [
+        rpc("tools/call", {"name": "echo"}, 1),
+        rpc("tools/call", {"name": "admin"}, 2),
+        rpc("notifications/cancelled", request_id=None),
+        rpc("tools/call", {"name": "echo"}, "three"),
+    ]
+    done = await Call(audit, batch).run()
+    assert done.status == 200
+    if sse:
+        answers = [json.loads(line[6:]) for line in done.body.splitlines() if line.startswith(b"data: ")]
+        assert done.events[-1]["more_body"] is False
+    else:
+        answers = done.json
+    assert [answer["id"] for answer in answers] == [1, 2, "three"]
+    assert answers[1]["error"]["message"] == "Unknown tool: admin"
+    assert [message.get("id") for message in server.received] == [1, None, "three"]
+    recorded = [(x.silent, x.rejection is not None) for x in audit.exchanges]
+    assert recorded == [(False, False), (False, True), (False, False), (False, False), (True, False)]
+
+
+async def test_a_batch_of_notifications_is_accepted_without_a_body() -> None:
+    done = await Call(Audit(EchoServer(), []), [rpc("notifications/x", request_id=None)]).run()
+    assert (done.status, done.body) == (202, b"")
+
+
+async def test_one_failing_message_of_a_batch_does_not_fail_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    echo = EchoServer()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if not echo.scopes:
+            echo.scopes.append(scope)
+            raise RuntimeError("boom")
+        await echo(scope, receive, send)
+
+    done = await Call(Audit(app, []), [rpc("ping", request_id=1), rpc("ping", request_id=2)]).run()
+    assert [answer["id"] for answer in done.json] == [1, 2]
+    assert done.json[0]["error"]["code"] == -32603
+    assert "boom" not in done.body.decode()
+
+
+async def test_a6_white_space_round_mirrored_headers_is_neither_compared_nor_forwarded() -> None:
+    server = EchoServer()
+    message = rpc("tools/call", {"name": "echo", "_meta": MODERN_META})
+    headers = {**modern_headers("tools/call", " echo \t"), "mcp-param-region": " eu "}
+    assert (await Call(Audit(server, []), message, headers=headers).run()).status == 200
+    sent = dict(server.scopes[0]["headers"])
+    assert (sent[b"mcp-name"], sent[b"mcp-param-region"]) == (b"echo", b"eu")
+
+
+async def test_a1_parameter_headers_pass_unchanged_and_the_answer_stays_readable() -> None:
+    server = EchoServer()
+    headers = {"mcp-param-Region": "eu", "x-other": "1", "accept-encoding": "gzip"}
+    await Call(Audit(server, []), CALL, headers=headers).run()
+    sent = dict(server.scopes[0]["headers"])
+    assert sent[b"mcp-param-Region"] == b"eu"
+    assert sent[b"x-other"] == b"1"
+    assert b"accept-encoding" not in sent
+
+
+async def test_case_21_equal_ids_at_once_never_cross() -> None:
+    app = Audit(EchoServer(), [])
+    calls = [Call(app, rpc("tools/call", {"name": "echo", "arguments": {"n": n}})) for n in range(500)]
+    await asyncio.gather(*(call.run() for call in calls))
+    for n, call in enumerate(calls):
+        assert call.json["result"]["echo"]["arguments"] == {"n": n}
+
+
+@pytest.mark.parametrize("value", [0, -1, "4", None, True])
+def test_wrong_bounds_are_refused_with_their_name(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"Bounds\.max_body_bytes"):
+        Bounds(max_body_bytes=value)
+
+
+def test_something_that_is_no_application_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="ASGI application"):
+        Audit(5, [])

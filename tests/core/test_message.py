@@ -1,0 +1,445 @@
+"""message.py: what is accepted, what is refused and why, and that what was judged is what goes on."""
+
+import json
+from typing import Any
+
+import pydantic
+import pydantic_core
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mcp_types import jsonrpc
+
+from mcp_middleware.errors import (
+    HEADER_MISMATCH,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    UNSUPPORTED_PROTOCOL_VERSION,
+)
+from mcp_middleware.message import (
+    MAX_BATCH,
+    MAX_DEPTH,
+    Batch,
+    Notification,
+    Request,
+    Response,
+    Standing,
+    check_headers,
+    decode_header_value,
+    parse,
+    parse_server_message,
+    with_meta,
+)
+from mcp_middleware.types import Rejection
+
+from .asgi import MODERN_META, rpc
+
+
+def refused(body: bytes | dict[str, Any] | list[Any]) -> Rejection:
+    result = parse(body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert isinstance(result, Rejection), result
+    assert result.status == 400
+    return result
+
+
+def accepted(body: bytes | dict[str, Any]) -> Request:
+    result = parse(body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert isinstance(result, Request), result
+    return result
+
+
+def call(name: str = "echo", **params: Any) -> dict[str, Any]:
+    return rpc("tools/call", {"name": name, "arguments": {}, **params})
+
+
+def test_a_request_shows_its_parts() -> None:
+    message = accepted(call(arguments={"text": "hi"}, _meta={"progressToken": 7}))
+    assert (message.method, message.id, message.target, message.target_kind) == ("tools/call", 1, "echo", "tool")
+    assert json.loads(message.arguments()) == {"text": "hi"}
+    assert bytes(message.meta["progressToken"]) == b"7"
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "kind", "target"),
+    [
+        ("prompts/get", {"name": "p"}, "prompt", "p"),
+        ("resources/read", {"uri": "file:///x"}, "resource", "file:///x"),
+        ("resources/subscribe", {"uri": "file:///x"}, "resource", "file:///x"),
+        ("tasks/get", {"taskId": "t1"}, "task", "t1"),
+        ("tools/list", {}, None, None),
+        ("initialize", None, None, None),
+    ],
+)
+def test_targets(method: str, params: dict[str, Any] | None, kind: str | None, target: str | None) -> None:
+    message = accepted(rpc(method, params))
+    assert (message.target_kind, message.target) == (kind, target)
+
+
+def test_notifications_and_responses() -> None:
+    assert isinstance(parse(b'{"jsonrpc":"2.0","method":"notifications/initialized"}'), Notification)
+    response = parse(b'{"jsonrpc":"2.0","id":"a","result":{}}')
+    assert isinstance(response, Response)
+    assert response.id == "a"
+    assert isinstance(parse(b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":""}}'), Response)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xef\xbb\xbf" + json.dumps(call()).encode(),
+        json.dumps(call()).encode("utf-16"),
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":NaN}}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":Infinity}}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":"\xff"}}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":"\\ud800"}}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":"\\ud800\\u0041"}}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":"\\udc00"}}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":"\xed\xa0\x80"}}}',
+        json.dumps(call()).encode() + b"{}",
+        b'{"jsonrpc":"2.0","id":01,"method":"ping"}',
+        b'{"jsonrpc":"2.0","id":1,"method":"ping",}',
+        b"[" * 100_000,
+        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+)
+def test_case_14_text_that_two_parsers_read_differently_is_refused(body: bytes) -> None:
+    assert refused(body).code == PARSE_ERROR
+
+
+def test_surrogate_pairs_and_escaped_backslashes_are_text() -> None:
+    for text in ('"\\ud83d\\ude00"', '"\\\\ud800"', '"\\\\\\ud83d\\ude00"', '"a\\u0000b"'):
+        body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":%s}}}'
+        assert accepted(body % text.encode()).target == "a"
+
+
+def test_depth_is_bounded_at_the_stated_level() -> None:
+    def nested(levels: int) -> bytes:
+        value = b"[" * levels + b"]" * levels
+        return b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":%s}}}' % value
+
+    accepted(nested(MAX_DEPTH - 3))
+    assert refused(nested(MAX_DEPTH - 2)).code == PARSE_ERROR
+    brackets_in_strings = call(arguments={"x": "[{" * 10_000})
+    accepted(brackets_in_strings)
+    accepted(call(arguments={"x": [{} for _ in range(5_000)]}))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        {},
+        {"jsonrpc": "1.0", "id": 1, "method": "ping"},
+        {"id": 1, "method": "ping"},
+        {"jsonrpc": "2.0", "id": 1, "method": 5},
+        {"jsonrpc": "2.0", "id": 1, "method": "ping", "params": []},
+        {"jsonrpc": "2.0", "id": 1, "method": "ping", "result": {}},
+        {"jsonrpc": "2.0", "id": 1, "result": {}, "error": {}},
+        {"jsonrpc": "2.0", "result": {}},
+        {"jsonrpc": "2.0", "id": 1, "Method": "ping"},
+        {"jsonrpc": "2.0", "id": 1, "method": "ping", "METHOD": "tools/call"},
+    ],
+)
+def test_what_is_not_one_message_is_refused(body: Any) -> None:
+    assert refused(body).code == INVALID_REQUEST
+
+
+@pytest.mark.parametrize("request_id", [None, True, 1.5, [], {}, {"a": 1}])
+def test_case_15_a_call_without_a_valid_id_is_refused(request_id: Any) -> None:
+    assert refused({**call(), "id": request_id}).code == INVALID_REQUEST
+    assert refused({key: value for key, value in call().items() if key != "id"}).code == INVALID_REQUEST
+
+
+@pytest.mark.parametrize(
+    ("place", "params"),
+    [
+        ("params", {"name": "echo", "Name": "admin"}),
+        ("params", {"Name": "admin"}),
+        ("params", {"name": "echo", "NAME": "admin"}),
+        ("params", {"name": "echo", "ſtuff": 1, "stuff": 2}),
+        ("params", {"name": "echo", "_META": {}}),
+        ("params._meta", {"name": "echo", "_meta": {"TraceParent": "x"}}),
+        ("params._meta", {"name": "echo", "_meta": {"io.modelcontextprotocol/ProtocolVersion": "2026-07-28"}}),
+    ],
+)
+def test_case_14_names_in_another_spelling_are_refused_with_the_place(place: str, params: dict[str, Any]) -> None:
+    rejection = refused(rpc("tools/call", params))
+    assert rejection.code == INVALID_REQUEST
+    assert rejection.message.startswith(place + " has ")
+
+
+@pytest.mark.parametrize("name", [None, 5, ["echo"], {"a": 1}])
+def test_a_target_that_is_no_string_is_refused(name: Any) -> None:
+    rejection = refused(rpc("tools/call", {"name": name}))
+    assert (rejection.code, rejection.request_id) == (INVALID_PARAMS, 1)
+    assert "params.name" in rejection.message
+
+
+def test_case_14_of_equal_names_one_value_goes_on_at_every_judged_level() -> None:
+    body = (
+        b'{"jsonrpc":"2.0","id":1,"id":2,"method":"tools/list","method":"tools/call",'
+        b'"params":{"name":"admin","name":"echo","_meta":{"traceparent":"a","traceparent":"b"}}}'
+    )
+    message = accepted(body)
+    assert (message.id, message.method, message.target) == (2, "tools/call", "echo")
+    sent = message.encode()
+    for once in (b'"id"', b'"method"', b'"name"', b'"traceparent"'):
+        assert sent.count(once) == 1
+    nested = accepted(
+        b'{"jsonrpc":"2.0","id":1,"method":"completion/complete",'
+        b'"params":{"ref":{"type":"ref/prompt","name":"a","name":"b"}}}'
+    )
+    assert nested.text("ref", "name") == "b"
+    assert nested.encode().count(b'"name"') == 1
+
+
+def test_d5_numbers_and_strings_pass_byte_for_byte() -> None:
+    arguments = b'{ "big": 123456789012345678901234567890, "f": 1.10e+2, "s": "\\u00e9\\/", "f2":-0.0 }'
+    body = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "a", "arguments": %s}}' % arguments
+    message = accepted(body)
+    assert message.arguments() == arguments
+    assert arguments in message.encode()
+    traced = with_meta(message, {"traceparent": "00-x", "tracestate": None})
+    assert arguments in traced.encode()
+    assert json.loads(traced.encode())["params"]["_meta"] == {"traceparent": "00-x"}
+    without_params = with_meta(accepted(rpc("ping")), {"traceparent": "00-x"})
+    assert json.loads(without_params.encode())["params"] == {"_meta": {"traceparent": "00-x"}}
+
+
+@pytest.mark.parametrize("params", [None, {"_meta": None}])
+def test_null_params_and_meta_count_as_absent(params: Any) -> None:
+    message = parse(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": params}).encode())
+    assert isinstance(message, Request)
+    assert b"null" not in message.encode()
+
+
+def test_batches() -> None:
+    batch = parse(json.dumps([call(), rpc("notifications/cancelled", request_id=None)]).encode())
+    assert isinstance(batch, Batch)
+    assert [type(message) for message in batch.messages] == [Request, Notification]
+    assert refused([]).code == INVALID_REQUEST
+    assert "initialize" in refused([rpc("initialize"), call()]).message
+    assert refused([call(), 5]).code == INVALID_REQUEST
+    assert refused([[call()]]).code == INVALID_REQUEST
+    assert str(MAX_BATCH) in refused([call()] * (MAX_BATCH + 1)).message
+
+
+MODERN = {b"mcp-protocol-version": b"2026-07-28", b"mcp-method": b"tools/call", b"mcp-name": b"echo"}
+
+
+def headers_refused(
+    body: dict[str, Any] | list[Any], headers: dict[bytes, bytes], repeated: tuple[bytes, ...] = ()
+) -> Rejection:
+    message = parse(json.dumps(body).encode())
+    assert not isinstance(message, Rejection), message
+    rejection = check_headers(message, headers, repeated)
+    assert isinstance(rejection, Rejection), rejection
+    assert rejection.status == 400
+    return rejection
+
+
+def test_the_era_of_a_message() -> None:
+    modern = accepted(call(_meta=MODERN_META))
+    assert check_headers(modern, MODERN) == Standing("modern", "2026-07-28")
+    legacy = accepted(call())
+    assert check_headers(legacy, {}) == Standing("legacy", None)
+    for version in ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"):
+        assert check_headers(legacy, {b"mcp-protocol-version": version.encode()}) == Standing("legacy", version)
+    initialize = accepted(rpc("initialize", {"protocolVersion": "2099-01-01"}))
+    assert check_headers(initialize, {}) == Standing("legacy", None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({b"mcp-method": b"tools/list"}, HEADER_MISMATCH),
+        ({b"mcp-method": b"Tools/call"}, HEADER_MISMATCH),
+        ({b"mcp-method": None}, HEADER_MISMATCH),
+        ({b"mcp-name": b"admin"}, HEADER_MISMATCH),
+        ({b"mcp-name": b"ECHO"}, HEADER_MISMATCH),
+        ({b"mcp-name": None}, HEADER_MISMATCH),
+        ({b"mcp-name": b"=?base64?!!!?="}, HEADER_MISMATCH),
+        ({b"mcp-protocol-version": None}, HEADER_MISMATCH),
+        ({b"mcp-protocol-version": b"2025-11-25"}, HEADER_MISMATCH),
+        ({b"mcp-protocol-version": b"2099-01-01"}, HEADER_MISMATCH),
+    ],
+)
+def test_case_13_headers_that_differ_from_the_body(changed: dict[bytes, bytes | None], code: int) -> None:
+    headers = {name: value for name, value in {**MODERN, **changed}.items() if value is not None}
+    rejection = headers_refused(call(_meta=MODERN_META), headers)
+    assert (rejection.code, rejection.request_id) == (code, 1)
+
+
+@pytest.mark.parametrize("name", [b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"mcp-session-id"])
+def test_case_13_a_repeated_routing_header_is_refused(name: bytes) -> None:
+    """A5, in both eras."""
+    assert headers_refused(call(_meta=MODERN_META), MODERN, (name,)).code == HEADER_MISMATCH
+    assert headers_refused(call(), {}, (name,)).code == HEADER_MISMATCH
+
+
+def test_case_13_a_legacy_request_with_mirrored_headers_that_lie_is_refused() -> None:
+    """A4."""
+    assert headers_refused(call(), {b"mcp-name": b"other"}).code == HEADER_MISMATCH
+    assert headers_refused(call(), {b"mcp-method": b"ping"}).code == HEADER_MISMATCH
+
+
+def test_a8_the_task_id_is_mirrored() -> None:
+    headers = {**MODERN, b"mcp-method": b"tasks/get"}
+    body = rpc("tasks/get", {"taskId": "t1", "_meta": MODERN_META})
+    assert headers_refused(body, {**headers, b"mcp-name": b"t2"}).code == HEADER_MISMATCH
+    assert check_headers(accepted(body), {**headers, b"mcp-name": b"t1"}) == Standing("modern", "2026-07-28")
+
+
+def test_a7_a_notification_needs_no_method_header() -> None:
+    message = parse(b'{"jsonrpc":"2.0","method":"notifications/cancelled"}')
+    assert isinstance(message, Notification)
+    headers = {b"mcp-protocol-version": b"2026-07-28"}
+    assert check_headers(message, headers) == Standing("modern", "2026-07-28")
+    lying = check_headers(message, {**headers, b"mcp-method": b"ping"})
+    assert isinstance(lying, Rejection)
+
+
+def test_versions_that_nobody_knows() -> None:
+    meta = {**MODERN_META, "io.modelcontextprotocol/protocolVersion": "2099-01-01"}
+    rejection = headers_refused(call(_meta=meta), {**MODERN, b"mcp-protocol-version": b"2099-01-01"})
+    assert rejection.code == UNSUPPORTED_PROTOCOL_VERSION
+    assert rejection.data == {"supported": ["2026-07-28"], "requested": "2099-01-01"}
+    missing = headers_refused(call(), MODERN)
+    assert missing.code == INVALID_PARAMS
+    assert "io.modelcontextprotocol/protocolVersion" in missing.message
+    assert headers_refused(call(), {b"mcp-protocol-version": b"garbage"}).code == INVALID_PARAMS
+
+
+def test_case_12_batches_exist_in_one_revision() -> None:
+    batch = parse(json.dumps([call()]).encode())
+    assert isinstance(batch, Batch)
+    assert check_headers(batch, {}) == Standing("legacy", None)
+    assert check_headers(batch, {b"mcp-protocol-version": b"2025-03-26"}) == Standing("legacy", "2025-03-26")
+    for version in (b"2024-11-05", b"2025-06-18", b"2025-11-25", b"2026-07-28"):
+        assert headers_refused([call()], {b"mcp-protocol-version": version}).code == INVALID_REQUEST
+
+
+def test_a3_encoded_header_values() -> None:
+    assert decode_header_value(b"plain") == "plain"
+    assert decode_header_value(b"=?base64?Y2Fmw6k=?=") == "café"
+    assert decode_header_value(b"=?BASE64?Y2Fmw6k=?=") == "=?BASE64?Y2Fmw6k=?="
+    for malformed in (b"=?base64?Y2Fmw6k?=", b"=?base64?/w==?=", b"=?base64?Y2Fmw6l=?= ", b"=?base64?Zh==?="):
+        assert decode_header_value(malformed) in (None, malformed.decode())
+    assert decode_header_value(b"=?base64?Zh==?=") is None
+    name = "café"
+    message = accepted(call(name, _meta=MODERN_META))
+    assert check_headers(message, {**MODERN, b"mcp-name": b"=?base64?Y2Fmw6k=?="}) == Standing("modern", "2026-07-28")
+
+
+def test_server_messages() -> None:
+    answer = parse_server_message(b'{"jsonrpc":"2.0","id":1,"result":{"content":[],"isError":true}}')
+    assert answer is not None
+    assert answer.is_answer
+    assert answer.tool_result is not None
+    assert answer.tool_result.is_error
+    error = answer.with_error(-32602, "no", status=400)
+    assert json.loads(error.raw) == {"jsonrpc": "2.0", "id": 1, "error": {"code": -32602, "message": "no"}}
+    assert error.status == 400
+    assert json.loads(answer.with_result({"a": 1}).raw) == {"jsonrpc": "2.0", "id": 1, "result": {"a": 1}}
+    notification = parse_server_message(b'{"jsonrpc":"2.0","method":"notifications/progress","params":{}}')
+    assert notification is not None
+    assert not notification.is_answer
+    for broken in (b"", b"[]", b"5", b'{"id":{}}', b"[" * 100_000, b"\xff"):
+        assert parse_server_message(broken) is None
+
+
+# Bodies near the protocol: envelopes whose names repeat, change case, and hold odd values.
+
+names = st.sampled_from(["name", "Name", "NAME", "n\\u0061me", "uri", "arguments", "_meta", "x"])
+scalars = st.sampled_from(
+    ['"echo"', '"admin"', "1", "1.0", "true", "null", "{}", "[]", '"\\ud800"', '"\\ud83d\\ude00"', "NaN", "1e999"]
+)
+methods = st.sampled_from(
+    ['"tools/call"', '"tools\\/call"', '"prompts/get"', '"resources/read"', '"ping"', '"notifications/x"', "7"]
+)
+
+
+def joined(pairs: list[tuple[str, str]]) -> str:
+    return "{" + ",".join(f'"{key}":{value}' for key, value in pairs) + "}"
+
+
+params_text = st.lists(st.tuples(names, scalars), max_size=4).map(joined) | scalars
+envelopes = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["jsonrpc"]), st.sampled_from(['"2.0"', '"2.0"', "2.0"])),
+        st.tuples(st.sampled_from(["id", "ID"]), scalars),
+        st.tuples(st.sampled_from(["method", "Method"]), methods),
+        st.tuples(st.sampled_from(["params", "Params"]), params_text),
+    ),
+    max_size=7,
+).map(lambda pairs: joined([("jsonrpc", '"2.0"'), *pairs]))
+bodies = envelopes.map(str.encode) | st.binary(max_size=60)
+
+
+def first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in reversed(pairs)}
+
+
+def folding(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key.casefold(): value for key, value in pairs}
+
+
+@given(bodies)
+def test_case_14_what_was_judged_is_what_every_parser_reads(body: bytes) -> None:
+    """For any body: it was refused, or the SDK (both of its parsers), a reader that keeps the first of two equal
+    names and one that folds case all read what was judged."""
+    message = parse(body)
+    if not isinstance(message, Request):
+        return
+    sent = message.encode()
+    for value in (
+        pydantic_core.from_json(sent),
+        json.loads(sent),
+        json.loads(sent, object_pairs_hook=first_wins),
+        json.loads(sent, object_pairs_hook=folding),
+    ):
+        assert value["method"] == message.method
+        assert value["id"] == message.id
+        assert type(value["id"]) is type(message.id)
+        if message.target is not None:
+            key = {"tool": "name", "prompt": "name", "resource": "uri", "task": "taskId"}[message.target_kind or ""]
+            assert value["params"][key] == message.target
+    try:
+        seen = jsonrpc.jsonrpc_message_adapter.validate_python(pydantic_core.from_json(sent), by_name=False)
+    except pydantic.ValidationError:
+        return  # refused by the server
+    assert isinstance(seen, jsonrpc.JSONRPCRequest)
+    assert (seen.method, seen.id) == (message.method, message.id)
+
+
+@given(st.binary(max_size=200))
+def test_parse_never_raises(body: bytes) -> None:
+    parse(body)
+    parse_server_message(body)
+    decode_header_value(body)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(json_values, st.booleans())
+def test_arguments_arrive_as_they_were_sent(value: Any, ascii_only: bool) -> None:
+    text = json.dumps({"v": value}, ensure_ascii=ascii_only)
+    try:
+        body = ('{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":%s}}' % text).encode()
+    except UnicodeEncodeError:
+        return
+    message = parse(body)
+    if isinstance(message, Rejection):
+        assert "\\ud" in text
+        return
+    assert isinstance(message, Request)
+    assert message.arguments() == text.encode()
+    assert text.encode() in message.encode()

@@ -1,0 +1,94 @@
+"""sse.py: frames joined are the stream; nothing whole is held back."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcp_middleware.sse import Decoder, EventTooLargeError, Frame, encode
+
+
+def decode(chunks: list[bytes]) -> tuple[list[Frame], bytes]:
+    decoder = Decoder(limit=1_000_000)
+    frames = [frame for chunk in chunks for frame in decoder.feed(chunk)]
+    return frames, decoder.flush()
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_an_event_with_every_field(end: bytes) -> None:
+    raw = end.join([b"event: message", b"id: 7", b"retry: 100", b'data: {"a":', b"data: 1}", b"", b""])
+    frames, rest = decode([raw, b": x\n\n"])
+    assert frames[0].data == b'{"a":\n1}'
+    assert b"".join(frame.raw for frame in frames) + rest == raw + b": x\n\n"
+    changed = frames[0].with_data(b"[2]")
+    assert changed.data == b"[2]"
+    assert changed.raw == b"event: message\nid: 7\nretry: 100\ndata: [2]\n\n"
+
+
+def test_a_priming_event_has_empty_data_and_a_comment_none() -> None:
+    frames, _ = decode([b"id: 1\ndata: \n\n", b"event: ping\n\n"])
+    assert [frame.data for frame in frames] == [b"", None]
+
+
+def test_a_comment_passes_before_its_blank_line() -> None:
+    decoder = Decoder(limit=100)
+    assert [frame.raw for frame in decoder.feed(b": ping\n")] == [b": ping\n"]
+    assert [frame.raw for frame in decoder.feed(b"\ndata: 1\n\n")] == [b"\ndata: 1\n\n"]
+    assert decoder.feed(b": half") == []
+    assert [frame.raw for frame in decoder.feed(b"\r\n\r\ndata: 2\n\n")][-1].endswith(b"data: 2\n\n")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name() -> None:
+    frames, _ = decode([b"\xef\xbb\xbfdata: 1\n\n"])
+    assert frames[0].data == b"1"
+
+
+def test_an_event_larger_than_the_limit_is_refused() -> None:
+    decoder = Decoder(limit=1000)
+    with pytest.raises(EventTooLargeError):
+        for _ in range(3):
+            decoder.feed(b"data: " + b"x" * 500)
+
+
+def test_encode_keeps_lines() -> None:
+    frames, rest = decode([encode(b"a\nb", event=b"e")])
+    assert (frames[0].data, rest) == (b"a\nb", b"")
+
+
+lines = st.sampled_from(
+    [b"data: 1", b"data:2", b"data", b"event: x", b"id: 3", b": c", b":", b"", b"", b"x: y", b"data: \xc3\xa9"]
+)
+ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
+streams = st.lists(st.tuples(lines, ends), max_size=20).map(lambda parts: b"".join(a + b for a, b in parts))
+
+
+def reference(stream: bytes) -> list[bytes]:
+    """The data of each event, by the standard's algorithm on the whole stream."""
+    text = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    events: list[bytes] = []
+    data: list[bytes] = []
+    for line in text.split(b"\n")[:-1]:
+        name, _, value = line.partition(b":")
+        if not line:
+            if data:
+                events.append(b"\n".join(data))
+            data = []
+        elif name == b"data":
+            data.append(value.removeprefix(b" "))
+    return events
+
+
+@given(streams, st.lists(st.integers(0, 200), max_size=6))
+def test_any_chunking_gives_the_same_events_and_the_same_bytes(stream: bytes, cuts: list[int]) -> None:
+    edges = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
+    frames, rest = decode([stream[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+    assert b"".join(frame.raw for frame in frames) + rest == stream
+    assert [frame.data for frame in frames if frame.data is not None] == reference(stream)
+
+
+@given(st.dictionaries(st.text(), st.text()))
+def test_json_survives_a_rewrite(value: dict[str, str]) -> None:
+    frame = decode([b"id: 1\nevent: message\ndata: {}\n\n"])[0][0]
+    again, _ = decode([frame.with_data(json.dumps(value).encode()).raw])
+    assert json.loads(again[0].data or b"") == value
