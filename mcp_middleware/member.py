@@ -270,7 +270,7 @@ class _Answer:
     else a server answers passes untouched.
     """
 
-    __slots__ = ("body", "cutoff", "decoder", "ended", "exchange", "pipeline", "send_on", "start")
+    __slots__ = ("body", "cutoff", "decoder", "ended", "exchange", "pipeline", "send_on", "size", "start")
 
     def __init__(self, pipeline: _Pipeline, exchange: Exchange, send: Send) -> None:
         self.pipeline = pipeline
@@ -279,6 +279,7 @@ class _Answer:
         self.cutoff: Cutoff | None = None
         self.start: MutableMapping[str, Any] | None = None
         self.body: list[bytes] = []
+        self.size = 0
         self.decoder: Decoder | None = None
         self.ended = False
 
@@ -291,12 +292,16 @@ class _Answer:
             elif self.start is not None:
                 await self._hold(event)
             else:
-                self.exchange.response_bytes += len(event.get("body", b""))
+                self._count(event)
                 await self.send_on(event)
         elif event["type"] == "http.response.start":
             await self._begin(event)
         else:
             await self.send_on(event)
+
+    def _count(self, event: MutableMapping[str, Any]) -> None:
+        self.size += len(event.get("body", b""))
+        self.exchange.response_bytes = self.size
 
     async def _begin(self, event: MutableMapping[str, Any]) -> None:
         exchange = self.exchange
@@ -323,8 +328,8 @@ class _Answer:
 
     async def _hold(self, event: MutableMapping[str, Any]) -> None:
         self.body.append(event.get("body", b""))
-        self.exchange.response_bytes += len(self.body[-1])
-        too_large = self.exchange.response_bytes > self.pipeline.bounds.max_answer_bytes
+        self._count(event)
+        too_large = self.size > self.pipeline.bounds.max_answer_bytes
         if event.get("more_body", False) and not too_large:
             return
         start = self.start or {}
@@ -350,7 +355,7 @@ class _Answer:
         decoder = self.decoder or Decoder(limit=0)
         chunk: bytes = event.get("body", b"")
         more = event.get("more_body", False)
-        self.exchange.response_bytes += len(chunk)
+        self._count(event)
         try:
             frames = decoder.feed(chunk)
         except EventTooLargeError:

@@ -99,7 +99,7 @@ _NAME_HEADER: Final = b"mcp-name"
 _ROUTING_HEADERS: Final = (_VERSION_HEADER, _METHOD_HEADER, _NAME_HEADER, b"mcp-session-id")
 
 _SENTINEL: Final = re.compile(rb"=\?base64\?(.*)\?=")
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _BRACES_AS_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _SURROGATES: Final = re.compile(
@@ -199,9 +199,10 @@ def parse(body: bytes) -> Message | Batch | Rejection:
     """The message or batch in ``body``, or why it is refused. Never raises."""
     try:
         _check_text(body)
-        if body.lstrip(b" \t\r\n")[:1] == b"[":
-            return _parse_batch(body)
-        return _parse_one(body)
+        is_batch = body.lstrip(b" \t\r\n")[:1] == b"["
+        message = _parse_batch(body) if is_batch else _parse_one(body)
+        _check_depth(body)
+        return message
     except _RefusedError as refused:
         return refused.rejection
 
@@ -212,19 +213,23 @@ def _check_text(body: bytes) -> None:
         body.decode()
     except UnicodeDecodeError as error:
         raise _RefusedError(PARSE_ERROR, f"the body is not UTF-8 (byte {error.start})") from None
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
-        # Only the nesting is left, braces written as brackets; each round takes its innermost level away.
-        brackets = _STRING.sub(b"", body).translate(_BRACES_AS_BRACKETS, _NOT_BRACKETS)
-        for _ in range(MAX_DEPTH):
-            if not brackets:
-                break
-            brackets = brackets.replace(b"[]", b"")
-        if brackets:
-            raise _RefusedError(PARSE_ERROR, f"the body is malformed or nested deeper than {MAX_DEPTH} levels")
     if b"\\u" in body:
         for match in _SURROGATES.finditer(body):
             if match["lone"] or not match["low"]:
                 raise _RefusedError(PARSE_ERROR, "the body has a lone surrogate escape; send whole characters")
+
+
+def _check_depth(body: bytes) -> None:
+    """Rule 1's levels. The decoder has passed the body: every string ends, so the scan is linear."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return
+    # Only the nesting is left, braces written as brackets; each round takes its innermost level away.
+    brackets = _STRING.sub(b"", body).translate(_BRACES_AS_BRACKETS, _NOT_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return
+    raise _RefusedError(PARSE_ERROR, f"the body is nested deeper than {MAX_DEPTH} levels")
 
 
 def _parse_batch(body: bytes) -> Batch:

@@ -1,6 +1,7 @@
 """message.py: what is accepted, what is refused and why, and that what was judged is what goes on."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pydantic
@@ -216,6 +217,31 @@ def test_null_params_and_meta_count_as_absent(params: Any) -> None:
     assert b"null" not in message.encode()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        b"[" * 5_000 + b"]" * 5_000,
+        b'{"a":' * 1_600,
+        b'"' + b'\\"' * 5_000,
+        b'["' + b'\\"' * 4_000 + b'",' + b"[],[{" * 300,
+        b'"' + b"\\\\" * 5_000 + b'"',
+        b'"' + b"\\ud83d" * 1_600 + b'"',
+        b"1" * 10_000,
+        b'{"' + b'a":1,"' * 1_600 + b'b":1}',
+    ],
+)
+def test_case_39_a_degenerate_10_kib_body_costs_little_memory(arguments: bytes) -> None:
+    """And ends: the same shapes a hundred times larger are read in the time a linear scan takes."""
+    template = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":%s}}'
+    tracemalloc.start()
+    try:
+        parse(template % arguments)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    parse(template % (arguments * 100))
+
+
 def test_batches() -> None:
     batch = parse(json.dumps([call(), rpc("notifications/cancelled", request_id=None)]).encode())
     assert isinstance(batch, Batch)
@@ -380,7 +406,7 @@ bodies = envelopes.map(str.encode) | st.binary(max_size=60)
 
 
 def first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: value for key, value in reversed(pairs)}
+    return dict(reversed(pairs))
 
 
 def folding(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -433,7 +459,7 @@ json_values = st.recursive(
 def test_arguments_arrive_as_they_were_sent(value: Any, ascii_only: bool) -> None:
     text = json.dumps({"v": value}, ensure_ascii=ascii_only)
     try:
-        body = ('{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":%s}}' % text).encode()
+        body = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"a","arguments":{text}}}}}'.encode()
     except UnicodeEncodeError:
         return
     message = parse(body)
