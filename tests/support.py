@@ -10,7 +10,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import httpx2
 import uvicorn
@@ -76,8 +76,14 @@ def origin_of(bound: socket.socket) -> str:
 
 
 @asynccontextmanager
-async def serve(app: ASGIApp, *, bound: socket.socket | None = None, drain: float = 1.0) -> AsyncIterator[str]:
-    """Run ``app`` with its lifespan under uvicorn and httptools; yield its origin, without a trailing slash.
+async def serve(
+    app: ASGIApp,
+    *,
+    bound: socket.socket | None = None,
+    http: Literal["httptools", "h11"] = "httptools",
+    drain: float = 1.0,
+) -> AsyncIterator[str]:
+    """Run ``app`` with its lifespan under uvicorn; yield its origin, without a trailing slash.
 
     ``bound`` is a socket of ``listener()``; without one a new port is taken. ``drain`` is how many seconds requests
     that are still open at the end may take.
@@ -85,7 +91,7 @@ async def serve(app: ASGIApp, *, bound: socket.socket | None = None, drain: floa
     bound = bound or listener()
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=http,
         ws="none",
         log_config=None,
         access_log=False,
@@ -206,7 +212,7 @@ async def initialize(
     version: str = LEGACY,
     headers: Mapping[str, str] | None = None,
 ) -> str | None:
-    """Open a legacy session by hand, ``notifications/initialized`` included; its id, or None from a stateless server."""
+    """Open a legacy session by hand, ``notifications/initialized`` included; its id, or None if it has none."""
     params = {"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "tests", "version": "1"}}
     response = await post(http, url, "initialize", params, era="legacy", token=token, headers=headers)
     if response.status_code != 200:

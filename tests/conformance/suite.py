@@ -1,0 +1,138 @@
+"""The official conformance suite: set up once for the user, run against a URL, and judged by its totals.
+
+``python -m tests.conformance.suite URL`` runs it by hand; a token in ``MCP_BEARER`` goes with every request.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+VERSION: Final = "0.2.0-alpha.12"
+"""Pinned: the npm tag ``latest`` knows nothing of 2026-07-28."""
+
+PACKAGES: Final = (f"@modelcontextprotocol/conformance@{VERSION}", "node@22")
+"""The suite, and the Node it needs, which few machines have."""
+
+EXPECTED: Final = {"2025-11-25": 84, "2026-07-28": 152}
+"""Checks passed by wire. The exit status alone would not notice checks that did not run."""
+
+CACHE_VARIABLE: Final = "MCP_CONFORMANCE_CACHE"
+SCENARIO_TIMEOUT_MS: Final = 30_000
+WIRE_TIMEOUT: Final = 300.0
+"""Seconds for one wire; it takes about ten."""
+
+_TOTAL: Final = re.compile(r"^Total: (\d+) passed, (\d+) failed", re.MULTILINE)
+
+
+class UnavailableError(Exception):
+    """The suite cannot be set up here; the message says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one wire's run said."""
+
+    wire: str
+    exit_status: int
+    passed: int
+    failed: int
+    output: str
+
+    @property
+    def complete(self) -> bool:
+        """Every check that exists was run, and passed."""
+        return self.exit_status == 0 and self.failed == 0 and self.passed == EXPECTED[self.wire]
+
+    def __str__(self) -> str:
+        return f"{self.wire}: {self.passed} of {EXPECTED[self.wire]} passed, {self.failed} failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """An installed suite."""
+
+    home: Path
+
+    @property
+    def node(self) -> Path:
+        return self.home / "node_modules" / ".bin" / "node"
+
+    @property
+    def entry(self) -> Path:
+        return self.home / "node_modules" / "@modelcontextprotocol" / "conformance" / "dist" / "index.js"
+
+    async def run(self, url: str, wire: str, *, token: str | None = None) -> Outcome:
+        """Run every scenario of one protocol revision against the server at ``url``."""
+        hook = Path(__file__).with_name("bearer.mjs").as_uri()
+        split = urlsplit(url)
+        environment = {**os.environ, "MCP_BEARER": token or "", "MCP_ORIGIN": f"{split.scheme}://{split.netloc}"}
+        options = ["--suite", "all", "--spec-version", wire, "--timeout", str(SCENARIO_TIMEOUT_MS)]
+        with tempfile.TemporaryDirectory() as results:
+            process = await asyncio.create_subprocess_exec(
+                str(self.node),
+                *(("--import", hook) if token else ()),
+                *(str(self.entry), "server", "--url", url, *options, "-o", results),
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            try:
+                async with asyncio.timeout(WIRE_TIMEOUT):
+                    output, _ = await process.communicate()
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+        text = output.decode(errors="replace")
+        total = _TOTAL.search(text)
+        passed, failed = (int(total[1]), int(total[2])) if total else (0, 0)
+        return Outcome(wire, process.returncode or 0, passed, failed, text)
+
+
+def install() -> Suite:
+    """The suite from the user's cache, installed into it with npm if it is not there yet."""
+    base = os.environ.get(CACHE_VARIABLE) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(base) / "mcp-middleware" / f"conformance-{VERSION}"
+    suite = Suite(home)
+    if suite.entry.is_file() and suite.node.exists():
+        return suite
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UnavailableError("the conformance suite needs npm, which is not on the PATH")
+    home.parent.mkdir(parents=True, exist_ok=True)
+    # Into a directory of its own, moved into place when whole: an install that was cut off is never found.
+    with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
+        command = [npm, "install", "--prefix", scratch, "--no-audit", "--no-fund", "--loglevel=error", *PACKAGES]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        if done.returncode != 0:
+            raise UnavailableError(f"npm could not install {', '.join(PACKAGES)}: {done.stderr.strip()[-2000:]}")
+        if not Suite(Path(scratch)).node.exists():
+            raise UnavailableError("npm installed the suite without its Node; are install scripts disabled?")
+        shutil.rmtree(home, ignore_errors=True)
+        Path(scratch).rename(home)
+        Path(scratch).mkdir()
+    return suite
+
+
+async def main(url: str) -> int:
+    """Run both wires against a URL and print the totals, with the suite's whole output where they fall short."""
+    suite = await asyncio.to_thread(install)
+    outcomes = [await suite.run(url, wire, token=os.environ.get("MCP_BEARER")) for wire in EXPECTED]
+    for outcome in outcomes:
+        print(outcome if outcome.complete else f"{outcome.output}\n{outcome}")
+    return 0 if all(outcome.complete for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    sys.exit(asyncio.run(main(sys.argv[1])))
