@@ -1,0 +1,232 @@
+"""Session ids on their way out and in (2025-11-25, transports, "Session Management").
+
+The server's own id never leaves: the answer to ``initialize`` carries it sealed. What comes in is opened, judged, and
+handed on as the server knows it. Every id that is not the caller's own live session is answered alike, so that nobody
+learns which ids exist.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
+
+from mcp_middleware.errors import HEADER_MISMATCH, INVALID_REQUEST, RATE_LIMITED, ConfigurationError
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.member import ASGIApp, Bounds, Member
+from mcp_middleware.message import LEGACY_VERSIONS, Request
+from mcp_middleware.types import Clock, Headers, Rejection
+
+from .sealing import MAX_UPSTREAM_BYTES, KeyRing, Session, bind_caller, name_session
+from .sessions import Agent, SessionTable, Use
+
+__all__ = ["SessionAffinityMiddleware"]
+
+logger = logging.getLogger("mcp_middleware.affinity")
+
+_SESSION_HEADER: Final = b"mcp-session-id"
+_VERSION_HEADER: Final = b"mcp-protocol-version"
+_LEGACY_VERSIONS: Final = frozenset(version.encode() for version in LEGACY_VERSIONS)
+_VISIBLE_ASCII: Final = bytes(range(0x21, 0x7F))
+_MAX_INSTANCE: Final = 64
+
+
+class _Opening:
+    """An ``initialize`` under way: a reserved place for the session it may open."""
+
+    __slots__ = ("agent", "endpoint")
+
+    def __init__(self, agent: Agent, endpoint: str) -> None:
+        self.agent = agent
+        self.endpoint = endpoint
+
+
+class SessionAffinityMiddleware(Member):
+    """Seals session ids and binds them to the caller, the endpoint and the instance that opened them.
+
+    ``keys``: 32 random bytes each, in base64; the first seals, all open, so that keys can be replaced in turn.
+    ``idle``: seconds without a request after which a session is over. ``lifetime``: seconds after which it is over in
+    any case. ``per_agent``: the most sessions one agent (issuer and client) may have open, or None for no limit;
+    callers whom nobody authenticated are one agent. ``instance``: the name of the process that owns the sessions it
+    opens; an id of another name is unknown here. ``max_sessions``: the most sessions to remember; of those used least
+    recently beyond it, idle time and count are forgotten while their ids stay good. ``clock``: Unix seconds.
+
+    Raises ConfigurationError for a wrong option; it never shows a key.
+    """
+
+    stage: ClassVar[str] = "affinity"
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Sequence[str | bytes],
+        idle: float = 1800.0,
+        lifetime: float = 43_200.0,
+        per_agent: int | None = 100,
+        instance: str = "",
+        max_sessions: int = 100_000,
+        clock: Clock = time.time,
+        bounds: Bounds | None = None,
+    ) -> None:
+        super().__init__(app, bounds=bounds)
+        self._keys = KeyRing(keys)
+        self._lifetime = _seconds("lifetime", lifetime)
+        self._instance = _instance(instance)
+        self._clock = clock
+        self._sessions = SessionTable(
+            idle=_seconds("idle", idle),
+            per_agent=_count("per_agent", per_agent) if per_agent is not None else None,
+            max_sessions=_count("max_sessions", max_sessions),
+        )
+
+    async def on_request(self, exchange: Exchange) -> Rejection | None:
+        """Turn the caller's id into the server's, or refuse it."""
+        exchange.instance = self._instance or None
+        presented = exchange.headers.get(_SESSION_HEADER)
+        initializes = isinstance(exchange.message, Request) and exchange.message.method == "initialize"
+        if not _is_legacy(exchange) or initializes:
+            if presented is not None:
+                exchange.set_header(_SESSION_HEADER, None)  # modern: means nothing; initialize: never adopted
+            return self._reserve(exchange) if initializes and _is_legacy(exchange) else None
+        if presented is None:
+            return None
+        if _SESSION_HEADER in exchange.repeated:
+            text = "the mcp-session-id header appears more than once"
+            return Rejection(400, HEADER_MISMATCH, text, "session_repeated")
+        now = self._clock()
+        found = self._find(exchange, presented, now)
+        if isinstance(found, str):
+            return Rejection(404, INVALID_REQUEST, "Session not found", found)
+        self._sessions.enter(found, now)
+        exchange.state[self] = found
+        exchange.set_header(_SESSION_HEADER, found.session.upstream)
+        return None
+
+    def _find(self, exchange: Exchange, token: bytes, now: float) -> Use | str:
+        """The caller's session, or the reason why ``token`` is none."""
+        endpoint = _endpoint(exchange)
+        use = self._sessions.find(token)
+        if use is not None and use.endpoint == endpoint:
+            session: Session | None = use.session
+        else:
+            use, session = None, self._keys.unseal(token, endpoint)
+        if session is None:
+            return "session_unknown"
+        exchange.session = use.name if use is not None else name_session(token)
+        if session.instance != self._instance:
+            return "session_elsewhere"
+        if session.caller != bind_caller(exchange.caller.key):
+            return "session_foreign"
+        if now >= session.expires:
+            return "session_expired"
+        if use is None:
+            if self._sessions.has_ended(exchange.session):
+                return "session_ended"
+            use = Use(token, session, endpoint, _agent(exchange), now)
+            self._sessions.learn(use, now)
+        elif self._sessions.is_idle(use, now):
+            self._sessions.end(use)
+            return "session_idle"
+        return use
+
+    def _reserve(self, exchange: Exchange) -> Rejection | None:
+        agent = _agent(exchange)
+        wait = self._sessions.reserve(agent, self._clock())
+        if wait is None:
+            exchange.state[self] = _Opening(agent, _endpoint(exchange))
+            return None
+        seconds = max(1, math.ceil(wait))
+        return Rejection(
+            429,
+            RATE_LIMITED,
+            "Too many open sessions; end one with DELETE, or wait until one has been idle long enough",
+            "session_limit",
+            data={"retryAfterMs": seconds * 1000},
+            headers=((b"retry-after", str(seconds).encode()),),
+        )
+
+    def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
+        """Put the caller's id in place of the server's."""
+        upstream = [value for name, value in headers if name.lower() == _SESSION_HEADER]
+        held: _Opening | Use | None = exchange.state.get(self)
+        if upstream:
+            headers[:] = [line for line in headers if line[0].lower() != _SESSION_HEADER]
+            if isinstance(held, _Opening) and 200 <= status < 300:
+                held = self._open(exchange, held, upstream)
+            if isinstance(held, Use):
+                headers.append((_SESSION_HEADER, held.token))
+        if not isinstance(held, Use):
+            return
+        if exchange.http_method == "DELETE" and (200 <= status < 300 or status == 404):
+            self._sessions.end(held)
+        elif status == 404:
+            self._sessions.forget(held)  # the server has lost it; the next answer is the server's as well
+
+    def _open(self, exchange: Exchange, opening: _Opening, upstream: list[bytes]) -> _Opening | Use:
+        """The new session, remembered as in use by this request; without one where the server's id is not fit."""
+        value = upstream[0]
+        if len(upstream) > 1 or not 0 < len(value) <= MAX_UPSTREAM_BYTES or value.translate(None, _VISIBLE_ASCII):
+            logger.error(
+                "the server's session id was withheld: it must be one of 1 to %d visible ASCII characters",
+                MAX_UPSTREAM_BYTES,
+            )
+            return opening
+        now = self._clock()
+        session = Session(self._instance, value, bind_caller(exchange.caller.key), now, now + self._lifetime)
+        use = Use(self._keys.seal(session, opening.endpoint), session, opening.endpoint, opening.agent, now)
+        self._sessions.open(use)
+        self._sessions.enter(use, now)
+        exchange.state[self] = use
+        exchange.session = use.name
+        return use
+
+    async def on_finish(self, exchange: Exchange) -> None:
+        """Start the idle time, or give back the place of a session that was not opened."""
+        held: Any = exchange.state.pop(self, None)
+        if isinstance(held, Use):
+            self._sessions.leave(held, self._clock())
+        elif isinstance(held, _Opening):
+            self._sessions.release(held.agent)
+
+
+def _is_legacy(exchange: Exchange) -> bool:
+    """A message's era is known; of a GET or DELETE its version header tells, as for messages without one."""
+    if exchange.message is not None:
+        return exchange.era == "legacy"
+    version = exchange.headers.get(_VERSION_HEADER)
+    return version is None or version in _LEGACY_VERSIONS
+
+
+def _agent(exchange: Exchange) -> Agent:
+    return (exchange.caller.issuer, exchange.caller.client)
+
+
+def _endpoint(exchange: Exchange) -> str:
+    """Where a session lives: the path from the origin, whichever framework mounted us, without a trailing slash."""
+    root: str = exchange.scope.get("root_path", "")
+    path = exchange.path if exchange.path.startswith(root) else root + exchange.path
+    return path.rstrip("/")
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigurationError(
+            f"SessionAffinityMiddleware: {name} is {value!r}; it must be a number of seconds above 0"
+        )
+    return float(value)
+
+
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"SessionAffinityMiddleware: {name} is {value!r}; it must be an integer above 0")
+    return value
+
+
+def _instance(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_INSTANCE or not all("!" <= char <= "~" for char in value):
+        raise ConfigurationError(
+            f"SessionAffinityMiddleware: instance is {value!r}; it must be at most {_MAX_INSTANCE} visible ASCII "
+            "characters, without spaces"
+        )
+    return value
