@@ -135,7 +135,10 @@ class _Pipeline:
         async def closing_send(event: MutableMapping[str, Any]) -> None:
             if event["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
                 for aclose in self.aclose:
-                    await _guarded(aclose())
+                    try:
+                        await aclose()
+                    except Exception:
+                        logger.exception("a member failed while closing")
             await send(event)
 
         await self.server(scope, receive, closing_send)
@@ -199,7 +202,10 @@ class _Pipeline:
 
     async def _finish(self, exchange: Exchange) -> None:
         for on_finish in self.on_finish:
-            await _guarded(on_finish(exchange))
+            try:
+                await on_finish(exchange)
+            except Exception:  # one member's failure must not keep the others from settling and recording
+                logger.exception("a member failed while finishing a request")
 
     async def _serve_batch(self, exchange: Exchange, batch: Batch, send: Send) -> None:
         """Judge and serve each message by itself, one after the other, and put the answers together (A16)."""
@@ -310,7 +316,7 @@ class _Answer:
         for on_response_start in self.pipeline.on_response_start:
             on_response_start(exchange, event["status"], headers)
         event["headers"] = headers
-        media = next((v for k, v in headers if k == b"content-type"), b"").partition(b";")[0].strip().lower()
+        media = _media_type(headers)
         if media == b"text/event-stream":
             event["headers"] = [line for line in headers if line[0] != b"content-length"]
             self.decoder = Decoder(limit=self.pipeline.bounds.max_answer_bytes)
@@ -474,14 +480,13 @@ class _BatchAnswer:
             await _send_document(Document(b"", 202), self.send)
 
 
+def _media_type(headers: Headers) -> bytes:
+    for name, value in headers:
+        if name == b"content-type":
+            return value.partition(b";")[0].strip().lower()
+    return b""
+
+
 async def _send_document(document: Document, send: Send) -> None:
     await send({"type": "http.response.start", "status": document.status, "headers": headers_of(document)})
     await send({"type": "http.response.body", "body": document.body, "more_body": False})
-
-
-async def _guarded(hook: Awaitable[None]) -> None:
-    """Run a closing hook; its failure must not keep the others from running."""
-    try:
-        await hook
-    except Exception:
-        logger.exception("a member failed while closing")

@@ -65,12 +65,23 @@ MAX_BATCH: Final = 100
 PROTOCOL_VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
 CLIENT_CAPABILITIES_KEY: Final = "io.modelcontextprotocol/clientCapabilities"
 
-_ENVELOPE_KEYS: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
+_ENVELOPE_KEYS: Final = {key: key for key in ("jsonrpc", "id", "method", "params", "result", "error")}
 _PARAM_KEYS: Final = {key.casefold(): key for key in ("_meta", "name", "uri", "taskId", "ref", "arguments", "cursor")}
 _META_KEYS: Final = {
     key.casefold(): key
-    for key in (PROTOCOL_VERSION_KEY, CLIENT_CAPABILITIES_KEY, "traceparent", "tracestate", "baggage", "progressToken")
+    for key in (
+        PROTOCOL_VERSION_KEY,
+        CLIENT_CAPABILITIES_KEY,
+        "io.modelcontextprotocol/clientInfo",
+        "traceparent",
+        "tracestate",
+        "baggage",
+        "progressToken",
+    )
 }
+
+_WELL_SPELT: Final = frozenset({*_ENVELOPE_KEYS.values(), *_PARAM_KEYS.values(), *_META_KEYS.values()})
+"""Names no two of which fold to the same: where only these stand, nothing is left to check."""
 
 _TARGETS: Final = {
     "tools/call": ("tool", "name"),
@@ -254,8 +265,7 @@ def _parse_one(body: bytes | Raw) -> Message:
         raise _RefusedError(INVALID_REQUEST, "the body must be one JSON-RPC object") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise _RefusedError(PARSE_ERROR, f"the body is not JSON: {error}") from None
-    if not envelope.keys() <= _ENVELOPE_KEYS:
-        _check_spelling("the message", envelope, {key: key for key in _ENVELOPE_KEYS})
+    _check_spelling("the message", envelope, _ENVELOPE_KEYS)
     request_id = _request_id(envelope)
     try:
         if envelope.get("jsonrpc") != _VERSION:
@@ -339,6 +349,8 @@ def _member(name: str, parent: dict[str, Raw], code: int) -> dict[str, Raw]:
 
 def _check_spelling(place: str, values: dict[str, Raw], known: Mapping[str, str]) -> None:
     """Rule 3. The decoder has already kept one value for names that are equal."""
+    if values.keys() <= _WELL_SPELT:
+        return
     seen: dict[str, str] = {}
     for name in values:
         folded = name.casefold()
@@ -395,8 +407,8 @@ def check_headers(
         reason = "header_mismatch" if code == HEADER_MISMATCH else "invalid_message"
         return Rejection(400, code, text, reason, data=data, request_id=request_id)
 
-    for header in _ROUTING_HEADERS:
-        if header in repeated:
+    for header in repeated:
+        if header in _ROUTING_HEADERS:
             return refuse(HEADER_MISMATCH, f"the {header.decode()} header appears more than once")
     raw_version = headers.get(_VERSION_HEADER)
     version = raw_version.decode("latin-1") if raw_version is not None else None
@@ -408,8 +420,8 @@ def check_headers(
     if isinstance(message, Response):
         return refuse(INVALID_REQUEST, f"revision {version[:40]!r} has no responses from clients")
     if isinstance(message, Request):
-        missing = [key for key in (PROTOCOL_VERSION_KEY, CLIENT_CAPABILITIES_KEY) if key not in message.meta]
-        if missing:
+        if PROTOCOL_VERSION_KEY not in message.meta or CLIENT_CAPABILITIES_KEY not in message.meta:
+            missing = [key for key in (PROTOCOL_VERSION_KEY, CLIENT_CAPABILITIES_KEY) if key not in message.meta]
             return refuse(INVALID_PARAMS, f"params._meta is missing {' and '.join(missing)}")
         if message.text("_meta", PROTOCOL_VERSION_KEY) != version:
             return refuse(HEADER_MISMATCH, "the mcp-protocol-version header differs from params._meta")

@@ -391,7 +391,7 @@ async def test_a_closing_hook_that_fails_keeps_no_other_from_running(caplog: pyt
     done = await Call(Audit(Failing(EchoServer(), log), log), CALL).run()
     assert done.status == 200
     assert log[-1] == "audit.finish"
-    assert "a member failed while closing" in caplog.text
+    assert "a member failed while finishing" in caplog.text
 
 
 class DenyAdmin(Recorder):
