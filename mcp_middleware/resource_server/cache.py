@@ -1,0 +1,45 @@
+"""Verified tokens, kept by a hash of the whole token until they end (B7)."""
+
+from collections import OrderedDict
+from hashlib import sha256
+from typing import Generic, TypeVar
+
+__all__ = ["TokenCache"]
+
+Value = TypeVar("Value")
+
+
+class TokenCache(Generic[Value]):
+    """At most ``size`` values; the one not used for longest goes first. It holds no token, only hashes."""
+
+    __slots__ = ("_entries", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._entries: OrderedDict[bytes, tuple[float, Value]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @staticmethod
+    def digest(token: str) -> bytes:
+        """The key of ``token``."""
+        return sha256(token.encode()).digest()
+
+    def get(self, digest: bytes, now: float) -> Value | None:
+        """The value kept for ``digest``, unless it has ended by ``now``."""
+        entry = self._entries.get(digest)
+        if entry is None:
+            return None
+        if entry[0] <= now:
+            del self._entries[digest]
+            return None
+        self._entries.move_to_end(digest)
+        return entry[1]
+
+    def put(self, digest: bytes, value: Value, until: float) -> None:
+        """Keep ``value`` until the time ``until``."""
+        self._entries[digest] = (until, value)
+        self._entries.move_to_end(digest)
+        if len(self._entries) > self.size:
+            self._entries.popitem(last=False)

@@ -1,0 +1,107 @@
+"""Handing the verified caller on to the server: where the MCP SDK, FastMCP and Starlette look for one.
+
+The token itself goes along in the SDK's ``AccessToken``, which has a field for it: the server in this process is the
+resource the token was issued for. It leaves the request's headers all the same, so that nothing forwards it by
+accident.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from mcp_middleware.exchange import Scope
+from mcp_middleware.types import AccessToken, Principal
+
+__all__ = ["HandOn", "hand_on", "principal_of"]
+
+HandOn: TypeAlias = Callable[[Scope, AccessToken], Callable[[], None] | None]
+"""Makes the caller known to the server, and returns what undoes it after the request."""
+
+
+def principal_of(token: AccessToken) -> Principal:
+    """Who the bearer of a verified token is. Without ``sub`` a client acts for itself."""
+    claims = token.claims or {}
+    issuer = claims.get("iss")
+    roles = claims.get("roles")
+    if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
+        roles = []
+    return Principal(
+        issuer=issuer if isinstance(issuer, str) else None,
+        client=token.client_id,
+        subject=token.subject or token.client_id,
+        scopes=frozenset(token.scopes),
+        roles=frozenset(roles),
+        expires_at=token.expires_at,
+        claims=claims,
+    )
+
+
+def hand_on() -> HandOn:
+    """The way that fits what is installed: the MCP SDK, else Starlette, else neither."""
+    try:
+        return _to_sdk()
+    except ImportError:
+        pass
+    try:
+        return _to_starlette()
+    except ImportError:
+        return _to_any
+
+
+def _to_sdk() -> HandOn:
+    from mcp.server.auth.middleware.auth_context import auth_context_var
+    from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+    from mcp.server.auth.provider import AccessToken as SDKToken
+    from starlette.authentication import AuthCredentials
+
+    def apply(scope: Scope, token: AccessToken) -> Callable[[], None]:
+        if not isinstance(token, SDKToken):
+            # A new object for each request, so that what a tool does to it stays in that request.
+            token = SDKToken(
+                token=token.token,
+                client_id=token.client_id,
+                scopes=token.scopes,
+                expires_at=token.expires_at,
+                resource=token.resource,
+                subject=token.subject,
+                claims=token.claims,
+            )
+        user = AuthenticatedUser(token)
+        scope["user"] = user
+        scope["auth"] = AuthCredentials(token.scopes)
+        # FastMCP reads the scope; the SDK's own get_access_token() reads this variable only.
+        before = auth_context_var.set(user)
+        return lambda: auth_context_var.reset(before)
+
+    return apply
+
+
+def _to_starlette() -> HandOn:
+    from starlette.authentication import AuthCredentials, SimpleUser
+
+    def apply(scope: Scope, token: AccessToken) -> None:
+        scope["user"] = SimpleUser(token.client_id)
+        scope["auth"] = AuthCredentials(token.scopes)
+
+    return apply
+
+
+class Caller:
+    """What Starlette's ``request.user`` answers, where Starlette is not installed."""
+
+    is_authenticated = True
+
+    def __init__(self, client: str) -> None:
+        self.display_name = client
+        self.identity = client
+
+
+class Credentials:
+    """What Starlette's ``request.auth`` answers, where Starlette is not installed."""
+
+    def __init__(self, scopes: Sequence[str]) -> None:
+        self.scopes = list(scopes)
+
+
+def _to_any(scope: Scope, token: AccessToken) -> None:
+    scope["user"] = Caller(token.client_id)
+    scope["auth"] = Credentials(token.scopes)

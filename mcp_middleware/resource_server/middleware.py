@@ -1,0 +1,145 @@
+"""The member: who calls? Answered from the request's headers, before anything of the body is read."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+from mcp_middleware.errors import UNAUTHORIZED, UNAVAILABLE, ConfigurationError
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.member import ASGIApp, Bounds, Member
+from mcp_middleware.types import AccessToken, Document, Rejection, TokenVerifier
+from .challenge import MalformedAuthorizationError, bearer_token, challenge
+from .discovery import IssuerUnavailableError
+from .identity import hand_on, principal_of
+from .jwt import JWTVerifier
+from .metadata import ProtectedResource, metadata_answer, server_paths
+from .tokens import Issuer
+
+__all__ = ["OAuthResourceServerMiddleware"]
+
+logger = logging.getLogger("mcp_middleware.resource_server")
+
+
+class OAuthResourceServerMiddleware(Member):
+    """Lets in who bears a valid access token for this resource, and tells the others where to get one.
+
+    ``resource`` is the URL clients connect to, and the audience of their tokens. ``issuers`` are the authorization
+    servers whose JWTs count; ``verifier`` is any other way to verify a token, in their place. ``scopes`` are what
+    every request needs. ``authorization_servers`` are listed in the metadata document: the issuers, where nothing is
+    said; a verifier that does not know any needs the option.
+
+    Every request needs a token, whatever its path and method, except the metadata document's (RFC 9728). Refusals
+    are those of RFC 6750 with MCP's additions (B2, B8 to B12). Raises ConfigurationError.
+    """
+
+    stage: ClassVar[str] = "resource_server"
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        resource: str,
+        issuers: Sequence[str | Issuer] = (),
+        scopes: Sequence[str] = (),
+        verifier: TokenVerifier | None = None,
+        authorization_servers: Sequence[str] = (),
+        bounds: Bounds | None = None,
+    ) -> None:
+        super().__init__(app, bounds=bounds)
+        if verifier is None and not issuers:
+            raise ConfigurationError("neither issuers nor verifier is given; one of them must say whose tokens count")
+        if verifier is None:
+            verifier = JWTVerifier(resource=resource, issuers=issuers)
+        elif issuers:
+            raise ConfigurationError("issuers and verifier exclude each other; give a verifier its issuers itself")
+        elif not callable(getattr(verifier, "verify_token", None)):
+            raise ConfigurationError(f"verifier is {verifier!r}; it must have an async method verify_token(token)")
+        if isinstance(verifier, JWTVerifier) and verifier.resource != resource:
+            raise ConfigurationError(f"the verifier is for {verifier.resource!r}; it must be for {resource!r}")
+        self._verifier = verifier
+        servers = authorization_servers or getattr(verifier, "authorization_servers", ())
+        self._resource = ProtectedResource(resource, authorization_servers=servers, scopes=scopes)
+        self._required = frozenset(self._resource.scopes)
+        self._hand_on = hand_on()
+
+    async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
+        exchange.resource_metadata = self._resource.metadata_url
+        exchange.principal = None
+        if not self._resource.paths.isdisjoint(server_paths(exchange.scope)):
+            return metadata_answer(self._resource.body, exchange.http_method)
+        token = await self._authenticate(exchange)
+        if isinstance(token, Rejection):
+            return token
+        exchange.principal = principal_of(token)
+        if not self._required <= exchange.principal.scopes:
+            text = "The access token lacks a scope: this resource requires " + " ".join(self._resource.scopes)
+            return self._refuse(403, "insufficient_scope", text, "insufficient_scope")
+        exchange.set_header(b"authorization", None)
+        exchange.state[self] = self._hand_on(exchange.scope, token)
+        return None
+
+    async def _authenticate(self, exchange: Exchange) -> AccessToken | Rejection:
+        """The verified token of the request, or its refusal."""
+        try:
+            bearer = bearer_token(
+                exchange.headers.get(b"authorization"), repeated=b"authorization" in exchange.repeated
+            )
+        except MalformedAuthorizationError as error:
+            text = f"The Authorization header has {error}; send it once, as: Bearer <access token>"
+            return self._refuse(400, "malformed_authorization", text, "invalid_request")
+        if bearer is None:
+            return self._refuse(401, "no_token", "This resource requires an access token: Authorization: Bearer", None)
+        try:
+            token = await self._verifier.verify_token(bearer) if bearer else None
+        except IssuerUnavailableError as error:
+            return _unavailable(error.retry_after)
+        except Exception as error:  # a verifier of somebody else's; its message may quote the token
+            logger.error("the token verifier failed: %s", type(error).__name__)
+            return _unavailable(1)
+        if token is None or not self._is_for_here(token):
+            text = "The access token has expired, is malformed, or was not issued for this resource; get a new one"
+            return self._refuse(401, "invalid_token", text, "invalid_token")
+        return token
+
+    def _is_for_here(self, token: AccessToken) -> bool:
+        """What any verifier's result must keep to: not expired, and for no other resource where it names one."""
+        if token.expires_at is not None and token.expires_at <= time.time():
+            logger.info("a token was refused: it has expired")
+            return False
+        if token.resource is not None and token.resource != self._resource.resource:
+            logger.info("a token was refused: it is for %s", ascii(token.resource)[:200])
+            return False
+        return True
+
+    def _refuse(
+        self,
+        status: int,
+        reason: str,
+        text: str,
+        error: Literal["invalid_request", "invalid_token", "insufficient_scope"] | None,
+    ) -> Rejection:
+        header = challenge(self._resource.metadata_url, self._resource.scopes, error)
+        return Rejection(status, UNAUTHORIZED, text, reason, headers=(header,))
+
+    async def on_finish(self, exchange: Exchange) -> None:
+        undo: Callable[[], None] | None = exchange.state.pop(self, None)
+        if undo is not None:
+            undo()
+
+    async def aclose(self) -> None:
+        aclose = getattr(self._verifier, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+
+def _unavailable(retry_after: int) -> Rejection:
+    """An outage of the issuer is never the caller's fault: a 401 would make clients drop their credentials."""
+    return Rejection(
+        503,
+        UNAVAILABLE,
+        "Access tokens cannot be verified now; try again later",
+        "issuer_unavailable",
+        data={"retryAfterMs": retry_after * 1000},
+        headers=((b"retry-after", str(retry_after).encode("ascii")),),
+    )
