@@ -5,6 +5,7 @@ another replica) is learnt when its sealed id comes back; its idle time then sta
 """
 
 from collections import OrderedDict
+from itertools import islice
 from typing import Final
 
 from .sealing import Session, name_session
@@ -77,7 +78,7 @@ class SessionTable:
 
     def is_idle(self, use: Use, now: float) -> bool:
         """Whether the session has gone without a request for too long."""
-        return not use.requests and now - use.used >= self._idle
+        return not use.requests and now >= use.used + self._idle
 
     def reserve(self, agent: Agent, now: float) -> float | None:
         """Room for one more session of ``agent``: None, or the seconds after which there may be some.
@@ -124,8 +125,7 @@ class SessionTable:
         count = self._counts.setdefault(use.agent, _Count())
         count.uses.add(use)
         count.full_until = min(count.full_until, use.session.expires)
-        for _ in range(2):  # two for one: what has expired is gone before it can pile up
-            oldest = next(iter(self._uses.values()))
+        for oldest in list(islice(self._uses.values(), 2)):  # two for one: what has expired cannot pile up
             if len(self._uses) > self._max_sessions or now >= oldest.session.expires:
                 self.forget(oldest)
             else:
