@@ -1,0 +1,146 @@
+"""A policy as text or as Python values, read into nodes that know where they stood. What they mean is for ``rules``.
+
+Of YAML only plain data is understood: no anchors, aliases, merge keys or tags (a few bytes of them can stand for
+gigabytes, or for objects), one document, every key once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from mcp_middleware.errors import ConfigurationError
+
+__all__ = ["MAX_BYTES", "Node", "read_file", "read_mapping", "read_text"]
+
+MAX_BYTES: Final = 256 * 1024
+"""Size of a policy; some two thousand rules fit."""
+MAX_DEPTH: Final = 8
+"""Levels of nesting; a policy has four."""
+
+_KINDS: Final = {
+    "tag:yaml.org,2002:str": "string",
+    "tag:yaml.org,2002:null": "empty",
+    "tag:yaml.org,2002:bool": "boolean",
+    "tag:yaml.org,2002:int": "number",
+    "tag:yaml.org,2002:float": "number",
+    "tag:yaml.org,2002:timestamp": "date",
+}
+_PYTHON_KINDS: Final[Mapping[type, str]] = {str: "string", type(None): "empty", bool: "boolean", int: "number"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One value of a policy."""
+
+    place: str
+    """Where it stands, for errors: ``policy.yaml:3``, or the name of a source without lines."""
+    kind: str
+    """``mapping``, ``list``, ``string``, or what it is instead of a string."""
+    text: str = ""
+    """A scalar as it was written."""
+    items: "tuple[Node, ...]" = ()
+    members: "Mapping[str, Node]" = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """The value as an error quotes it."""
+        if self.kind in ("mapping", "list", "empty"):
+            return {"mapping": "a mapping", "list": "a list", "empty": "empty"}[self.kind]
+        return repr(self.text[:200]) if self.kind == "string" else f"{self.text[:200]} (a {self.kind})"
+
+
+def read_file(path: str | PathLike[str]) -> Node:
+    """The policy in a YAML file, in UTF-8. Raises ConfigurationError."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: the policy cannot be read: {error.strerror or error}") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if len(data) <= MAX_BYTES:
+            raise ConfigurationError(f"{path}: the policy is not UTF-8 (byte {error.start})") from None
+        text = ""
+    if len(data) > MAX_BYTES:
+        raise ConfigurationError(f"{path}: the policy is larger than {MAX_BYTES} bytes, the most that is read")
+    return read_text(text, source=str(path))
+
+
+def read_text(text: str, *, source: str) -> Node:
+    """The policy in a YAML text; ``source`` is its name in errors. Raises ConfigurationError."""
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        raise ConfigurationError(f"{source}: the policy is larger than {MAX_BYTES} bytes, the most that is read")
+    try:
+        root = _Loader(text).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = source if mark is None else f"{source}:{mark.line + 1}"
+        raise ConfigurationError(f"{place}: not understood as YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise ConfigurationError(f"{source}: not understood as YAML: {error}") from None
+    if root is None:
+        raise ConfigurationError(f"{source}: the policy is empty; a policy has default and rules")
+    return _node(root, source, root.start_mark.line + 1)
+
+
+def read_mapping(value: Mapping[str, Any], *, source: str) -> Node:
+    """The policy in Python values: mappings, lists, tuples and strings. Raises ConfigurationError."""
+    return _python_node(value, source, 0)
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes, and nothing that could stand for more than was written."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise yaml.MarkedYAMLError(problem="anchors and aliases are not allowed", problem_mark=event.start_mark)
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem="tags are not allowed", problem_mark=event.start_mark)
+        if self.depth >= MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem="nested too deeply for a policy", problem_mark=event.start_mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+def _node(node: yaml.Node, source: str, line: int) -> Node:
+    """``line`` is where the value is said to stand: beside its key, where it has one."""
+    place = f"{source}:{line}"
+    if isinstance(node, yaml.SequenceNode):
+        return Node(place, "list", items=tuple(_node(item, source, item.start_mark.line + 1) for item in node.value))
+    if not isinstance(node, yaml.MappingNode):
+        return Node(place, _KINDS.get(node.tag, "value of another type"), node.value)
+    members: dict[str, Node] = {}
+    for key, value in node.value:
+        key_line = key.start_mark.line + 1
+        if key.tag != "tag:yaml.org,2002:str" or not isinstance(key, yaml.ScalarNode):
+            shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "a collection"
+            raise ConfigurationError(f"{source}:{key_line}: the key is {shown}; keys must be plain words")
+        if key.value in members:
+            raise ConfigurationError(f"{source}:{key_line}: the key {key.value!r} is there twice; keep one")
+        members[key.value] = _node(value, source, key_line)
+    return Node(place, "mapping", members=members)
+
+
+def _python_node(value: object, place: str, depth: int) -> Node:
+    if depth > MAX_DEPTH:
+        raise ConfigurationError(f"{place}: nested too deeply for a policy")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigurationError(f"{place}: the key is {key!r}; keys must be strings")
+        return Node(
+            place, "mapping", members={key: _python_node(child, place, depth + 1) for key, child in value.items()}
+        )
+    if isinstance(value, list | tuple):
+        return Node(place, "list", items=tuple(_python_node(child, place, depth + 1) for child in value))
+    return Node(place, _PYTHON_KINDS.get(type(value), type(value).__name__), str(value))

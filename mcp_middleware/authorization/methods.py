@@ -1,0 +1,110 @@
+"""What each request of a client asks for, in one table for every revision. Pure.
+
+A policy judges targets: a tool, a prompt, a resource, a template, the tasks. Some requests name one in ``params``,
+some several, some none; ``questions`` turns a request into one question for each target.
+"""
+
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from mcp_middleware.message import Message, Request
+
+__all__ = ["METHODS", "question", "questions"]
+
+METHODS: Final = {
+    # The protocol itself: open to every caller.
+    "initialize": "open",
+    "ping": "open",
+    "server/discover": "open",
+    "logging/setLevel": "open",
+    # Open as well; their answers are filtered.
+    "tools/list": "open",
+    "prompts/list": "open",
+    "resources/list": "open",
+    "resources/templates/list": "open",
+    # Judged by what they name.
+    "tools/call": "target",
+    "prompts/get": "target",
+    "resources/read": "target",
+    "resources/subscribe": "target",
+    "resources/unsubscribe": "target",
+    "completion/complete": "reference",
+    "subscriptions/listen": "subscriptions",
+    # A task is a tool call that has begun; whose it is, only the server knows.
+    "tasks/get": "tasks",
+    "tasks/update": "tasks",
+    "tasks/cancel": "tasks",
+    "tasks/result": "tasks",
+    "tasks/list": "tasks",
+}
+"""Every request that a client may send (2024-11-05 to 2026-07-28, and the tasks extension), and how it is judged.
+A method that is not here has no target; only a policy whose default is to allow lets it pass."""
+
+_RESOURCE_FILTER: Final = "resourceSubscriptions"
+
+_object: Final = msgspec.json.Decoder(dict[str, Raw])
+_strings: Final = msgspec.json.Decoder(list[str])
+
+
+def questions(message: Message) -> tuple[Request, ...] | None:
+    """``message`` once for each target to judge, with ``target`` and ``target_kind`` set.
+
+    Empty where nothing is to be judged; None where the targets cannot be read, so that nobody may answer. The kinds
+    are ``tool``, ``prompt``, ``resource``, ``template`` (a URI template, or a resource by its name in completion),
+    ``task``, and None for a method or subscription that is not known.
+    """
+    if not isinstance(message, Request):
+        return ()
+    match METHODS.get(message.method):
+        case "open":
+            return ()
+        case "target":
+            return (message,)
+        case "tasks":
+            return (_about(message, "task", message.target),)
+        case "reference":
+            return _reference(message)
+        case "subscriptions":
+            return _subscriptions(message)
+    return (_about(message, None, None),)
+
+
+def question(method: str, kind: str, target: str) -> Request:
+    """A request for one target that nobody has sent: what a list asks for each of its items."""
+    params = {"uri" if kind in ("resource", "template") else "name": Raw(msgspec.json.encode(target))}
+    return Request({}, params, {}, method, 0, target, kind)
+
+
+def _about(message: Request, kind: str | None, target: str | None) -> Request:
+    return msgspec.structs.replace(message, target_kind=kind, target=target)
+
+
+def _reference(message: Request) -> tuple[Request, ...] | None:
+    """The prompt or template whose argument is completed (2025-11-25 and 2026-07-28, server/utilities/completion)."""
+    match message.text("ref", "type"):
+        case "ref/prompt":
+            kind, target = "prompt", message.text("ref", "name")
+        case "ref/resource":
+            kind, target = "template", message.text("ref", "uri")
+        case _:
+            return None
+    return None if target is None else (_about(message, kind, target),)
+
+
+def _subscriptions(message: Request) -> tuple[Request, ...] | None:
+    """The resources of which updates are wanted (2026-07-28, basic/utilities/subscriptions)."""
+    asked: list[Request] = []
+    try:
+        for key, value in _object.decode(message.params.get("notifications", b"{}")).items():
+            if key == _RESOURCE_FILTER:
+                uris = [] if value == b"null" else _strings.decode(value)
+                asked.extend(question("resources/subscribe", "resource", uri) for uri in uris)
+            elif key.replace("_", "").casefold() == _RESOURCE_FILTER.casefold():
+                return None  # the MCP SDK for Python reads resource_subscriptions as well
+            elif value not in (b"true", b"false", b"null"):
+                asked.append(_about(message, None, None))  # names something, and nobody here knows what
+    except msgspec.DecodeError:
+        return None
+    return tuple(asked)

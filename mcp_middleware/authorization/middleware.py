@@ -1,0 +1,135 @@
+"""Tool authorization: which caller may see and use which tool, prompt and resource."""
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from mcp_middleware.errors import INTERNAL_ERROR, ConfigurationError
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.member import ASGIApp, Bounds, Member
+from mcp_middleware.message import Request, ServerMessage
+from mcp_middleware.types import Rejection
+
+from .lists import LISTS, ItemList, filtered, list_in, private
+from .methods import question, questions
+from .policy import Authorizer, Policy, combine
+from .refusals import refusal, unified, unreadable
+
+__all__ = ["ToolAuthorizationMiddleware"]
+
+_UPDATED: Final = "notifications/resources/updated"
+_RESUMING: Final = {b"mcp-session-id", b"last-event-id"}
+"""What a GET of Streamable HTTP carries. That of the older HTTP+SSE has neither, and begins with an event that is no
+message and must pass."""
+
+
+class ToolAuthorizationMiddleware(Member):
+    """Lets through what the policy allows, hides the rest, and filters lists accordingly.
+
+    ``policy`` is a Policy, or any object with ``authorize(principal, message) -> Decision``. ``max_ttl_ms`` bounds,
+    in milliseconds, how long a client may keep a filtered list or a resource; after a change of the policy it may act
+    on the old one for so long.
+    """
+
+    stage = "authorization"
+
+    def __init__(
+        self, app: ASGIApp, *, policy: Policy | Authorizer, max_ttl_ms: int = 60_000, bounds: Bounds | None = None
+    ) -> None:
+        super().__init__(app, bounds=bounds)
+        if isinstance(policy, type) or not isinstance(policy, Authorizer):
+            raise ConfigurationError(
+                f"ToolAuthorizationMiddleware: policy is {policy!r}; it must be a Policy, such as "
+                "Policy.from_file(path), or an object with authorize(principal, message)"
+            )
+        if isinstance(max_ttl_ms, bool) or not isinstance(max_ttl_ms, int) or max_ttl_ms < 0:
+            raise ConfigurationError(
+                f"ToolAuthorizationMiddleware: max_ttl_ms is {max_ttl_ms!r}; it must be a whole number, 0 or more"
+            )
+        self._policy = policy
+        self._max_ttl_ms = max_ttl_ms
+
+    async def on_request(self, exchange: Exchange) -> Rejection | None:
+        request = exchange.message
+        if not isinstance(request, Request):
+            if request is None and exchange.headers.keys() & _RESUMING:
+                exchange.strict = True  # the stream may carry the answer to a list
+            return None
+        if request.method in LISTS:
+            exchange.strict = True
+            return None
+        asked = questions(request)
+        if asked is None:
+            return unreadable(request)
+        if not asked:
+            return None
+        decisions = [self._policy.authorize(exchange.caller, one) for one in asked]
+        decision = exchange.decision = combine(decisions)
+        judged = next(
+            one
+            for one, said in zip(asked, decisions, strict=True)
+            if (said.allowed, said.visible) == (decision.allowed, decision.visible)
+        )
+        if decision.allowed:
+            exchange.state[self] = judged
+            return None
+        return refusal(judged, decision, era=exchange.era, resource_metadata=exchange.resource_metadata)
+
+    def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage | None:
+        if message.method == _UPDATED:
+            return message if self._may_hear(exchange, message) else None
+        request = exchange.message
+        asked = request if isinstance(request, Request) and request.id == message.id else None
+        if isinstance(message.result, Raw):
+            items = LISTS.get(asked.method) if asked is not None else list_in(message.result)
+            if items is not None:
+                return self._filter(exchange, message, message.result, items)
+            if asked is not None and asked.method == "resources/read":
+                return self._restamp(message, message.result)
+        judged: Request | None = exchange.state.get(self)
+        if asked is None or judged is None or not message.is_answer:
+            return message
+        return unified(message, judged, exchange.era)
+
+    def _filter(self, exchange: Exchange, message: ServerMessage, result: Raw, items: ItemList) -> ServerMessage:
+        """A list without what the caller may not see; an error in place of a list that cannot be read."""
+
+        def shown(name: str) -> bool:
+            decision = self._policy.authorize(exchange.caller, question(items.asked_as, items.kind, name))
+            return decision.allowed or decision.visible
+
+        kept = filtered(result, items, shown)
+        if kept is None:
+            return message.with_error(INTERNAL_ERROR, "the server's list cannot be read")
+        return message.with_result(private(kept, self._max_ttl_ms, always=exchange.era == "modern"))
+
+    def _restamp(self, message: ServerMessage, result: Raw) -> ServerMessage:
+        """A resource that a shared cache will not hand to callers who may not read it."""
+        try:
+            members: dict[str, Any] = _object.decode(result)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return message
+        if "cacheScope" not in members and "ttlMs" not in members:
+            return message
+        return message.with_result(private(members, self._max_ttl_ms))
+
+    def _may_hear(self, exchange: Exchange, message: ServerMessage) -> bool:
+        """Whether the caller may subscribe to the resource of which the server tells."""
+        try:
+            uri = _updated.decode(message.raw).params.uri
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
+        return self._policy.authorize(exchange.caller, question("resources/subscribe", "resource", uri)).allowed
+
+
+class _Resource(msgspec.Struct):
+    uri: str
+
+
+class _Updated(msgspec.Struct):
+    params: _Resource
+
+
+_updated: Final = msgspec.json.Decoder(_Updated)
+_object: Final = msgspec.json.Decoder(dict[str, Raw])
