@@ -1,12 +1,13 @@
 """What an Exchange says of itself to spans and metrics. Reads the exchange, changes nothing.
 
 Spans may carry what a caller sent, shortened. Names of spans and labels of metrics may not: each new value is a new
-time series, for good. There a target is named only once a server has answered for it (``KnownTargets``).
+time series, for good. There a target is named only once a server has shown that it exists (``KnownTargets``).
 """
 
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
+import msgspec
 from msgspec import Raw
 from opentelemetry.util.types import AttributeValue
 
@@ -39,25 +40,6 @@ MAX_TARGETS: Final = 1000
 _HTTP_METHODS: Final = frozenset({"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"})
 
 
-class KnownTargets:
-    """The tools and prompts that a server has answered for, and so may become labels: at most ``MAX_TARGETS``."""
-
-    __slots__ = ("_known",)
-
-    def __init__(self) -> None:
-        self._known: set[tuple[str, str]] = set()
-
-    def __contains__(self, target: tuple[str, str]) -> bool:
-        return target in self._known
-
-    def learn(self, message: Request) -> None:
-        """Note that the server has answered ``message`` with a result."""
-        if message.target is None or message.target_kind not in ("tool", "prompt"):
-            return
-        if len(self._known) < MAX_TARGETS and len(message.target) <= MAX_TEXT:
-            self._known.add((message.method, message.target))
-
-
 class Outcome(NamedTuple):
     """How a message ended."""
 
@@ -68,6 +50,58 @@ class Outcome(NamedTuple):
     """Whether the server failed, rather than the caller."""
     text: str | None = None
     """The error's message: the server's words, which can repeat what the caller sent."""
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _Listed(msgspec.Struct):
+    """The result of ``tools/list`` or ``prompts/list``."""
+
+    tools: list[_Named] = []
+    prompts: list[_Named] = []
+
+
+_listed: Final = msgspec.json.Decoder(_Listed)
+
+
+class KnownTargets:
+    """The tools and prompts that a server has shown to exist, and so may become labels: at most ``MAX_TARGETS``.
+
+    A list names them, and so does a result without an error. A tool's error does not: servers answer a call of an
+    unknown tool with one.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: set[tuple[str, str]] = set()
+
+    def __contains__(self, target: tuple[str, str]) -> bool:
+        return target in self._known
+
+    def learn(self, exchange: Exchange, outcome: Outcome) -> None:
+        """Note what the answer of ``exchange`` shows to exist."""
+        message, answer = exchange.message, exchange.answer
+        if outcome.error_type is not None or answer is None or not isinstance(message, Request):
+            return
+        if message.target is not None:
+            if message.target_kind in ("tool", "prompt"):
+                self._add(message.method, message.target)
+        elif message.method in ("tools/list", "prompts/list") and isinstance(answer.result, Raw):
+            try:
+                listed = _listed.decode(answer.result)
+            except (msgspec.DecodeError, RecursionError):
+                return
+            for tool in listed.tools:
+                self._add("tools/call", tool.name)
+            for prompt in listed.prompts:
+                self._add("prompts/get", prompt.name)
+
+    def _add(self, method: str, name: str) -> None:
+        if len(self._known) < MAX_TARGETS and len(name) <= MAX_TEXT:
+            self._known.add((method, name))
 
 
 _FINE: Final = Outcome()

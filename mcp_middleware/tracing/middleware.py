@@ -196,9 +196,6 @@ class TraceContextMiddleware(Member):
             current = get_current()
             sent = _Sent(exchange, current)
             exchange.trace = _ids(self._start(exchange, state, sent, current) or sent.parent)
-        message, answer = exchange.message, exchange.answer
-        if isinstance(message, Request) and answer is not None and answer.error is None:
-            self._known.learn(message)
         session = exchange.session
         if session is None and state.session is not None:
             session = session_digest(state.session)
@@ -311,6 +308,7 @@ class TraceContextMiddleware(Member):
             span.end()
             return
         outcome = outcome_of(exchange)
+        self._known.learn(exchange, outcome)
         if recording:
             name = label_of(exchange, self._known)
             if name != state.name:
