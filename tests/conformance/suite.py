@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -44,6 +45,8 @@ class Outcome:
     exit_status: int
     passed: int
     failed: int
+    failures: tuple[str, ...]
+    """Each failed check: its id, and what it found."""
     output: str
 
     @property
@@ -52,7 +55,8 @@ class Outcome:
         return self.exit_status == 0 and self.failed == 0 and self.passed == EXPECTED[self.wire]
 
     def __str__(self) -> str:
-        return f"{self.wire}: {self.passed} of {EXPECTED[self.wire]} passed, {self.failed} failed"
+        total = f"{self.wire}: {self.passed} of {EXPECTED[self.wire]} passed, {self.failed} failed"
+        return "\n  ".join((total, *self.failures))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +96,17 @@ class Suite:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
+            failures = _failures(Path(results))
         text = output.decode(errors="replace")
         total = _TOTAL.search(text)
         passed, failed = (int(total[1]), int(total[2])) if total else (0, 0)
-        return Outcome(wire, process.returncode or 0, passed, failed, text)
+        return Outcome(wire, process.returncode or 0, passed, failed, failures, text)
+
+
+def _failures(results: Path) -> tuple[str, ...]:
+    """The failed checks in the files that the suite leaves, one for each scenario."""
+    checks = [check for path in sorted(results.rglob("checks.json")) for check in json.loads(path.read_text())]
+    return tuple(f"{check['id']}: {check.get('errorMessage')}" for check in checks if check["status"] == "FAILURE")
 
 
 def install() -> Suite:
