@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _BLOCK = re.compile(
-    r"^(?P<indent>[ ]*)(?P<fence>```+)[ ]*(?P<language>\w+)?(?P<rest>[^\n`]*)\n(?P<code>.*?)^(?P=indent)(?P=fence)[ ]*$",
+    r"^(?P<indent>[ ]*)(?P<fence>```+)[ ]*(?P<language>\w+)?(?P<rest>[^\n`]*)\n"
+    r"(?P<code>.*?)^(?P=indent)(?P=fence)[ ]*$",
     re.MULTILINE | re.DOTALL,
 )
 _TITLE = re.compile(r'title="([\w./-]+)"')
