@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.types import Clock
+
 from .keys import Key, KeySet, parse_jwks
 from .urls import absolute_url, is_loopback, is_private
 
@@ -163,6 +164,8 @@ class IssuerKeys:
         self._cooldown = cooldown
         self._clock = clock
         self._keys: KeySet | None = None
+        self._fetched = 0
+        """How often they have been fetched."""
         self._fetched_at = -math.inf
         self._failed_at = -math.inf
         self._searched_at = -math.inf
@@ -180,14 +183,16 @@ class IssuerKeys:
         The issuer is asked again only where the key may be a new one: the name is unknown, or the token has none.
         Raises IssuerUnavailableError where the issuer has to be asked and does not answer.
         """
-        began = self._clock()
+        fetched = self._fetched
         keys = await self._current()
         candidates = keys.find(kid, algorithm)
         if any(map(verifies, candidates)):
             return keys
         if candidates and kid is not None:
             return None
-        newer = await self._search(began)
+        if self._fetched > fetched:
+            return None  # fetched for this very token: no newer ones can be had
+        newer = await self._newer()
         if newer is not keys and any(map(verifies, newer.find(kid, algorithm))):
             return newer
         return None
@@ -198,29 +203,25 @@ class IssuerKeys:
         if self._keys is not None and age < self._lifetime:
             return self._keys
         usable = self._keys is not None and age < self._lifetime + self._staleness
+        fetched = self._fetched
         if now - self._failed_at >= self._cooldown:
             await self._wait_for_fetch(_PATIENCE if usable else None)
-        if self._keys is not None and (usable or self._fetched_at >= now):
+        if self._keys is not None and (usable or self._fetched > fetched):
             return self._keys
         raise self._unavailable()
 
-    async def _search(self, since: float) -> KeySet:
-        """The keys for a token whose key was not among the current ones.
-
-        ``since`` is when the search for this token began: keys fetched later are as new as can be.
-        """
-        keys = self._keys
+    async def _newer(self) -> KeySet:
+        """The keys, fetched again unless that was done a short while ago."""
         now = self._clock()
-        if keys is not None and self._fetched_at >= since:
-            return keys
         if now - self._failed_at < self._cooldown:
-            raise self._unavailable()
+            raise self._unavailable()  # it may be a new key; nobody can know
+        failed_at = self._failed_at
         if now - self._searched_at >= self._cooldown:
             self._searched_at = now
             await self._wait_for_fetch(None)
         elif self._fetch is not None:
             await asyncio.wait({self._fetch})
-        if self._keys is None or self._failed_at >= now:
+        if self._keys is None or self._failed_at != failed_at:
             raise self._unavailable()
         return self._keys
 
@@ -253,6 +254,7 @@ class IssuerKeys:
             self._fail(type(error).__name__)
             raise
         else:
+            self._fetched += 1
             self._fetched_at = self._clock()
             if keys != self._keys:
                 self._keys = keys

@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.types import Document
+
 from .urls import absolute_url
 
 __all__ = ["WELL_KNOWN", "ProtectedResource", "metadata_answer", "scope_names", "server_paths"]

@@ -9,6 +9,7 @@ from mcp_middleware.errors import UNAUTHORIZED, UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.types import AccessToken, Document, Rejection, TokenVerifier
+
 from .challenge import MalformedAuthorizationError, bearer_token, challenge
 from .discovery import IssuerUnavailableError
 from .identity import hand_on, principal_of

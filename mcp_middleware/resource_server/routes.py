@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Receive, Scope, Send
 from mcp_middleware.responses import headers_of
+
 from .metadata import WELL_KNOWN, ProtectedResource, metadata_answer
 
 if TYPE_CHECKING:

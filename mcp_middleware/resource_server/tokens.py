@@ -13,7 +13,16 @@ from .challenge import MAX_TOKEN_BYTES
 from .keys import ALGORITHMS
 from .urls import absolute_url
 
-__all__ = ["InvalidTokenError", "Issuer", "ParsedToken", "check_claims", "check_header", "parse_token", "scopes_of", "shown"]
+__all__ = [
+    "InvalidTokenError",
+    "Issuer",
+    "ParsedToken",
+    "check_claims",
+    "check_header",
+    "parse_token",
+    "scopes_of",
+    "shown",
+]
 
 _MAX_LIFETIME: Final = 10 * 366 * 86_400
 """Seconds; a token that claims to live longer is not believed."""
@@ -54,13 +63,17 @@ class Issuer:
         absolute_url("Issuer.issuer", self.issuer)
         if self.typ not in ("at+jwt", "any"):
             raise ConfigurationError(f"Issuer.typ is {self.typ!r}; it must be 'at+jwt' or 'any'")
-        if isinstance(self.audiences, str) or not all(isinstance(value, str) and value for value in self.audiences):
+        if not _strings(self.audiences):
             raise ConfigurationError(f"Issuer.audiences is {self.audiences!r}; it must be a list of strings")
-        if isinstance(self.algorithms, str) or not self.algorithms or not ALGORITHMS.issuperset(self.algorithms):
+        if not _strings(self.algorithms) or not self.algorithms or not ALGORITHMS.issuperset(self.algorithms):
             allowed = ", ".join(sorted(ALGORITHMS))
             raise ConfigurationError(f"Issuer.algorithms is {self.algorithms!r}; it must be a list of: {allowed}")
         if self.jwks_uri is not None:
-            absolute_url("Issuer.jwks_uri", self.jwks_uri.partition("?")[0])
+            absolute_url("Issuer.jwks_uri", str(self.jwks_uri).partition("?")[0])
+
+
+def _strings(values: object) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, str) and value for value in values)
 
 
 class ParsedToken(NamedTuple):
