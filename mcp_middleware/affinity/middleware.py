@@ -46,8 +46,8 @@ class SessionAffinityMiddleware(Member):
 
     ``keys``: 32 random bytes each, in base64; the first seals, all open, so that keys can be replaced in turn.
     ``idle``: seconds without a request after which a session is over. ``lifetime``: seconds after which it is over in
-    any case. ``per_agent``: the most sessions one agent (issuer and client) may have open, or None for no limit;
-    callers whom nobody authenticated are one agent. ``instance``: the name of the process that owns the sessions it
+    any case. ``per_agent``: the most sessions one principal (issuer, client, subject) may have open, or None for no
+    limit; callers whom nobody authenticated are one. ``instance``: the name of the process that owns the sessions it
     opens; an id of another name is unknown here. ``max_sessions``: the most sessions to remember; of those used least
     recently beyond it, idle time and count are forgotten while their ids stay good. ``clock``: Unix seconds.
 
@@ -105,25 +105,26 @@ class SessionAffinityMiddleware(Member):
 
     def _find(self, exchange: Exchange, token: bytes, now: float) -> Use | str:
         """The caller's session, or the reason why ``token`` is none."""
-        endpoint = _endpoint(exchange)
+        endpoint, agent = _endpoint(exchange), exchange.caller.key
         use = self._sessions.find(token)
-        if use is not None and use.endpoint == endpoint:
-            session: Session | None = use.session
+        if use is None or use.endpoint != endpoint or use.agent != agent:
+            use = None
+            session = self._keys.unseal(token, endpoint)
+            if session is None:
+                return "session_unknown"
+            exchange.session = name_session(token)
+            if session.instance != self._instance:
+                return "session_elsewhere"
+            if session.caller != bind_caller(agent):
+                return "session_foreign"
         else:
-            use, session = None, self._keys.unseal(token, endpoint)
-        if session is None:
-            return "session_unknown"
-        exchange.session = use.name if use is not None else name_session(token)
-        if session.instance != self._instance:
-            return "session_elsewhere"
-        if session.caller != bind_caller(exchange.caller.key):
-            return "session_foreign"
+            session, exchange.session = use.session, use.name
         if now >= session.expires:
             return "session_expired"
         if use is None:
             if self._sessions.has_ended(exchange.session):
                 return "session_ended"
-            use = Use(token, session, endpoint, _agent(exchange), now)
+            use = Use(token, session, endpoint, agent, now)
             self._sessions.learn(use, now)
         elif self._sessions.is_idle(use, now):
             self._sessions.end(use)
@@ -131,7 +132,7 @@ class SessionAffinityMiddleware(Member):
         return use
 
     def _reserve(self, exchange: Exchange) -> Rejection | None:
-        agent = _agent(exchange)
+        agent = exchange.caller.key
         wait = self._sessions.reserve(agent, self._clock())
         if wait is None:
             exchange.state[self] = _Opening(agent, _endpoint(exchange))
@@ -173,7 +174,7 @@ class SessionAffinityMiddleware(Member):
             )
             return opening
         now = self._clock()
-        session = Session(self._instance, value, bind_caller(exchange.caller.key), now, now + self._lifetime)
+        session = Session(self._instance, value, bind_caller(opening.agent), now, now + self._lifetime)
         use = Use(self._keys.seal(session, opening.endpoint), session, opening.endpoint, opening.agent, now)
         self._sessions.open(use)
         self._sessions.enter(use, now)
@@ -196,10 +197,6 @@ def _is_legacy(exchange: Exchange) -> bool:
         return exchange.era == "legacy"
     version = exchange.headers.get(_VERSION_HEADER)
     return version is None or version in _LEGACY_VERSIONS
-
-
-def _agent(exchange: Exchange) -> Agent:
-    return (exchange.caller.issuer, exchange.caller.client)
 
 
 def _endpoint(exchange: Exchange) -> str:

@@ -6,7 +6,7 @@ another replica) is learnt when its sealed id comes back; its idle time then sta
 
 from collections import OrderedDict
 from itertools import islice
-from typing import Final
+from typing import Final, TypeAlias
 
 from .sealing import Session, name_session
 
@@ -16,8 +16,9 @@ ENDED_KEPT: Final = 10_000
 """Ended sessions to remember. A server answers 404 to a session that was ended by DELETE, so forgetting the oldest
 changes no answer; what is forgotten of an idle one is left to the server's own idle limit."""
 
-Agent = tuple[str | None, str]
-"""Whose sessions are counted together: issuer and client."""
+Agent: TypeAlias = tuple[str | None, str, str | None]
+"""Whose sessions are counted together: ``Principal.key``. Not the client alone, because the users of one desktop client
+share its id, and must not use up each other's places."""
 
 
 class Use:

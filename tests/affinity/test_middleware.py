@@ -374,11 +374,17 @@ async def test_case_22_callers_whom_nobody_authenticated_are_one_agent(stack: St
     assert (await stack.initialize()).status_code == 200
 
 
-async def test_case_22_the_subjects_of_a_client_are_one_agent(stack: Stack) -> None:
-    await stack.open()
-    await stack.open(token=MALLORY)
+async def test_case_22_the_users_of_a_client_do_not_share_a_cap(stack: Stack) -> None:
+    for _ in range(2):
+        await stack.open()
     assert (await stack.initialize()).status_code == 429
-    assert (await stack.initialize(token=ALICE.replace("login", "other"))).status_code == 200
+    assert (await stack.initialize(token=MALLORY)).status_code == 200
+
+
+async def test_case_25_a_new_token_brings_no_new_places(stack: Stack) -> None:
+    for serial in "23":
+        await stack.open(token=ALICE[:-1] + serial)
+    assert (await stack.initialize()).status_code == 429
 
 
 async def test_case_22_no_cap_on_request(start: Callable[..., Stack]) -> None:
@@ -390,7 +396,7 @@ async def test_case_22_no_cap_on_request(start: Callable[..., Stack]) -> None:
 async def test_one_key_for_two_mounts_keeps_them_apart(server: Server, clock: FakeClock, key: str) -> None:
     """Whether a framework hands the full path to a mounted app (Starlette) or cuts its own part off."""
     affinity = SessionAffinityMiddleware(server, keys=[key], clock=clock)
-    seen = {}
+    seen: dict[str, httpx2.AsyncClient] = {}
     for name, scope in {
         "full": {"root_path": "/a", "path": "/a/mcp"},
         "cut": {"root_path": "/a", "path": "/mcp"},
@@ -436,7 +442,7 @@ async def test_two_of_them_nest(server: Server, clock: FakeClock, key: str) -> N
     assert server.received[-1] == [UPSTREAM]
 
 
-WRONG = {
+WRONG: dict[str, list[Any]] = {
     "idle": [0, -1, float("inf"), float("nan"), True, "30", None],
     "lifetime": [0, -1, float("inf"), float("nan"), True, "30", None],
     "per_agent": [0, -1, 1.5, True, "100"],

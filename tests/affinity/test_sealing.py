@@ -150,7 +150,7 @@ def test_case_20_a_key_id_does_not_stand_for_its_key() -> None:
 
 
 RAW = bytes(range(224, 256))
-SPELLINGS = [
+SPELLINGS: list[str | bytes] = [
     base64.b64encode(RAW),
     base64.b64encode(RAW).decode(),
     base64.urlsafe_b64encode(RAW).decode(),

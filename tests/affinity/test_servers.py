@@ -64,9 +64,8 @@ def fastmcp_app(**options: Any) -> ASGIApp:
 
 
 BUILDERS = [
-    pytest.param(lambda: sdk_app(), id="sdk"),
     pytest.param(lambda: sdk_app(json_response=True), id="sdk-json"),
-    pytest.param(lambda: fastmcp_app(), id="fastmcp"),
+    pytest.param(fastmcp_app, id="fastmcp"),
 ]
 
 

@@ -12,8 +12,8 @@ from mcp_middleware.affinity import sessions
 from mcp_middleware.affinity.sealing import Session
 from mcp_middleware.affinity.sessions import Agent, SessionTable, Use
 
-ALICE: Agent = ("https://login.example.com", "alice-agent")
-BOB: Agent = ("https://login.example.com", "bob-agent")
+ALICE: Agent = ("https://login.example.com", "agent", "alice")
+BOB: Agent = ("https://login.example.com", "agent", "bob")
 _serial = count()
 
 
@@ -154,7 +154,7 @@ def test_case_44_sessions_opened_and_ended_leave_a_bounded_trace(monkeypatch: py
     table = make_table()
     ended = []
     for number in range(1000):
-        use = opened(table, ("issuer", f"agent-{number}"), 0.0)
+        use = opened(table, ("issuer", f"agent-{number}", None), 0.0)
         table.end(use)
         ended.append(use.name)
     assert len(table) == 0
@@ -171,7 +171,7 @@ def test_a_session_costs_less_than_four_kibibytes() -> None:
         before = tracemalloc.get_traced_memory()[0]
         for number in range(2000):
             token = b"%0172d" % number
-            agent = ("https://login.example.com/" + str(number), f"agent-{number}")
+            agent = ("https://login.example.com/" + str(number), f"agent-{number}", f"user-{number}")
             session = Session("pod-1", b"%032d" % number, b"%016d" % number, number + 0.5, number + 1e6)
             use = Use(token, session, f"/servers/{number}/mcp", agent, number + 0.25)
             assert table.reserve(agent, 0.0) is None
@@ -196,7 +196,7 @@ class Table(RuleBasedStateMachine):
         self.uses: list[Use] = []
         self.reserved: list[Agent] = []
 
-    agents = st.sampled_from([ALICE, BOB, ("other", "alice-agent")])
+    agents = st.sampled_from([ALICE, BOB, ("other", "agent", "alice")])
     pick = st.integers(0, 10**6)
 
     @rule(seconds=st.floats(-5, 60))
