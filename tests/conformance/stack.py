@@ -1,0 +1,65 @@
+"""All six members around the fixture, as a user would list them, with a real issuer beside it."""
+
+import base64
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.fastapi_app.authorization_server import AuthorizationServer, Client
+from mcp_middleware.affinity import SessionAffinityMiddleware
+from mcp_middleware.audit import AuditLogMiddleware, SQLiteSink
+from mcp_middleware.authorization import Policy, ToolAuthorizationMiddleware
+from mcp_middleware.ratelimit import RateLimitMiddleware
+from mcp_middleware.resource_server import OAuthResourceServerMiddleware
+from mcp_middleware.tracing import TraceContextMiddleware
+from tests.conformance import fixture
+from tests.support import listener, origin_of, serve
+
+SUITE = Client("conformance-suite", frozenset({"mcp:use"}))
+EVERYTHING = {
+    "default": "deny",
+    "rules": [{"agents": [SUITE.client_id], "tools": ["*"], "prompts": ["*"], "resources": ["*"]}],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Governed:
+    """The running stack."""
+
+    url: str
+    token: str
+    """What the suite calls with."""
+    audit: Path
+
+
+@asynccontextmanager
+async def governed(directory: Path) -> AsyncIterator[Governed]:
+    """Serve the fixture under the whole stack, and the issuer that its tokens come from."""
+    server_socket, issuer_socket = listener(), listener()
+    resource = origin_of(server_socket) + fixture.PATH
+    issuer = AuthorizationServer(origin_of(issuer_socket), clients=[SUITE], resources=[resource])
+    audit = directory / "audit.db"
+    app = AuditLogMiddleware(
+        TraceContextMiddleware(
+            OAuthResourceServerMiddleware(
+                RateLimitMiddleware(
+                    ToolAuthorizationMiddleware(
+                        SessionAffinityMiddleware(
+                            fixture.build(), keys=[base64.b64encode(secrets.token_bytes(32)).decode()]
+                        ),
+                        policy=Policy.from_mapping(EVERYTHING),
+                    ),
+                    requests="100000/minute",
+                    tokens="100000000/minute",
+                ),
+                resource=resource,
+                issuers=[issuer.issuer],
+                scopes=sorted(SUITE.scopes),
+            ),
+        ),
+        sink=SQLiteSink(audit),
+    )
+    async with serve(issuer.app(), bound=issuer_socket), serve(app, bound=server_socket):
+        yield Governed(resource, issuer.issue(SUITE, resource=resource, scopes=SUITE.scopes), audit)
