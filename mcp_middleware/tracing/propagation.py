@@ -5,7 +5,7 @@ OpenTelemetry conventions for MCP for the order of precedence.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -48,10 +48,10 @@ _BAGGAGE_MEMBER: Final = re.compile(
 )
 
 
-def parse_context(traceparent: str | None, tracestate: Iterable[str | None] = ()) -> SpanContext | None:
+def parse_context(traceparent: str | None, tracestate: str | None = None) -> SpanContext | None:
     """The context that a caller sent, or None if it is not valid (then its tracestate means nothing either).
 
-    ``tracestate`` holds the values of one or more header lines. An invalid tracestate is dropped, the context stays.
+    An invalid tracestate is dropped, the context stays.
     A later version is read by the parts that version 00 defines (Trace Context, "Versioning of traceparent").
     """
     if not traceparent or len(traceparent) > MAX_TRACEPARENT:
@@ -72,9 +72,8 @@ def parse_context(traceparent: str | None, tracestate: Iterable[str | None] = ()
     return context if context.is_valid else None
 
 
-def _parse_tracestate(values: Iterable[str | None]) -> list[tuple[str, str]]:
+def _parse_tracestate(text: str | None) -> list[tuple[str, str]]:
     """The members of a tracestate in their order; none if any is malformed or repeated, or if there are too many."""
-    text = ",".join(value for value in values if value)
     if not text or len(text) > MAX_LIST:
         return []
     members: dict[str, str] = {}
@@ -148,7 +147,7 @@ def baggage_value(member: str) -> str:
 
 def baggage_member(key: str, value: str) -> str:
     """One member, its value percent-encoded."""
-    return f"{key}={quote(value, safe='')}"
+    return f"{key}={quote(value, safe='', errors='replace')}"
 
 
 def join_baggage(members: Mapping[str, str]) -> str | None:
