@@ -44,6 +44,9 @@ A method that is not here has no target; only a policy whose default is to allow
 
 _RESOURCE_FILTER: Final = "resourceSubscriptions"
 
+_NULL: Final = Raw(b"null")
+_SWITCHES: Final = (Raw(b"true"), Raw(b"false"), _NULL)
+
 _object: Final = msgspec.json.Decoder(dict[str, Raw])
 _strings: Final = msgspec.json.Decoder(list[str])
 
@@ -99,11 +102,11 @@ def _subscriptions(message: Request) -> tuple[Request, ...] | None:
     try:
         for key, value in _object.decode(message.params.get("notifications", b"{}")).items():
             if key == _RESOURCE_FILTER:
-                uris = [] if value == b"null" else _strings.decode(value)
+                uris = [] if value == _NULL else _strings.decode(value)
                 asked.extend(question("resources/subscribe", "resource", uri) for uri in uris)
             elif key.replace("_", "").casefold() == _RESOURCE_FILTER.casefold():
                 return None  # the MCP SDK for Python reads resource_subscriptions as well
-            elif value not in (b"true", b"false", b"null"):
+            elif value not in _SWITCHES:
                 asked.append(_about(message, None, None))  # names something, and nobody here knows what
     except msgspec.DecodeError:
         return None
