@@ -1,0 +1,59 @@
+"""How long a tool's next answer will be, guessed from its last ones."""
+
+import math
+from array import array
+from typing import Final
+
+__all__ = ["Forecast"]
+
+_WINDOW: Final = 32
+"""Answers remembered for each name."""
+_QUANTILE: Final = 0.9
+"""The share of them that was not longer than the guess: high, so that few calls end in debt."""
+_MAX_NAMES: Final = 1024
+_MAX_TOKENS: Final = 2**32 - 1
+_OTHERS: Final = ""
+"""All names beyond the bound share this window; there is none before."""
+
+
+class _Window:
+    __slots__ = ("guess", "last", "next")
+
+    def __init__(self) -> None:
+        self.last = array("I")
+        self.next = 0
+        self.guess = 0
+
+    def add(self, tokens: int) -> None:
+        if len(self.last) < _WINDOW:
+            self.last.append(tokens)
+        else:
+            self.last[self.next] = tokens
+            self.next = (self.next + 1) % _WINDOW
+        self.guess = sorted(self.last)[math.ceil(_QUANTILE * len(self.last)) - 1]
+
+
+class Forecast:
+    """The 90th percentile of the last 32 answers of each tool; ``start`` for one that has not answered yet.
+
+    Memory is bounded: a name is kept only once it has answered well, which a caller cannot invent, and at most 1,024
+    of them (about 400 bytes each).
+    """
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+        self._windows: dict[str, _Window] = {}
+
+    def guess(self, name: str) -> int:
+        """Output tokens to expect."""
+        window = self._windows.get(name) or self._windows.get(_OTHERS)
+        return self._start if window is None else window.guess
+
+    def add(self, name: str, tokens: int) -> None:
+        """Remember what an answer had."""
+        window = self._windows.get(name)
+        if window is None:
+            if len(self._windows) >= _MAX_NAMES:
+                name = _OTHERS
+            window = self._windows.setdefault(name, _Window())
+        window.add(min(tokens, _MAX_TOKENS))

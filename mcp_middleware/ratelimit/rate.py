@@ -1,0 +1,112 @@
+"""Limits as a user writes them, and the buckets they mean."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.storage import Limit
+
+__all__ = ["AgentLimits", "Rate", "RateOption", "read_agent_limits", "read_rate"]
+
+DEFAULT: Final = "default"
+"""In an agent's limits: what everybody has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A rate in the notation of the ``limits`` library, and how much of it may come at once.
+
+    ``Rate("60/minute")`` holds 60 and refills one a second. ``Rate("60/minute", burst=10)`` refills as fast and holds
+    10. The notation is ``<amount>/<period>`` or ``<amount> per <n> <period>`` with second, minute, hour, day, month
+    (30 days) or year.
+    """
+
+    rate: str
+    burst: int | None = None
+    """Units at once; None allows the amount of the rate."""
+    amount: int = field(init=False, repr=False, compare=False)
+    """Units in one period."""
+    seconds: int = field(init=False, repr=False, compare=False)
+    """The period."""
+
+    def __post_init__(self) -> None:
+        amount, seconds = _parse(self.rate)
+        object.__setattr__(self, "amount", amount)
+        object.__setattr__(self, "seconds", seconds)
+        burst = self.burst
+        if burst is not None and (isinstance(burst, bool) or not isinstance(burst, int) or burst < 1):
+            raise ConfigurationError(f"burst is {burst!r}; it must be an integer of at least 1")
+
+    @property
+    def limit(self) -> Limit:
+        """The bucket."""
+        return Limit(self.amount if self.burst is None else self.burst, self.amount / self.seconds)
+
+
+RateOption: TypeAlias = str | Rate | Mapping[str, Any] | None
+"""A limit as an option: a rate, a mapping ``{"rate": ..., "burst": ...}``, or None for no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLimits:
+    """What is different for some agents. What is not given is as for everybody; None is no limit."""
+
+    requests: RateOption = DEFAULT
+    tokens: RateOption = DEFAULT
+
+
+def _parse(notation: str) -> tuple[int, int]:
+    """Amount and seconds. The library reads the first rate and skips what follows, and reads 0 periods as one, so
+    every number it was given is compared with what it understood."""
+    from limits import parse  # imports every storage of that library: 0.1 s that only a limiter should pay
+
+    remedy = "it must be like '60/minute' or '100 per 2 hours', above 0"
+    if not isinstance(notation, str):
+        raise ConfigurationError(f"the rate is {notation!r}; {remedy}")
+    try:
+        item = parse(notation)
+    except ValueError:
+        raise ConfigurationError(f"the rate is {notation!r}; {remedy}") from None
+    numbers = [int(number) for number in re.findall(r"\d+", notation)]
+    if item.amount < 1 or numbers not in ([item.amount], [item.amount, item.multiples]):
+        raise ConfigurationError(f"the rate is {notation!r}; {remedy}, one rate only")
+    return item.amount, item.get_expiry()
+
+
+def read_rate(place: str, option: RateOption) -> Rate | None:
+    """The rate an option means; ``place`` names the option in the error."""
+    try:
+        if option is None or isinstance(option, Rate):
+            return option
+        if isinstance(option, Mapping):
+            return Rate(**_known(option, ("rate", "burst"), needed=("rate",)))
+        return Rate(option)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place}: {error}") from None
+
+
+def read_agent_limits(place: str, option: Mapping[str, Any] | AgentLimits, everybody: AgentLimits) -> AgentLimits:
+    """The limits of some agents, with ``everybody``'s (rates, already read) where they say nothing."""
+    if not isinstance(option, AgentLimits):
+        if not isinstance(option, Mapping):
+            raise ConfigurationError(f"{place} is {option!r}; it must be a mapping with requests, tokens or both")
+        try:
+            option = AgentLimits(**_known(option, ("requests", "tokens")))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{place}: {error}") from None
+    return AgentLimits(
+        everybody.requests if option.requests == DEFAULT else read_rate(f"{place}.requests", option.requests),
+        everybody.tokens if option.tokens == DEFAULT else read_rate(f"{place}.tokens", option.tokens),
+    )
+
+
+def _known(option: Mapping[str, Any], allowed: tuple[str, ...], needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    unknown = [key for key in option if key not in allowed]
+    if unknown:
+        raise ConfigurationError(f"{unknown[0]!r} is not known; allowed are {', '.join(allowed)}")
+    missing = [key for key in needed if key not in option]
+    if missing:
+        raise ConfigurationError(f"{missing[0]!r} is missing")
+    return dict(option)
