@@ -1,5 +1,7 @@
 """The three histograms."""
 
+from typing import Final
+
 from opentelemetry import metrics
 from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
@@ -8,6 +10,8 @@ from . import conventions as names
 from .attributes import Attributes
 
 __all__ = ["Instruments"]
+
+_NO_EXEMPLAR: Final = Context()
 
 
 class Instruments:
@@ -48,7 +52,7 @@ class Instruments:
     def record_message(self, seconds: float, overhead: float, labels: Attributes, context: Context | None) -> None:
         """A message is answered. ``context`` holds its span, for exemplars."""
         self._operations.record(seconds, labels, context)
-        self._overheads.record(overhead, {names.METHOD: labels[names.METHOD]}, context)
+        self._overheads.record(overhead, {names.METHOD: labels[names.METHOD]}, _NO_EXEMPLAR)
 
     def record_session(self, seconds: float) -> None:
         """A session is over."""

@@ -143,13 +143,16 @@ class TraceContextMiddleware(Member):
         if state is not None and state.token is not None:
             detach(state.token)
         failed = exchange.rejection is not None or isinstance(exchange.failed, Exception)
-        if exchange.silent or (state is None and not failed) or not self._is_listening():
+        if exchange.silent or (state is None and not failed):
             return
+        listening = self._is_listening()
         if state is None or (failed and not state.name):
             state = state or _State()
             current = get_current()
             carried = Carried(exchange, current)
             exchange.trace = _ids(self._start(exchange, state, carried, current) or carried.parent)
+        if not listening:
+            return
         session = exchange.session
         if session is None and state.session is not None:
             session = session_digest(state.session)

@@ -35,7 +35,7 @@ MAX_LIST: Final = 8192
 """Characters of a tracestate or baggage that are read; a longer one is dropped whole."""
 MAX_TRACESTATE_MEMBERS: Final = 32
 
-_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[\x21-\x7e]*)?")
 _STATE_MEMBER: Final = re.compile(
     r"([a-z][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13})"
     r"=([\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e])"
@@ -111,10 +111,10 @@ def choose(meta: SpanContext | None, surrounding: SpanContext | None) -> tuple[S
     The message's own context wins: one HTTP exchange can carry several messages, and a message can be sent again over
     another (conventions for MCP, "Context propagation").
     """
-    if meta is None:
-        return surrounding, None
-    if surrounding is None or (surrounding.trace_id, surrounding.span_id) == (meta.trace_id, meta.span_id):
+    if surrounding is None:
         return meta, None
+    if meta is None or (surrounding.trace_id, surrounding.span_id) == (meta.trace_id, meta.span_id):
+        return surrounding, None
     return meta, surrounding
 
 

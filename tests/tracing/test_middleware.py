@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry import baggage, trace
 from opentelemetry.context import attach, detach, get_current
 from opentelemetry.sdk.metrics import MeterProvider
@@ -15,6 +17,7 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import Member
 from mcp_middleware.tracing import TraceContextMiddleware
+from mcp_middleware.tracing.propagation import parse_context, select_baggage
 from mcp_middleware.types import Decision, Document, Headers, Principal, Rejection, Usage
 from tests.core.asgi import MODERN_META, Call, EchoServer, modern_headers, rpc
 
@@ -24,6 +27,7 @@ TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 META = f"00-{TRACE}-{SPAN}-01"
 OTHER_TRACE, OTHER_SPAN = "a" * 32, "b" * 16
 HEADER = f"00-{OTHER_TRACE}-{OTHER_SPAN}-01"
+KEYS = ["traceparent", "tracestate", "baggage"]
 INVALID = [
     "",
     "00-xyz",
@@ -310,6 +314,58 @@ async def test_case_32_without_an_sdk_the_message_still_wins(server: TracedServe
     assert server.meta == {"traceparent": META}
     assert server.headers["traceparent"] == META
     assert "tracestate" not in server.headers
+
+
+@pytest.mark.parametrize("rest", ["\r\nx-evil: 1", "€", "\x00", " x"])
+async def test_case_32_a_message_cannot_write_into_headers(server: TracedServer, rest: str) -> None:
+    """A later version's traceparent has a free part; it must stay one header value."""
+    later = META.replace("00-", "cc-", 1) + "-" + rest
+    message = call({"traceparent": later, "tracestate": f"a=1{rest}", "baggage": f"a=1{rest}"})
+    headers = {"traceparent": HEADER, "tracestate": "b=2", "baggage": "a=2"}
+    done = await Call(TraceContextMiddleware(server, baggage=["a"]), message, headers=headers).run()
+    assert done.status == 200
+    assert server.meta == {}
+    assert server.headers["traceparent"] == HEADER
+    assert "baggage" not in server.headers
+
+
+sent_values = (
+    st.text(max_size=20)
+    | st.none()
+    | st.integers()
+    | st.sampled_from([META, HEADER, f"cc{META[2:]}-x", "a=1,b=2", "a=1;p, b=%20"])
+)
+
+
+@given(
+    meta=st.dictionaries(st.sampled_from(KEYS), sent_values),
+    headers=st.lists(
+        st.tuples(
+            st.sampled_from(KEYS), st.binary(max_size=20) | st.sampled_from([META.encode(), HEADER.encode(), b"a=1"])
+        ),
+        max_size=4,
+    ),
+    recording=st.booleans(),
+)
+async def test_case_32_nothing_a_caller_sends_fails_the_request(
+    meta: dict[str, Any], headers: list[tuple[str, bytes]], recording: bool
+) -> None:
+    """And what goes on is one valid context, the same in both places, or none."""
+    telemetry, server = Telemetry(), TracedServer()
+    app = TraceContextMiddleware(server, baggage=["a"], **(telemetry.options if recording else {}))
+    sent = Call(app, call(meta))
+    sent.scope["headers"] += [(name.encode(), value) for name, value in headers]
+    assert (await sent.run()).status == 200
+    in_meta = parse_context(server.meta.get("traceparent"), server.meta.get("tracestate"))
+    in_header = parse_context(server.headers.get("traceparent"), server.headers.get("tracestate"))
+    assert (in_meta is None) == ("traceparent" not in server.meta)
+    assert (in_header is None) == ("traceparent" not in server.headers)
+    assert in_meta is None or in_header in (None, in_meta)
+    assert set(select_baggage(server.meta.get("baggage"), {"a", "b"})) <= {"a"}
+    assert set(select_baggage(server.headers.get("baggage"), {"a", "b"})) <= {"a"}
+    if recording:
+        assert server.meta["traceparent"] == traceparent(telemetry.span())
+    telemetry.close()
 
 
 # Sampling
@@ -637,6 +693,14 @@ async def test_a_refusal_by_another_member(
     assert labels["mcp_middleware.decision"] == "deny"
     assert "guess" not in str(labels)
     assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+async def test_a_refusal_keeps_the_callers_trace_id_without_an_sdk(server: TracedServer) -> None:
+    app = Resource(TraceContextMiddleware(server), refuse=Rejection(401, 401001, "no token", "no_token"))
+    await Call(app, call(), headers={"traceparent": HEADER}).run()
+    trace_ids = app.exchanges[0].trace
+    assert trace_ids is not None
+    assert (trace_ids.trace_id, trace_ids.span_id) == (OTHER_TRACE, OTHER_SPAN)
 
 
 # Metrics

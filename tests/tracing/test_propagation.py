@@ -70,6 +70,8 @@ def test_valid_context() -> None:
         f"{VALID},{VALID}",
         f"00-{TRACE[:-1]}٣-{SPAN}-01",
         VALID + " " * 600,
+        f"cc-{TRACE}-{SPAN}-01-\r\nx-evil: 1",
+        f"cc-{TRACE}-{SPAN}-01-€",
     ],
 )
 def test_case_32_invalid_traceparent_is_absent(traceparent: str | None) -> None:
