@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class TokenCache(Generic[Value]):
-    """At most ``size`` values; the one not used for longest goes first. It holds no token, only hashes."""
+    """At most ``size`` values; the one not used for longest goes first."""
 
     __slots__ = ("_entries", "size")
 

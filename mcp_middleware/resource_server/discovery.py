@@ -88,7 +88,7 @@ class IssuerClient:
 
     async def get(self, url: str) -> bytes:
         """The body at ``url``. Raises FetchError for every answer but a 200 within the bounds."""
-        import httpx2  # takes 0.1 s to import, and only callers with a token need it
+        import httpx2  # not at the top: takes 0.1 s
 
         if self._http is None:
             # No connection is kept: fetches are minutes apart, and the client may outlive an event loop.
@@ -250,9 +250,9 @@ class IssuerKeys:
             self._fail(str(error))
         except TimeoutError:
             self._fail(f"no answer within {_TIMEOUT:g} s")
-        except Exception as error:
-            self._fail(type(error).__name__)
-            raise
+        except Exception:
+            logger.exception("fetching keys failed in a way that is not foreseen")
+            self._fail("an error of our own")
         else:
             self._fetched += 1
             self._fetched_at = self._clock()

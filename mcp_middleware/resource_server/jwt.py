@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 from mcp_middleware.errors import ConfigurationError
@@ -69,6 +70,8 @@ class JWTVerifier:
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
+        for module in ("jwt", "httpx2"):  # 0.1 s each: when the application starts, not in its first request
+            import_module(module)
         absolute_url("resource", resource)
         _check_number("leeway", leeway, 0.0, MAX_LEEWAY)
         _check_number("key_lifetime", key_lifetime, 1.0, 86_400.0)
@@ -154,7 +157,7 @@ def _signed_by(parsed: ParsedToken, algorithm: str, key: Key) -> bool:
 
 @cache
 def _algorithm(name: str) -> Any:
-    from jwt.algorithms import get_default_algorithms  # takes 0.1 s to import; the keys have done it by now
+    from jwt.algorithms import get_default_algorithms  # not at the top: takes 0.1 s
 
     return get_default_algorithms()[name]
 

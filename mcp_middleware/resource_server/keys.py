@@ -78,7 +78,7 @@ def _key(jwk: object) -> Key | None:
 
     A JWK that gives its private part away is not used: anyone could sign with it.
     """
-    from jwt import PyJWK, PyJWTError  # takes 0.1 s to import: only when the first keys arrive
+    from jwt import PyJWK, PyJWTError  # not at the top: takes 0.1 s
 
     if not isinstance(jwk, Mapping) or "d" in jwk or jwk.get("use", "sig") != "sig":
         return None

@@ -31,8 +31,8 @@ _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", 
 _ACCESS_TOKEN: Final = "at+jwt"
 _NOT_AN_ACCESS_TOKEN: Final = ("nonce", "at_hash", "c_hash", "s_hash", "events")
 """Claims of ID tokens (OpenID Connect Core 2, 3.3.2.11) and of security events and logout tokens (RFC 8417)."""
-_PAYLOAD_TYPES: Final = (None, "Bearer")
-"""Some issuers say in a claim ``typ`` what a token is for: ``ID``, ``Refresh``, ``Logout``; only this is for us."""
+_PURPOSES: Final = {"typ": "Bearer", "token_use": "access"}
+"""Claims in which some issuers say what a token is for (``ID``, ``Refresh``, ``id``, ...), with ours."""
 
 
 class InvalidTokenError(Exception):
@@ -192,8 +192,9 @@ def _check_purpose(claims: Mapping[str, Any], issuer: Issuer) -> None:
         raise InvalidTokenError("it is bound to a key (cnf) and so no bearer token")
     if issuer.typ == _ACCESS_TOKEN:
         return
-    if claims.get("typ") not in _PAYLOAD_TYPES:
-        raise InvalidTokenError(f"claim typ {shown(claims['typ'])} is no access token")
+    for name, purpose in _PURPOSES.items():
+        if claims.get(name, purpose) != purpose:
+            raise InvalidTokenError(f"claim {name} {shown(claims[name])} is no access token")
     for name in _NOT_AN_ACCESS_TOKEN:
         if name in claims:
             raise InvalidTokenError(f"claim {name} belongs to another kind of token")

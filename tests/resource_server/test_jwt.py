@@ -12,7 +12,7 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.resource_server import Issuer, IssuerUnavailableError, JWTVerifier
 from mcp_middleware.resource_server.discovery import FetchError, IssuerClient, discovery_urls, keys_url
 from mcp_middleware.testing import FakeClock
-from tests.resource_server.issuer import RESOURCE, LoopbackIssuer, SigningKey, compact, signing_key
+from tests.resource_server.issuer import RESOURCE, LoopbackIssuer, SigningKey, b64, compact, signing_key
 from tests.support import serve
 
 
@@ -123,9 +123,7 @@ async def test_case_3_hmac_keyed_with_the_public_key(issuer: LoopbackIssuer) -> 
         for algorithm in ("HS256", "RS256"):
             signed = compact({"alg": algorithm, "typ": "at+jwt", "kid": "k1"}, issuer.claims(), None).rsplit(".", 1)[0]
             mac = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(signed.encode(), secret)
-            assert (
-                await verifier_for(issuer).verify_token(f"{signed}.{jwt.utils.base64url_encode(mac).decode()}") is None
-            )
+            assert await verifier_for(issuer).verify_token(f"{signed}.{b64(mac)}") is None
 
 
 async def test_case_3_an_algorithm_the_key_is_not_pinned_to(issuer: LoopbackIssuer) -> None:
@@ -133,8 +131,18 @@ async def test_case_3_an_algorithm_the_key_is_not_pinned_to(issuer: LoopbackIssu
     verifier = verifier_for(issuer)
     signed = compact({"alg": "RS512", "typ": "at+jwt", "kid": "k1"}, issuer.claims(), None).rsplit(".", 1)[0]
     mac = issuer.keys[0].sign(signed.encode(), "RS512")
-    assert await verifier.verify_token(f"{signed}.{jwt.utils.base64url_encode(mac).decode()}") is None
+    assert await verifier.verify_token(f"{signed}.{b64(mac)}") is None
     assert await verifier.verify_token(issuer.token()) is not None
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "ES512", "EdDSA"])
+async def test_case_6_a_signature_of_any_length_is_refused(issuer: LoopbackIssuer, algorithm: str) -> None:
+    issuer.keys = [signing_key(algorithm)]
+    verifier = verifier_for(issuer)
+    signed = issuer.token().rsplit(".", 1)[0]
+    for length in (1, 2, 32, 63, 64, 65, 96, 132, 256, 257, 4000):
+        for byte in (b"\x00", b"\x01", b"\xff"):
+            assert await verifier.verify_token(f"{signed}.{b64(byte * length)}") is None
 
 
 @pytest.mark.parametrize("name", ["jwk", "jku", "x5u", "x5c"])

@@ -1,5 +1,6 @@
 """Real FastMCP and SDK servers over real sockets, with the official client."""
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -88,6 +89,19 @@ async def test_case_19_a_session_belongs_to_its_caller(issuer: LoopbackIssuer, k
         answer = await post(http, url, "tools/call", call, era="legacy", token=refreshed, session=session)
         assert "agent-1 alice 2" in answer.text  # the tool sees the token of the request, not the session's first
         assert "agent-1 alice 1" not in answer.text
+
+
+@BOTH_SERVERS
+async def test_case_2_two_tokens_on_the_wire(issuer: LoopbackIssuer, kind: str) -> None:
+    async with served(kind, issuer) as url:
+        host, port = url.split("/")[2].split(":")
+        line = f"Authorization: Bearer {issuer.token(aud=url)}\r\n"
+        for lines in (line * 2, line + line.upper(), line + "authorization:\r\n"):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(f"GET /mcp HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{lines}\r\n".encode())
+            assert (await reader.readline()).startswith(b"HTTP/1.1 400")
+            writer.close()
+            await writer.wait_closed()
 
 
 @BOTH_SERVERS

@@ -176,6 +176,7 @@ def test_case_5_an_id_jag_or_another_kind_of_token_by_its_type(typ: Any) -> None
         {"typ": "ID"},
         {"typ": "Refresh"},
         {"typ": 1},
+        {"token_use": "id"},
         {"cnf": {"jkt": "x"}},
     ],
 )
@@ -185,7 +186,7 @@ def test_case_5_an_id_token_by_its_claims(extra: dict[str, Any]) -> None:
 
 
 def test_a_claim_typ_bearer_is_an_access_token() -> None:
-    assert checked({**CLAIMS, "typ": "Bearer"}, ANY)[0] == "agent-1"
+    assert checked({**CLAIMS, "typ": "Bearer", "token_use": "access"}, ANY)[0] == "agent-1"
 
 
 @pytest.mark.parametrize(
