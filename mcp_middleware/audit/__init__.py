@@ -1,0 +1,23 @@
+"""The audit log: who called what, what was decided, and how it ended."""
+
+from .jsonl import JSONLinesSink
+from .middleware import AuditLogMiddleware
+from .query import AuditFilter, AuditTrail, TrailError
+from .record import AuditDecision, AuditOutcome, AuditRecord
+from .sinks import AuditSink, QueuedSink, Store
+from .sqlite import SQLiteSink
+
+__all__ = [
+    "AuditDecision",
+    "AuditFilter",
+    "AuditLogMiddleware",
+    "AuditOutcome",
+    "AuditRecord",
+    "AuditSink",
+    "AuditTrail",
+    "JSONLinesSink",
+    "QueuedSink",
+    "SQLiteSink",
+    "Store",
+    "TrailError",
+]

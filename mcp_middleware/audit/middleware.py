@@ -1,0 +1,122 @@
+"""The audit log: one record for every message, and no call without one."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import ClassVar, Final, Literal
+
+from mcp_middleware.errors import UNAVAILABLE, ConfigurationError
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.member import ASGIApp, Bounds, Member
+from mcp_middleware.message import Request
+from mcp_middleware.types import Headers, Rejection
+
+from .record import build_record, hash_session
+from .sinks import AuditSink
+from .sqlite import SQLiteSink
+
+__all__ = ["AuditLogMiddleware"]
+
+logger = logging.getLogger("mcp_middleware.audit")
+
+_SESSION_HEADER: Final = b"mcp-session-id"
+
+_UNAVAILABLE: Final = Rejection(
+    503,
+    UNAVAILABLE,
+    "the audit log cannot take records; nothing was done, try again later",
+    "audit_unavailable",
+    headers=((b"retry-after", b"5"),),
+)
+
+
+class AuditLogMiddleware(Member):
+    """Writes one record a message to every sink: who called what, what was decided, how it ended.
+
+    :param sink: where records go; ``SQLiteSink("audit.db")`` if neither it nor ``sinks`` is given.
+    :param sinks: several sinks; each gets every record.
+    :param on_failure: ``"refuse"`` answers requests with 503 while any sink cannot take records, before the server
+        sees them; ``"continue"`` serves them, and the log counts what is lost.
+    :param bounds: limits of one request, see ``Bounds``.
+    :raises ConfigurationError: an option is not what it must be.
+    """
+
+    stage: ClassVar[str] = "audit"
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        sink: AuditSink | None = None,
+        sinks: Sequence[AuditSink] = (),
+        on_failure: Literal["refuse", "continue"] = "refuse",
+        bounds: Bounds | None = None,
+    ) -> None:
+        super().__init__(app, bounds=bounds)
+        if on_failure not in ("refuse", "continue"):
+            raise ConfigurationError(
+                f"AuditLogMiddleware: on_failure is {on_failure!r}; it must be 'refuse' or 'continue'"
+            )
+        given = [*sinks] if sink is None else [sink, *sinks]
+        for one in given:
+            if isinstance(one, type) or not isinstance(one, AuditSink):
+                raise ConfigurationError(
+                    f"AuditLogMiddleware: a sink is {one!r}; it must be a SQLiteSink, a JSONLinesSink, "
+                    "or an object with accepting, write, flush and close"
+                )
+        self._sinks: tuple[AuditSink, ...] = tuple(given) or (SQLiteSink("audit.db"),)
+        self._refuses = on_failure == "refuse"
+
+    async def on_request(self, exchange: Exchange) -> Rejection | None:
+        """Refuse what could not be recorded. Notifications and answers pass: nobody is told that they failed."""
+        if not self._refuses or not isinstance(exchange.message, Request):
+            return None
+        for sink in self._sinks:
+            if not sink.accepting:
+                return _UNAVAILABLE
+        return None
+
+    def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
+        """Note what the record needs of the answer's headers: the session that begins, or that a GET is a stream."""
+        message = exchange.message
+        if message is None:
+            if exchange.http_method == "GET" and _header(headers, b"content-type").startswith(b"text/event-stream"):
+                exchange.state[self] = None
+        elif status < 300 and isinstance(message, Request) and message.method == "initialize":
+            exchange.state[self] = _header(headers, _SESSION_HEADER)
+
+    async def on_finish(self, exchange: Exchange) -> None:
+        """Record the exchange, if it is a message, a refusal, the end of a session or the end of a stream."""
+        if exchange.silent or not self._concerns(exchange):
+            return
+        session_id = exchange.state.pop(self, None)
+        if not session_id and exchange.era == "legacy":
+            session_id = exchange.headers.get(_SESSION_HEADER)
+        record = build_record(
+            exchange,
+            finished=time.monotonic(),
+            session=hash_session(session_id) if session_id else None,
+        )
+        for sink in self._sinks:
+            try:
+                sink.write(record)
+            except Exception:
+                logger.exception("an audit record was lost: %s failed", sink)
+
+    def _concerns(self, exchange: Exchange) -> bool:
+        if exchange.http_method in ("POST", "DELETE") or exchange.rejection is not None:
+            return True
+        return exchange.http_method == "GET" and self in exchange.state
+
+    async def aclose(self) -> None:
+        """Write what waits and close the sinks; a later record opens them again."""
+        for sink in self._sinks:
+            try:
+                await asyncio.to_thread(sink.close)
+            except Exception:
+                logger.exception("the audit sink %s failed while closing", sink)
+
+
+def _header(headers: Headers, wanted: bytes) -> bytes:
+    return next((value for name, value in headers if name.lower() == wanted), b"")

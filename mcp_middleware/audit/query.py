@@ -1,0 +1,213 @@
+"""Reading an audit trail, whichever sink wrote it, also while it is being written."""
+
+import os
+import re
+import sqlite3
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from .record import DECISIONS, AuditDecision, AuditRecord
+from .sqlite import APPLICATION_ID, COLUMNS, SCHEMA_VERSION
+
+__all__ = ["AuditFilter", "AuditTrail", "TrailError", "parse_time"]
+
+_MAX_LINE: Final = 1024 * 1024
+"""Bytes; far beyond any record, so that a file which is no trail cannot fill the memory."""
+_RELATIVE: Final = re.compile(r"([0-9]{1,6})([smhdw])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_BUSY_TIMEOUT: Final = 5.0
+
+_decode: Final = msgspec.json.Decoder(AuditRecord).decode
+
+
+class TrailError(Exception):
+    """The trail cannot be read; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFilter:
+    """Which records to read. Every condition must hold; None is no condition."""
+
+    agent: str | None = None
+    """The OAuth client, exactly."""
+    tool: str | None = None
+    """The name of a tool, exactly."""
+    decision: AuditDecision | None = None
+    since: datetime | None = None
+    """Messages that arrived then or later. An aware time."""
+    until: datetime | None = None
+    """Messages that arrived earlier. An aware time."""
+
+    def __post_init__(self) -> None:
+        if self.decision is not None and self.decision not in DECISIONS:
+            raise ValueError(f"decision is {self.decision!r}; it must be one of {', '.join(DECISIONS)}")
+        for name in ("since", "until"):
+            value = getattr(self, name)
+            if value is not None and value.tzinfo is None:
+                raise ValueError(f"{name} is {value!r}; it must have a time zone")
+
+    def conditions(self) -> tuple[list[str], list[str]]:
+        """The filter as SQL conditions and their parameters."""
+        tests = {
+            "agent = ?": self.agent,
+            "target = ?": self.tool,
+            "decision = ?": self.decision,
+            "time >= ?": _timestamp(self.since),
+            "time < ?": _timestamp(self.until),
+        }
+        conditions = [test for test, value in tests.items() if value is not None]
+        if self.tool is not None:
+            conditions.append("target_kind = 'tool'")
+        return conditions, [value for value in tests.values() if value is not None]
+
+    def matches(self, record: AuditRecord) -> bool:
+        """Whether every condition holds for ``record``."""
+        since, until = _timestamp(self.since), _timestamp(self.until)
+        return (
+            (self.agent is None or record.agent == self.agent)
+            and (self.tool is None or (record.target_kind == "tool" and record.target == self.tool))
+            and (self.decision is None or record.decision == self.decision)
+            and (since is None or record.time >= since)
+            and (until is None or record.time < until)
+        )
+
+
+class AuditTrail:
+    """The records in a file that a ``SQLiteSink`` or a ``JSONLinesSink`` wrote; which of them, its content says."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path).absolute()
+        self.damaged = 0
+        """Lines or rows that the last reading skipped because they are no records."""
+
+    def read(self, wanted: AuditFilter | None = None, *, limit: int | None = None) -> Iterator[AuditRecord]:
+        """The matching records in the order in which they were written; of more than ``limit`` the last ones.
+
+        Raises TrailError, on the first record, if the file cannot be read or is no trail.
+        """
+        self.damaged = 0
+        wanted = wanted or AuditFilter()
+        if not self._path.is_file():
+            raise TrailError(f"{str(self._path)!r} is no file")
+        if self._is_sqlite():
+            yield from self._rows(wanted, limit)
+        else:
+            matching = (record for record in self._lines() if wanted.matches(record))
+            yield from matching if limit is None else _last(matching, limit)
+
+    def _is_sqlite(self) -> bool:
+        """Ask SQLite, and nobody else: opening and closing the file by other means would drop the locks that a sink in
+        this process holds on it (sqlite.org/howtocorrupt, section 2.2)."""
+        with closing(self._connect()) as connection:
+            try:
+                connection.execute("PRAGMA schema_version").fetchone()
+            except sqlite3.OperationalError as error:
+                raise TrailError(f"{str(self._path)!r} cannot be read: {error}") from None
+            except sqlite3.DatabaseError:
+                return False
+        return True
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            return sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT)
+        except sqlite3.Error as error:
+            raise TrailError(f"{str(self._path)!r} cannot be read: {error}") from None
+
+    def _rows(self, wanted: AuditFilter, limit: int | None) -> Iterator[AuditRecord]:
+        conditions, parameters = wanted.conditions()
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        columns = ", ".join(COLUMNS)
+        select = f"SELECT id, {columns} FROM records {where} ORDER BY id"  # noqa: S608 (own names only)
+        values: list[object] = [*parameters]
+        if limit is not None:
+            select = f"SELECT * FROM ({select} DESC LIMIT ?) ORDER BY id"  # noqa: S608
+            values.append(limit)
+        with closing(self._connect()) as connection:
+            try:
+                if self._is_empty(connection):
+                    return
+                for _, *row in connection.execute(select, values):
+                    record = _from_row(row)
+                    if record is None:
+                        self.damaged += 1
+                    else:
+                        yield record
+            except sqlite3.Error as error:
+                raise TrailError(f"{str(self._path)!r} cannot be read: {error}") from None
+
+    def _is_empty(self, connection: sqlite3.Connection) -> bool:
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if tables and application != APPLICATION_ID:
+            raise TrailError(f"{str(self._path)!r} is a SQLite database, but no audit trail")
+        if tables and version != SCHEMA_VERSION:
+            raise TrailError(
+                f"{str(self._path)!r} has schema version {version}; this release reads version {SCHEMA_VERSION}"
+            )
+        return not tables
+
+    def _lines(self) -> Iterator[AuditRecord]:
+        try:
+            with self._path.open("rb") as file:
+                for line in _bounded_lines(file):
+                    try:
+                        yield _decode(line)
+                    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                        self.damaged += 1
+        except OSError as error:
+            raise TrailError(f"{str(self._path)!r} cannot be read: {error.strerror}") from None
+
+
+def parse_time(text: str, now: datetime) -> datetime:
+    """A time as a person writes it: ISO 8601 (UTC unless it says otherwise), a date (its first moment), or how long
+    before ``now``: ``90s``, ``30m``, ``24h``, ``7d``, ``2w``. Raises ValueError."""
+    relative = _RELATIVE.fullmatch(text.strip())
+    try:
+        if relative is not None:
+            return now - timedelta(**{_UNITS[relative[2]]: int(relative[1])})
+        moment = datetime.fromisoformat(text.strip())
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{text!r} is no time; write 2026-07-28, 2026-07-28T09:30, 2026-07-28T09:30+02:00, or 90s, 30m, 24h, 7d, 2w"
+        ) from None
+
+
+def _timestamp(moment: datetime | None) -> str | None:
+    """As records write it. What is finer than a millisecond counts as the next one."""
+    if moment is None:
+        return None
+    moment = moment.astimezone(UTC)
+    if moment.microsecond % 1000:
+        moment += timedelta(microseconds=1000 - moment.microsecond % 1000)
+    return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+def _from_row(row: list[Any]) -> AuditRecord | None:
+    values = dict(zip(COLUMNS, row, strict=True))
+    if values["tool_error"] in (0, 1):
+        values["tool_error"] = bool(values["tool_error"])
+    try:
+        return msgspec.convert(values, AuditRecord)
+    except msgspec.ValidationError:
+        return None
+
+
+def _bounded_lines(file: BufferedReader) -> Iterator[bytes]:
+    """Lines without blank ones; one that is too long comes in pieces, none of which is a record."""
+    while line := file.readline(_MAX_LINE):
+        if not line.isspace():
+            yield line
+
+
+def _last(records: Iterable[AuditRecord], count: int) -> Iterable[AuditRecord]:
+    return deque(records, maxlen=count)

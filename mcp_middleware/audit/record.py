@@ -1,0 +1,216 @@
+"""The audit record: what one message was, who sent it, what was decided, and how it ended. Pure, no I/O.
+
+A record never holds a credential, and never the arguments or the result of a call (F7).
+"""
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Final, Literal, TypeAlias, get_args
+
+import msgspec
+
+from mcp_middleware.errors import RATE_LIMITED, UNAUTHORIZED
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.message import Notification, Request, Response
+from mcp_middleware.types import Era
+
+__all__ = ["DECISIONS", "MAX_TEXT", "AuditDecision", "AuditOutcome", "AuditRecord", "build_record", "hash_session"]
+
+AuditDecision: TypeAlias = Literal["allowed", "denied", "limited", "unauthenticated", "rejected", "unavailable"]
+"""What was decided of a message before the server could see it.
+
+``allowed``: it went to the server. ``denied``: the policy or the caller's scopes forbid it. ``limited``: a limit was
+used up. ``unauthenticated``: no valid credential. ``rejected``: malformed, or not acceptable as it was sent.
+``unavailable``: a part the answer depends on was down.
+"""
+
+AuditOutcome: TypeAlias = Literal["ok", "error", "refused", "disconnected", "failed", "unknown"]
+"""How a message ended.
+
+``ok``: answered, accepted, or streamed to its end. ``error``: answered with a JSON-RPC error, a tool error or an HTTP
+error. ``refused``: never reached the server. ``disconnected``: the client left before its answer. ``failed``: the
+server raised. ``unknown``: the server may have acted, and nobody saw its answer.
+"""
+
+DECISIONS: Final[tuple[AuditDecision, ...]] = get_args(AuditDecision)
+
+MAX_TEXT: Final = 512
+"""Characters of one value; a longer one is cut and says so."""
+
+_INT64: Final = 2**63
+
+
+class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One message. None stands for what is absent or was never known."""
+
+    time: str
+    """When the message arrived: UTC, ISO 8601 with milliseconds and ``Z``. Of fixed width, so that it sorts as text."""
+    method: str | None = None
+    """The JSON-RPC method; None for GET, DELETE, a client's response, and a body nobody could read."""
+    target_kind: str | None = None
+    """``tool``, ``prompt``, ``resource`` or ``task``."""
+    target: str | None = None
+    """The name or URI the message is about, exactly as it came."""
+    agent: str
+    """The OAuth client; ``anonymous``, without an issuer, where nobody was authenticated."""
+    issuer: str | None = None
+    subject: str | None = None
+    decision: AuditDecision
+    rule: str | None = None
+    """The rule that decided."""
+    reason: str | None = None
+    """Why it was refused, one stable word: ``no_token``, ``rate_limited``, ``parse_error``, ..."""
+    outcome: AuditOutcome
+    status: int | None = None
+    """HTTP status; None if no answer left us."""
+    error_code: int | None = None
+    """JSON-RPC error code."""
+    tool_error: bool | None = None
+    """Whether a tool reported failure in its result (``isError``); None for everything but an answered tool call."""
+    duration_ms: float
+    """Milliseconds until the last byte of the answer was handed on."""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost: float | None = None
+    session: str | None = None
+    """Names the session, opens nothing."""
+    instance: str | None = None
+    """The server instance the session lives on."""
+    trace_id: str | None = None
+    span_id: str | None = None
+    request_id: int | str | None = None
+    request_bytes: int
+    response_bytes: int
+    era: Era
+    version: str | None = None
+    """The protocol revision the client named."""
+    http_method: str
+    client_address: str | None = None
+    """The peer's address as the ASGI server saw it."""
+
+
+def build_record(exchange: Exchange, *, finished: float, session: str | None = None) -> AuditRecord:
+    """The record of a finished exchange.
+
+    ``finished`` is a ``time.monotonic`` value in seconds; ``session`` stands in where the exchange names none.
+    """
+    message = exchange.message
+    method = target = target_kind = None
+    request_id: int | str | None = None
+    if isinstance(message, Request):
+        method, target, target_kind, request_id = message.method, message.target, message.target_kind, message.id
+    elif isinstance(message, Notification):
+        method = message.method
+    elif isinstance(message, Response):
+        request_id = message.id
+    rejection, decision, caller = exchange.rejection, exchange.decision, exchange.caller
+    if rejection is not None and request_id is None:
+        request_id = rejection.request_id
+    tool_error = _tool_error(exchange)
+    usage, trace = exchange.usage, exchange.trace
+    verdict = _decision(exchange)
+    address = exchange.scope.get("client")
+    return AuditRecord(
+        time=_timestamp(exchange.started_at),
+        method=_text(method),
+        target_kind=target_kind,
+        target=_text(target),
+        agent=_text(caller.client) or "",
+        issuer=_text(caller.issuer),
+        subject=_text(caller.subject),
+        decision=verdict,
+        rule=_text((rejection.rule if rejection else None) or (decision.rule if decision else None)),
+        reason=_text(rejection.reason if rejection else None),
+        outcome=_outcome(exchange, verdict, tool_error),
+        status=exchange.status,
+        error_code=_error_code(exchange),
+        tool_error=tool_error,
+        duration_ms=round((finished - exchange.started) * 1000, 3),
+        input_tokens=usage.input_tokens if usage else None,
+        output_tokens=usage.output_tokens if usage else None,
+        cost=exchange.cost,
+        session=_text(exchange.session or session),
+        instance=_text(exchange.instance),
+        trace_id=trace.trace_id if trace else None,
+        span_id=trace.span_id if trace else None,
+        request_id=request_id if isinstance(request_id, int) and _fits(request_id) else _text(request_id),
+        request_bytes=exchange.request_bytes,
+        response_bytes=exchange.response_bytes,
+        era=exchange.era,
+        version=_text(exchange.version),
+        http_method=_text(exchange.http_method) or "",
+        client_address=_text(address[0]) if address else None,
+    )
+
+
+def hash_session(session_id: bytes) -> str:
+    """What names a session in a record: 128 bits of the SHA-256 of its id, in hexadecimal. The id itself is as good
+    as a credential on many servers."""
+    return hashlib.sha256(session_id).hexdigest()[:32]
+
+
+def _decision(exchange: Exchange) -> AuditDecision:
+    rejection = exchange.rejection
+    if exchange.decision is not None and not exchange.decision.allowed:
+        return "denied"
+    if rejection is None:
+        body_is_missing = exchange.http_method == "POST" and exchange.message is None
+        return "rejected" if body_is_missing else "allowed"
+    if rejection.status == 401 or (rejection.status == 400 and rejection.code == UNAUTHORIZED):
+        return "unauthenticated"
+    if rejection.status == 429 or rejection.code == RATE_LIMITED:
+        return "limited"
+    if rejection.status == 403:
+        return "denied"
+    return "unavailable" if rejection.status >= 500 else "rejected"
+
+
+def _outcome(exchange: Exchange, decision: AuditDecision, tool_error: bool | None) -> AuditOutcome:
+    if exchange.rejection is not None or decision == "denied":
+        return "refused"
+    if isinstance(exchange.failed, Exception):
+        return "failed"
+    if exchange.answer is not None:
+        return "error" if exchange.answer.error is not None or tool_error else "ok"
+    if exchange.status is not None and exchange.status >= 400:
+        return "error"
+    if isinstance(exchange.message, Request) or exchange.status is None:
+        return "disconnected" if exchange.disconnected else "unknown"
+    return "ok"
+
+
+def _tool_error(exchange: Exchange) -> bool | None:
+    message, answer = exchange.message, exchange.answer
+    if answer is None or not isinstance(message, Request) or message.method != "tools/call":
+        return None
+    result = answer.tool_result
+    return result.is_error if result is not None else None
+
+
+def _error_code(exchange: Exchange) -> int | None:
+    if exchange.rejection is not None:
+        return exchange.rejection.code
+    error = exchange.answer.error if exchange.answer is not None else None
+    return error.code if error is not None and _fits(error.code) else None
+
+
+def _fits(value: int) -> bool:
+    """Whether a sink can keep an integer of a peer's choice: 64 bits is what databases have."""
+    return -_INT64 <= value < _INT64
+
+
+def _timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def _text(value: object) -> str | None:
+    """A bounded text that every encoder takes; what it says is kept, lone surrogates aside."""
+    if value is None:
+        return None
+    if isinstance(value, int):
+        return f"({value.bit_length()}-bit integer)"  # a decimal of it could take long, and Python refuses some
+    text = value if isinstance(value, str) else str(value)
+    if len(text) > MAX_TEXT:
+        note = f"... ({len(text)} characters)"
+        text = text[: MAX_TEXT - len(note)] + note
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,110 @@
+"""Records as a table, as JSON and as CSV. Values come from callers: none may move the cursor, turn the text around,
+end its line, look like another column, or run as a formula."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+
+from .jsonl import encode_line
+from .record import AuditRecord
+
+__all__ = ["FORMATS", "as_csv", "as_json", "as_table"]
+
+_PAGE: Final = 500
+"""Records that decide the widths of a table's columns; later ones may be wider."""
+_MAX_CELL: Final = 60
+
+_FORMULA: Final = tuple("=+-@\t\r＝＋－＠")
+"""What makes a spreadsheet read a cell as a formula."""
+
+_COLUMNS: Final[Mapping[str, Callable[[AuditRecord], object]]] = {
+    "TIME": lambda record: record.time,
+    "AGENT": lambda record: record.agent,
+    "SUBJECT": lambda record: record.subject,
+    "METHOD": lambda record: record.method or record.http_method,
+    "TARGET": lambda record: record.target,
+    "DECISION": lambda record: record.decision,
+    "REASON": lambda record: record.reason,
+    "OUTCOME": lambda record: record.outcome,
+    "STATUS": lambda record: record.status,
+    "CODE": lambda record: record.error_code,
+    "MS": lambda record: f"{record.duration_ms:.1f}",
+    "IN": lambda record: record.input_tokens,
+    "OUT": lambda record: record.output_tokens,
+}
+_NUMBERS: Final = frozenset({"STATUS", "CODE", "MS", "IN", "OUT"})
+
+
+def as_table(records: Iterable[AuditRecord]) -> Iterator[str]:
+    """Lines for a person: the columns that answer who did what and how it ended."""
+    rows = ([_cell(value(record)) for value in _COLUMNS.values()] for record in records)
+    head = list(_COLUMNS)
+    page = list(islice(rows, _PAGE))
+    widths = [max(map(len, column)) for column in zip(head, *page, strict=True)]
+    for row in chain([head], page, rows):
+        cells = (
+            cell.rjust(width) if name in _NUMBERS else cell.ljust(width)
+            for name, cell, width in zip(head, row, widths, strict=True)
+        )
+        yield "  ".join(cells).rstrip(" ") + "\n"
+
+
+def as_json(records: Iterable[AuditRecord]) -> Iterator[str]:
+    """One JSON array, a record a line."""
+    separator = "["
+    for record in records:
+        yield separator + "\n" + encode_line(record).decode().rstrip("\n")
+        separator = ","
+    yield "[]\n" if separator == "[" else "\n]\n"
+
+
+def as_csv(records: Iterable[AuditRecord]) -> Iterator[str]:
+    """RFC 4180 with a header line: every field of the record, a record a line. A text that a spreadsheet would read as
+    a formula gets an apostrophe before it."""
+    yield _csv_line(AuditRecord.__struct_fields__)
+    for record in records:
+        yield _csv_line([_csv_cell(value) for value in msgspec.structs.astuple(record)])
+
+
+FORMATS: Final = MappingProxyType({"table": as_table, "json": as_json, "csv": as_csv})
+
+
+def _visible(text: str) -> str:
+    """``text`` with everything that is not printable as the escape a programmer would write."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else f"\\u{ord(one):04x}" if ord(one) < 0x10000 else f"\\U{ord(one):08x}"
+        for one in text
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    text = _visible(str(value))
+    if len(text) > _MAX_CELL:
+        text = text[: _MAX_CELL - 3] + "..."
+    if isinstance(value, str) and (not text or " " in text or text[0] == '"' or text == "-"):
+        return '"' + text.replace('"', '\\"') + '"'  # else a name with spaces could pass for several columns
+    return text
+
+
+def _csv_cell(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return str(value).lower()
+    dangerous = value.lstrip().startswith(_FORMULA) or value.startswith(_FORMULA)
+    return ("'" if dangerous else "") + _visible(value)
+
+
+def _csv_line(cells: Iterable[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)
+    return line.getvalue()
