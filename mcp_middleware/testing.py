@@ -1,6 +1,17 @@
-"""Tools for testing members and storages: a clock that a test moves."""
+"""Tools for testing members and storages: a clock that a test moves, and what every limit storage must do.
 
-__all__ = ["FakeClock"]
+A storage's own tests derive from ``LimitStorageContract`` in a class that pytest collects:
+
+    class TestMyStorage(LimitStorageContract):
+        def storage(self, clock): return MyStorage(clock=clock)
+"""
+# ruff: noqa: S101  # assertions are what these tests are made of
+
+import asyncio
+
+from .storage import Limit, Limits, LimitStorage, Reservation, Shortage
+
+__all__ = ["FakeClock", "LimitStorageContract"]
 
 
 class FakeClock:
@@ -17,3 +28,178 @@ class FakeClock:
     def advance(self, seconds: float) -> None:
         """Move on by ``seconds``; a negative number moves back, as a clock that is set does."""
         self.now += seconds
+
+
+_AGENT = b"agent"
+_OTHER = b"other"
+_LIMITS = Limits(Limit(capacity=10, rate=1), Limit(capacity=1000, rate=10))
+
+
+async def _admitted(storage: LimitStorage, tokens: float, limits: Limits = _LIMITS, key: bytes = _AGENT) -> Reservation:
+    answer = await storage.reserve(key, limits, tokens)
+    assert isinstance(answer, Reservation), answer
+    return answer
+
+
+async def _refused(storage: LimitStorage, tokens: float, limits: Limits = _LIMITS, key: bytes = _AGENT) -> Shortage:
+    answer = await storage.reserve(key, limits, tokens)
+    assert isinstance(answer, Shortage), answer
+    return answer
+
+
+class LimitStorageContract:
+    """What every ``LimitStorage`` does. Reservations of ``storage`` must live longer than 100 and shorter than 10,000
+    seconds; it must have room for 100 keys."""
+
+    def storage(self, clock: FakeClock) -> LimitStorage:
+        """The storage to test, empty, with ``clock`` as its time."""
+        raise NotImplementedError
+
+    async def test_a_burst_then_the_rate(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        for left in reversed(range(10)):
+            assert (await _admitted(storage, 0)).remaining_requests == left
+        assert (await _refused(storage, 0)).dimension == "requests"
+        clock.advance(1)
+        await _admitted(storage, 0)
+        await _refused(storage, 0)
+
+    async def test_both_or_neither(self) -> None:
+        storage = self.storage(FakeClock())
+        await _admitted(storage, 900)
+        shortage = await _refused(storage, 200)
+        assert (shortage.dimension, shortage.limit, shortage.remaining) == ("tokens", 1000, 100)
+        after = await _admitted(storage, 100)  # the refused request took neither a request nor tokens
+        assert (after.remaining_requests, after.remaining_tokens) == (8, 0)
+
+    async def test_case_28_waiting_retry_after_is_enough_and_less_is_not(self) -> None:
+        for tokens, wait in ((0, 1), (4, 1), (5, 1), (500, 50), (501, 51)):
+            clock = FakeClock()
+            storage = self.storage(clock)
+            for _ in range(9):
+                await _admitted(storage, 0)
+            await _admitted(storage, 1000)
+            shortage = await _refused(storage, tokens)
+            assert shortage.retry_after == wait
+            clock.advance(wait - 1)
+            await _refused(storage, tokens)
+            clock.advance(1)
+            await _admitted(storage, tokens)
+
+    async def test_the_longer_wait_is_told(self) -> None:
+        storage = self.storage(FakeClock())
+        for _ in range(10):
+            await _admitted(storage, 100)
+        assert (await _refused(storage, 5)).dimension == "requests"
+        assert (await _refused(storage, 500)).dimension == "tokens"
+
+    async def test_an_estimate_above_the_capacity_takes_what_there_can_be(self) -> None:
+        storage = self.storage(FakeClock())
+        reservation = await _admitted(storage, 5000)
+        assert (reservation.tokens, reservation.remaining_tokens) == (1000, 0)
+
+    async def test_settling_gives_back_what_was_not_used(self) -> None:
+        storage = self.storage(FakeClock())
+        await storage.settle(await _admitted(storage, 800), 300)
+        assert (await _admitted(storage, 0)).remaining_tokens == 700
+
+    async def test_settling_takes_what_was_used_beyond_and_leaves_a_debt(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        await storage.settle(await _admitted(storage, 900), 1500)
+        shortage = await _refused(storage, 1)
+        assert (shortage.remaining, shortage.retry_after_ms) == (0, 50_100)
+        await _admitted(storage, 0)  # what takes no tokens does not wait for them
+        clock.advance(51)
+        await _admitted(storage, 1)
+
+    async def test_case_30_settling_twice_counts_once(self) -> None:
+        storage = self.storage(FakeClock())
+        reservation = await _admitted(storage, 800)
+        await storage.settle(reservation, 300)
+        await storage.settle(reservation, 0)
+        await storage.settle(reservation, 900)
+        assert (await _admitted(storage, 0)).remaining_tokens == 700
+
+    async def test_case_30_what_is_never_settled_stays_taken(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        await _admitted(storage, 800)
+        clock.advance(10)
+        assert (await _admitted(storage, 0)).remaining_tokens == 300
+
+    async def test_case_30_an_expired_reservation_is_not_settled(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        slow = Limits(None, Limit(capacity=1000, rate=0.01))
+        reservation = await _admitted(storage, 1000, slow)
+        clock.advance(10_000)
+        await storage.settle(reservation, 0)
+        assert (await _admitted(storage, 0, slow)).remaining_tokens == 100
+
+    async def test_a_refund_fills_no_bucket_beyond_its_capacity(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        reservation = await _admitted(storage, 800)
+        clock.advance(99)
+        await storage.settle(reservation, 0)
+        assert (await _admitted(storage, 0)).remaining_tokens == 1000
+
+    async def test_case_30_nonsense_is_no_number_of_tokens(self) -> None:
+        storage = self.storage(FakeClock())
+        reservation = await _admitted(storage, 800)
+        for nonsense in (-1, float("nan"), float("inf"), float("-inf")):
+            for attempt in (storage.reserve(_AGENT, _LIMITS, nonsense), storage.settle(reservation, nonsense)):
+                try:
+                    await attempt
+                except ValueError:
+                    continue
+                raise AssertionError(f"{nonsense} was taken for a number of tokens")
+        assert (await _admitted(storage, 0)).remaining_tokens == 200
+
+    async def test_keys_do_not_touch_each_other(self) -> None:
+        storage = self.storage(FakeClock())
+        for _ in range(10):
+            await _admitted(storage, 100)
+        await _refused(storage, 0)
+        assert (await _admitted(storage, 0, key=_OTHER)).remaining_tokens == 1000
+
+    async def test_a_dimension_without_a_limit(self) -> None:
+        storage = self.storage(FakeClock())
+        for _ in range(20):
+            await storage.settle(await _admitted(storage, 50, Limits(None, Limit(1000, 1))), 50)
+        assert (await _refused(storage, 1, Limits(None, Limit(1000, 1)))).dimension == "tokens"
+        for _ in range(10):
+            reservation = await _admitted(storage, 10**9, Limits(Limit(10, 1), None), _OTHER)
+            await storage.settle(reservation, 10**9)
+        assert (await _refused(storage, 0, Limits(Limit(10, 1), None), _OTHER)).dimension == "requests"
+
+    async def test_changed_limits_keep_what_was_used(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        await _admitted(storage, 900)
+        smaller = await _admitted(storage, 0, Limits(Limit(5, 1), Limit(50, 10)))
+        assert (smaller.remaining_requests, smaller.remaining_tokens) == (4, 50)
+        larger = await _admitted(storage, 0)
+        assert (larger.remaining_requests, larger.remaining_tokens) == (3, 50)
+
+    async def test_a_clock_that_goes_back_gives_nothing(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        for _ in range(10):
+            await _admitted(storage, 100)
+        for _ in range(5):
+            clock.advance(-11)
+            await _refused(storage, 0)
+            clock.advance(11)
+            await _refused(storage, 0)
+        clock.advance(1)
+        await _admitted(storage, 0)
+
+    async def test_case_27_concurrent_callers_get_no_more_than_the_burst(self) -> None:
+        storage = self.storage(FakeClock())
+        answers = await asyncio.gather(*(storage.reserve(_AGENT, _LIMITS, 30) for _ in range(100)))
+        assert sum(isinstance(answer, Reservation) for answer in answers) == 10
+        answers = await asyncio.gather(*(storage.reserve(_OTHER, _LIMITS, 300) for _ in range(100)))
+        assert sum(isinstance(answer, Reservation) for answer in answers) == 3

@@ -14,12 +14,12 @@ import msgspec
 from mcp_middleware.errors import RATE_LIMITED, UNAUTHORIZED, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
-from mcp_middleware.message import Request
-from mcp_middleware.storage import LimitStorage, Limits, MemoryStorage, Reservation, Shortage
+from mcp_middleware.message import Request, ServerMessage
+from mcp_middleware.storage import Limits, LimitStorage, MemoryStorage, Reservation, Shortage
 from mcp_middleware.types import Headers, Rejection, Usage
 
 from .forecast import Forecast
-from .rate import AgentLimits, Rate, RateOption, read_agent_limits, read_rate
+from .rate import AgentLimits, RateOption, Rates, read_agent_limits, read_rate
 from .tokens import EstimatingCounter, TokenCounter, input_tokens, output_tokens
 
 __all__ = ["RateLimitMiddleware"]
@@ -85,7 +85,7 @@ class RateLimitMiddleware(Member):
         name = type(self).__name__
         if requests is None and tokens is None and not agents:
             raise ConfigurationError(f"{name} limits nothing; give requests, tokens or agents")
-        everybody = AgentLimits(read_rate(f"{name}: requests", requests), read_rate(f"{name}: tokens", tokens))
+        everybody = Rates(read_rate(f"{name}: requests", requests), read_rate(f"{name}: tokens", tokens))
         self._everybody = _profile(everybody)
         self._agents = [
             (_glob(name, pattern), _profile(read_agent_limits(f"{name}: agents[{pattern!r}]", option, everybody)))
@@ -166,7 +166,7 @@ class RateLimitMiddleware(Member):
             return charge.input_tokens if refused else None
         output = output_tokens(charge.request, answer, self._counter)
         exchange.usage = Usage(charge.input_tokens, output)
-        if answer.error is None and not (answer.tool_result and answer.tool_result.is_error):
+        if _succeeded(charge.request, answer):
             self._forecast.add(forecast, output)
         return charge.input_tokens + output
 
@@ -185,15 +185,10 @@ def _glob(name: str, pattern: Any) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(pattern))
 
 
-def _profile(agent_limits: AgentLimits) -> _Profile:
-    """``agent_limits`` with their rates read."""
-    rates: dict[str, Rate] = {}
-    for dimension in ("requests", "tokens"):
-        rate = getattr(agent_limits, dimension)
-        if isinstance(rate, Rate):
-            rates[dimension] = rate
-    limits = Limits(*(rates[name].limit if name in rates else None for name in ("requests", "tokens")))
-    policy = ", ".join(f'"{name}";q={rate.amount};w={rate.seconds}' for name, rate in rates.items())
+def _profile(rates: Rates) -> _Profile:
+    limits = Limits(*(None if rate is None else rate.limit for rate in rates))
+    stated = [(name, rate) for name, rate in rates._asdict().items() if rate is not None]
+    policy = ", ".join(f'"{name}";q={rate.amount};w={rate.seconds}' for name, rate in stated)
     return _Profile(limits, policy.encode())
 
 
@@ -203,9 +198,15 @@ def _forecast_name(request: Request) -> str | None:
     return request.method if request.method in _BY_METHOD else None
 
 
+def _succeeded(request: Request, answer: ServerMessage) -> bool:
+    if answer.error is not None or request.method != "tools/call":
+        return answer.error is None
+    return answer.tool_result is not None and not answer.tool_result.is_error
+
+
 def _remaining(reservation: Reservation) -> bytes:
     items = [
-        f'"{name}";r={math.floor(left)}'
+        f'"{name}";r={max(0, math.floor(left))}'
         for name, left in (("requests", reservation.remaining_requests), ("tokens", reservation.remaining_tokens))
         if left != math.inf
     ]

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.storage import Limit
 
-__all__ = ["AgentLimits", "Rate", "RateOption", "read_agent_limits", "read_rate"]
+__all__ = ["AgentLimits", "Rate", "RateOption", "Rates", "read_agent_limits", "read_rate"]
 
 DEFAULT: Final = "default"
 """In an agent's limits: what everybody has."""
@@ -87,8 +87,15 @@ def read_rate(place: str, option: RateOption) -> Rate | None:
         raise ConfigurationError(f"{place}: {error}") from None
 
 
-def read_agent_limits(place: str, option: Mapping[str, Any] | AgentLimits, everybody: AgentLimits) -> AgentLimits:
-    """The limits of some agents, with ``everybody``'s (rates, already read) where they say nothing."""
+class Rates(NamedTuple):
+    """The limits of some agents, read."""
+
+    requests: Rate | None
+    tokens: Rate | None
+
+
+def read_agent_limits(place: str, option: Mapping[str, Any] | AgentLimits, everybody: Rates) -> Rates:
+    """The limits of some agents, with ``everybody``'s where they say nothing."""
     if not isinstance(option, AgentLimits):
         if not isinstance(option, Mapping):
             raise ConfigurationError(f"{place} is {option!r}; it must be a mapping with requests, tokens or both")
@@ -96,7 +103,7 @@ def read_agent_limits(place: str, option: Mapping[str, Any] | AgentLimits, every
             option = AgentLimits(**_known(option, ("requests", "tokens")))
         except ConfigurationError as error:
             raise ConfigurationError(f"{place}: {error}") from None
-    return AgentLimits(
+    return Rates(
         everybody.requests if option.requests == DEFAULT else read_rate(f"{place}.requests", option.requests),
         everybody.tokens if option.tokens == DEFAULT else read_rate(f"{place}.tokens", option.tokens),
     )

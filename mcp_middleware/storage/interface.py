@@ -34,7 +34,7 @@ class LimitStorage(Protocol):
         """Take one request and ``tokens`` tokens (at most the bucket's capacity) from the buckets of ``key``.
 
         Both or neither. ``limits`` are the figures of this moment; they may differ from the last call's, and what
-        was used stays used.
+        was used stays used. ``tokens`` is finite and not negative (ValueError).
         """
         ...
 

@@ -50,6 +50,7 @@ class MemoryStorage:
 
     async def reserve(self, key: bytes, limits: Limits, tokens: float) -> Reservation | Shortage:
         """See ``LimitStorage.reserve``."""
+        _check(tokens)
         now = self._clock()
         found = self._buckets.get(key)
         if found is None:
@@ -66,8 +67,7 @@ class MemoryStorage:
 
     async def settle(self, reservation: Reservation, tokens: float) -> None:
         """See ``LimitStorage.settle``."""
-        if not 0 <= tokens < math.inf:
-            raise ValueError(f"tokens is {tokens!r}; it must be a finite number of at least 0")
+        _check(tokens)
         now = self._clock()
         if now >= reservation.expires_at:
             return
@@ -98,3 +98,8 @@ class MemoryStorage:
         if len(buckets) >= self._max_keys:
             candidates = islice(buckets, _CANDIDATES)
             del buckets[min(candidates, key=lambda key: seconds_until_full(*buckets[key], now))]
+
+
+def _check(tokens: float) -> None:
+    if not 0 <= tokens < math.inf:
+        raise ValueError(f"tokens is {tokens!r}; it must be a finite number of at least 0")

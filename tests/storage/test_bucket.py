@@ -1,0 +1,148 @@
+"""The arithmetic of two buckets, for any figures and any sequence of events."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.storage.bucket import (
+    Levels,
+    Limit,
+    Limits,
+    Shortage,
+    full,
+    refill,
+    seconds_until_full,
+    settle,
+    take,
+)
+
+limit = st.builds(
+    Limit,
+    capacity=st.integers(1, 10**9) | st.floats(1, 1e9),
+    rate=st.floats(1 / 86_400, 1e6),
+)
+limits = st.builds(Limits, requests=st.none() | limit, tokens=st.none() | limit)
+moments = st.floats(0, 1e8)
+pauses = st.floats(0, 100_000) | st.sampled_from([0.0, 0.001, 0.5, 1.0, 60.0])
+costs = st.integers(0, 10**7) | st.floats(0, 1e7)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> tuple[Limits, Levels, float]:
+    """Limits, what is in the buckets (down to a deep debt), and the time a while later."""
+    figures = draw(limits)
+    at = draw(moments)
+
+    def level(figure: Limit | None) -> float:
+        return math.inf if figure is None else draw(st.floats(-2 * figure.capacity, figure.capacity))
+
+    now = at + draw(pauses | st.floats(-1000, 0))
+    return figures, (level(figures.requests), level(figures.tokens), at), now
+
+
+@given(states(), costs)
+def test_case_28_retry_after_is_exact_to_the_millisecond_and_to_the_second(
+    state: tuple[Limits, Levels, float], cost: float
+) -> None:
+    figures, levels, now = state
+    answer = take(levels, figures, cost, now)
+    if not isinstance(answer, Shortage):
+        return
+    assert answer.retry_after_ms >= 1
+    assert answer.retry_after == math.ceil(answer.retry_after_ms / 1000)
+
+    def fits_after(seconds: float) -> bool:
+        return not isinstance(take(levels, figures, cost, now + seconds), Shortage)
+
+    assert fits_after(answer.retry_after_ms / 1000)
+    assert not fits_after((answer.retry_after_ms - 1) / 1000)
+    assert fits_after(answer.retry_after)
+    assert not fits_after(answer.retry_after - 1)
+
+
+@given(limits, st.lists(st.tuples(pauses | st.floats(-100, 0), costs), max_size=60), moments)
+def test_case_27_never_more_than_the_burst_and_the_rate(
+    figures: Limits, steps: list[tuple[float, float]], start: float
+) -> None:
+    levels = full(figures, start)
+    now = latest = start
+    requests = tokens = 0.0
+    for pause, cost in steps:
+        now += pause
+        latest = max(latest, now)
+        answer = take(levels, figures, cost, now)
+        if isinstance(answer, Shortage):
+            continue
+        levels = answer
+        requests += 1
+        tokens += cost if figures.tokens is None else min(cost, figures.tokens.capacity)
+        for figure, used in ((figures.requests, requests), (figures.tokens, tokens)):
+            if figure is not None:
+                ceiling = figure.capacity + figure.rate * (latest - start)
+                assert used <= ceiling * (1 + 1e-9) + figure.rate * 2e-6
+
+
+@given(states(), costs, costs)
+def test_settling_leaves_what_taking_the_truth_at_once_would_have(
+    state: tuple[Limits, Levels, float], estimate: float, actual: float
+) -> None:
+    figures, levels, now = state
+    answer = take(levels, figures, estimate, now)
+    if isinstance(answer, Shortage):
+        return
+    taken = estimate if figures.tokens is None else min(estimate, figures.tokens.capacity)
+    _, tokens, _ = settle(answer, figures, taken, actual, now)
+    _, before, _ = refill(levels, figures, now)
+    if figures.tokens is None:
+        assert tokens == math.inf
+    else:
+        assert tokens == pytest.approx(min(before - actual, figures.tokens.capacity), rel=1e-9, abs=1e-3)
+
+
+@given(states(), costs, costs, pauses)
+def test_a_bucket_never_holds_more_than_its_capacity(
+    state: tuple[Limits, Levels, float], taken: float, actual: float, pause: float
+) -> None:
+    figures, levels, now = state
+    for requests, tokens, _ in (refill(levels, figures, now), settle(levels, figures, taken, actual, now + pause)):
+        assert requests <= (math.inf if figures.requests is None else figures.requests.capacity)
+        assert tokens <= (math.inf if figures.tokens is None else figures.tokens.capacity)
+
+
+@given(states())
+def test_a_clock_that_goes_back_refills_nothing(state: tuple[Limits, Levels, float]) -> None:
+    figures, levels, now = state
+    before = refill(levels, figures, now)
+    assert refill(before, figures, before[2] - 1000) == before
+
+
+@given(states())
+def test_full_is_full_after_the_time_it_takes(state: tuple[Limits, Levels, float]) -> None:
+    figures, levels, now = state
+    current = refill(levels, figures, now)
+    wait = seconds_until_full(current, figures, current[2])
+    assert wait >= 0
+    requests, tokens, _ = refill(current, figures, current[2] + wait)
+    for level, figure in ((requests, figures.requests), (tokens, figures.tokens)):
+        if figure is not None:
+            assert level == pytest.approx(figure.capacity, rel=1e-9, abs=figure.rate * 1e-6)
+
+
+def test_what_takes_no_tokens_does_not_wait_for_a_debt_of_tokens() -> None:
+    figures = Limits(Limit(10, 1), Limit(100, 1))
+    assert take((10, -50, 0), figures, 0, 0) == (9, -50, 0)
+
+
+@pytest.mark.parametrize("capacity", [0, 0.5, math.inf, math.nan])
+def test_an_impossible_capacity_is_refused(capacity: float) -> None:
+    with pytest.raises(ConfigurationError, match=r"Limit.capacity is .*; it must be a finite number of at least 1"):
+        Limit(capacity, 1)
+
+
+@pytest.mark.parametrize("rate", [0, -1, math.inf, math.nan])
+def test_an_impossible_rate_is_refused(rate: float) -> None:
+    with pytest.raises(ConfigurationError, match=r"Limit.rate is .*; it must be a finite number above 0"):
+        Limit(1, rate)
