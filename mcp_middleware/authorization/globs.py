@@ -18,6 +18,7 @@ RUN: Final = "\ufffe"
 """``?`` and ``*`` in a glob's form: noncharacters of Unicode, which no text to match should hold."""
 
 _WILDCARDS: Final = re.compile(r"[*?]+")
+_FIRST_WILDCARD: Final = re.compile(f"[{ONE}{RUN}]")
 _EXPRESSION: Final = re.compile(r"(?:\{[^}]*\}?)+")
 _NO_SETS: Final = "character sets do not exist; use ? for one character"
 _NO_BRACES: Final = "alternatives do not exist; write several globs, or * for the expression of a template"
@@ -36,7 +37,7 @@ _NOT_UNDERSTOOD: Final = {
 class Glob:
     """One glob. ``form`` spells equal globs alike: of ``*?``, ``?*`` and ``?**`` there is one form."""
 
-    __slots__ = ("_cover", "_places", "form", "text")
+    __slots__ = ("_cover", "_places", "_prefix", "form", "text")
 
     def __init__(self, text: str) -> None:
         """Raises ValueError, saying why, for a text that is no glob."""
@@ -59,6 +60,7 @@ class Glob:
     def _hold(self, text: str, form: str) -> None:
         self.text = text
         self.form = form
+        self._prefix = _FIRST_WILDCARD.split(form, maxsplit=1)[0]
         self._cover: re.Pattern[str] | None = None
         self._places: dict[str, int] | None = None
 
@@ -76,6 +78,8 @@ class Glob:
 
         The other's wildcards are read as letters, for which only a wildcard of at least their width can stand.
         """
+        if not other.form.startswith(self._prefix):
+            return False
         if self._cover is None:
             self._cover = re.compile(_expression(self.form, one=f"[^{RUN}]"), re.DOTALL)
         return self._cover.fullmatch(other.form) is not None
@@ -86,6 +90,8 @@ class Glob:
         Bit ``i`` of ``states`` says that the first ``i`` characters of the other's form can stand for what has been
         read; all states advance in one operation (Shift-And).
         """
+        if not (self._prefix.startswith(other._prefix) or other._prefix.startswith(self._prefix)):
+            return False
         places = other._bits()
         runs, ones, end = places.get(RUN, 0), places.get(ONE, 0), 1 << len(other.form)
         states = 1 | (runs & 1) << 1

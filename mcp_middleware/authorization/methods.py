@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from mcp_middleware.message import Message, Request
 
-__all__ = ["METHODS", "question", "questions"]
+__all__ = ["MAX_SUBSCRIPTIONS", "METHODS", "question", "questions"]
 
 METHODS: Final = {
     # The protocol itself: open to every caller.
@@ -41,6 +41,9 @@ METHODS: Final = {
 }
 """Every request that a client may send (2024-11-05 to 2026-07-28, and the tasks extension), and how it is judged.
 A method that is not here has no target; only a policy whose default is to allow lets it pass."""
+
+MAX_SUBSCRIPTIONS: Final = 1000
+"""Resources that one request may subscribe to: what one request may cost to judge."""
 
 _RESOURCE_FILTER: Final = "resourceSubscriptions"
 
@@ -103,6 +106,8 @@ def _subscriptions(message: Request) -> tuple[Request, ...] | None:
         for key, value in _object.decode(message.params.get("notifications", b"{}")).items():
             if key == _RESOURCE_FILTER:
                 uris = [] if value == _NULL else _strings.decode(value)
+                if len(uris) > MAX_SUBSCRIPTIONS:
+                    return None
                 asked.extend(question("resources/subscribe", "resource", uri) for uri in uris)
             elif key.replace("_", "").casefold() == _RESOURCE_FILTER.casefold():
                 return None  # the MCP SDK for Python reads resource_subscriptions as well

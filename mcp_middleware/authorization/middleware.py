@@ -9,7 +9,7 @@ from mcp_middleware.errors import INTERNAL_ERROR, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request, ServerMessage
-from mcp_middleware.types import Rejection
+from mcp_middleware.types import Headers, Rejection
 
 from .lists import LISTS, ItemList, filtered, list_in, private
 from .methods import question, questions
@@ -75,6 +75,10 @@ class ToolAuthorizationMiddleware(Member):
             exchange.state[self] = judged
             return None
         return refusal(judged, decision, era=exchange.era, resource_metadata=exchange.resource_metadata)
+
+    def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
+        if not 200 <= status < 300:
+            exchange.strict = False  # no list: a 401 or 404 in whatever form the server gave it
 
     def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage | None:
         if message.method == _UPDATED:

@@ -12,6 +12,8 @@ from mcp_middleware import errors
 from mcp_middleware.message import Request, ServerMessage
 from mcp_middleware.types import Decision, Era, Rejection
 
+from .methods import MAX_SUBSCRIPTIONS
+
 __all__ = ["refusal", "unified", "unreadable"]
 
 _SCOPES: Final = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+(?: [\x21\x23-\x5B\x5D-\x7E]+)*")
@@ -63,7 +65,8 @@ def unreadable(request: Request) -> Rejection:
     """The answer to a request whose targets cannot be read."""
     needed = {
         "completion/complete": "params.ref, a ref/prompt with a name or a ref/resource with a uri",
-        "subscriptions/listen": "params.notifications, with resourceSubscriptions (if any) a list of strings",
+        "subscriptions/listen": "params.notifications, with resourceSubscriptions (if any) a list "
+        f"of at most {MAX_SUBSCRIPTIONS} strings",
     }[request.method]
     return Rejection(400, errors.INVALID_PARAMS, f"{request.method} needs {needed}", "invalid_message")
 

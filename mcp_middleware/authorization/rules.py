@@ -165,26 +165,37 @@ def _rule(node: Node, index: int, problems: _Problems) -> Rule | None:
 
 def _refuse_idle(rules: Sequence[tuple[Rule, Node]], problems: _Problems) -> None:
     """Refuse rules that change nothing: repeated ones, and allowing ones of which other rules deny everything."""
-    denying = [rule for rule, _ in rules if rule.effect == "deny"]
+    denied = [
+        (kind, glob, rule)
+        for rule, _ in rules
+        if rule.effect == "deny"
+        for kind, globs in rule.targets.items()
+        for glob in globs
+    ]
     seen: dict[object, Rule] = {}
     for rule, node in rules:
         first = seen.setdefault(rule.content, rule)
         if first is not rule:
             problems.at(node, f"{rule.name} says the same as {first.name}; keep one")
-        if rule.effect == "deny" or not denying:
-            continue
-        over = [deny for deny in denying if deny.is_for_all_of(rule)]
-        if over and all(
-            any(_covered(glob, deny.targets.get(kind, frozenset())) for deny in over)
-            for kind, globs in rule.targets.items()
-            for glob in globs
-        ):
-            problems.at(node, f"{rule.name} allows only what {_names(over)} denies, and deny wins; remove it")
+        over = _shadowing(rule, denied) if rule.effect == "allow" else None
+        if over:
+            names = " and ".join(dict.fromkeys(deny.name for deny in over))
+            problems.at(node, f"{rule.name} allows only what {names} denies, and deny wins; remove it")
+
+
+def _shadowing(rule: Rule, denied: Sequence[tuple[str, Glob, Rule]]) -> list[Rule] | None:
+    """For each glob of an allowing rule the one that denies all of it to all of its callers; None if one has none."""
+    over: list[Rule] = []
+    for kind, globs in rule.targets.items():
+        for glob in globs:
+            for denied_kind, wider, deny in denied:
+                if denied_kind == kind and wider.covers(glob) and deny.is_for_all_of(rule):
+                    over.append(deny)
+                    break
+            else:
+                return None
+    return over
 
 
 def _covered(glob: Glob, by: frozenset[Glob]) -> bool:
     return any(wider.covers(glob) for wider in by)
-
-
-def _names(rules: Sequence[Rule]) -> str:
-    return " and ".join(rule.name for rule in rules)

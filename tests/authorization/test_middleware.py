@@ -290,6 +290,21 @@ async def test_case_16_an_answer_that_cannot_be_read_is_not_passed_on(body: byte
     assert b"tools" not in call.body
 
 
+@pytest.mark.parametrize(
+    ("status", "media", "body"),
+    [
+        (401, "application/json", b'{"error":"invalid_token","error_description":"expired"}'),
+        (404, "text/plain", b"Not Found"),
+        (503, "text/html", b""),
+    ],
+)
+async def test_a_servers_own_refusal_passes_as_it_is(status: int, media: str, body: bytes) -> None:
+    call = await legacy(
+        ToolAuthorizationMiddleware(Server(body, media=media, status=status), policy=POLICY), "tools/list"
+    )
+    assert (call.status, call.headers["content-type"], call.body) == (status, media, body)
+
+
 async def test_case_16_an_answer_under_another_id_is_filtered_too() -> None:
     server = Server({**result(tools=[{"name": "hidden"}, {"name": "echo"}]), "id": "1"}, media="text/event-stream")
     for method, params in (("tools/list", {}), ("tools/call", {"name": "echo"})):
