@@ -113,11 +113,12 @@ class TraceContextMiddleware(Member):
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         current = get_current()
+        listening = self._is_listening()
         # Without an SDK, an ambient context or a sent one there is nothing to do: an empty context has neither span
         # nor baggage.
-        if not self._is_listening() and not current and not carries_anything(exchange):
+        if not listening and not current and not carries_anything(exchange):
             return None
-        state = exchange.state[self] = _State()
+        state = _State()
         if exchange.era == "legacy":
             state.session = exchange.headers.get(_SESSION_HEADER)
         carried = Carried(exchange, current)
@@ -129,6 +130,8 @@ class TraceContextMiddleware(Member):
         pass_on(exchange, carried, own, members)
         if context is not current:
             state.token = attach(context)
+        if listening or state.token is not None:
+            exchange.state[self] = state
         return None
 
     def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
@@ -220,6 +223,10 @@ class TraceContextMiddleware(Member):
     def _end(self, exchange: Exchange, state: _State, session: str | None) -> None:
         """End the span and record the durations, where somebody listens."""
         span = state.span
+        measuring = self._instruments.is_recording()
+        if not measuring and not span.is_recording():
+            span.end()
+            return
         outcome = outcome_of(exchange)
         self._known.learn(exchange, outcome)
         if span.is_recording():
@@ -231,7 +238,7 @@ class TraceContextMiddleware(Member):
             if outcome.fault:
                 span.set_status(StatusCode.ERROR, outcome.text if content else None)
         span.end()
-        if self._instruments.is_recording():
+        if measuring:
             seconds = time.monotonic() - exchange.started
             labels = metric_labels(exchange, outcome, self._known)
             self._instruments.record_message(seconds, exchange.overhead, labels, state.context)
