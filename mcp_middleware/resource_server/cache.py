@@ -18,9 +18,6 @@ class TokenCache(Generic[Value]):
         self.size = size
         self._entries: OrderedDict[bytes, tuple[float, Value]] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     @staticmethod
     def digest(token: str) -> bytes:
         """The key of ``token``."""

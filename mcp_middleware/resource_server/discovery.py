@@ -68,7 +68,7 @@ def keys_url(metadata: dict[str, Any], issuer: str) -> str:
     The metadata must not send us to a private address: only the issuer's own host may be one.
     """
     try:
-        parts = absolute_url("jwks_uri", str(metadata.get("jwks_uri")).partition("?")[0])
+        parts = absolute_url("jwks_uri", metadata.get("jwks_uri"), query=True)
     except ConfigurationError as error:
         raise FetchError(str(error)) from None
     own = urlsplit(issuer).hostname or ""

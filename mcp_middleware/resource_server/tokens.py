@@ -69,7 +69,7 @@ class Issuer:
             allowed = ", ".join(sorted(ALGORITHMS))
             raise ConfigurationError(f"Issuer.algorithms is {self.algorithms!r}; it must be a list of: {allowed}")
         if self.jwks_uri is not None:
-            absolute_url("Issuer.jwks_uri", str(self.jwks_uri).partition("?")[0])
+            absolute_url("Issuer.jwks_uri", self.jwks_uri, query=True)
 
 
 def _strings(values: object) -> bool:

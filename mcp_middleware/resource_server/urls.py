@@ -12,17 +12,19 @@ _QUOTED: Final = frozenset('"\\<>^`{|}')
 """Characters that no URL holds unescaped (RFC 3986); some would end a quoted string in a challenge."""
 
 
-def absolute_url(place: str, value: object) -> SplitResult:
-    """The parts of an absolute URL: https (http on a loopback host), no user, query or fragment.
+def absolute_url(place: str, value: object, *, query: bool = False) -> SplitResult:
+    """The parts of an absolute URL: https (http on a loopback host), no user or fragment, a query only with ``query``.
 
-    Raises ConfigurationError naming ``place``. RFC 8707 section 2 and RFC 8414 section 2 forbid the fragment; a query
-    could not be told apart by path, so it is refused as well.
+    Raises ConfigurationError naming ``place``. RFC 8707 section 2 and RFC 8414 section 2 forbid the fragment of an
+    identifier; a query could not be told apart by path.
     """
-    rule = "it must be an absolute https URL (http only on a loopback host) without user, query and fragment"
+    forbidden = " #" if query else " ?#"
+    parts_forbidden = "user and fragment" if query else "user, query and fragment"
+    rule = f"it must be an absolute https URL (http only on a loopback host) without {parts_forbidden}"
     refused = ConfigurationError(f"{place} is {value!r}; {rule}")
     if not isinstance(value, str) or not value.isascii() or not value.isprintable():
         raise refused
-    if any(character in _QUOTED or character in " ?#" for character in value):
+    if any(character in _QUOTED or character in forbidden for character in value):
         raise refused
     try:
         parts = urlsplit(value)

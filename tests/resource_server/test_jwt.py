@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.resource_server import Issuer, IssuerUnavailableError, JWTVerifier
-from mcp_middleware.resource_server.discovery import FetchError, IssuerClient, discovery_urls, keys_url
+from mcp_middleware.resource_server import Issuer, IssuerUnavailableError, JWTVerifier, discovery
+from mcp_middleware.resource_server.discovery import FetchError, IssuerClient, IssuerKeys, discovery_urls, keys_url
 from mcp_middleware.testing import FakeClock
 from tests.resource_server.issuer import RESOURCE, LoopbackIssuer, SigningKey, b64, compact, signing_key
 from tests.support import serve
@@ -70,6 +70,8 @@ def test_where_metadata_may_be() -> None:
         "https://[fd00::1]/jwks",
         "file:///etc/passwd",
         "https://user:pass@keys.example.com/",
+        "https://keys.example.com/jwks?p=1#x",
+        "https://keys.example.com/jwks?p=\n",
     ],
 )
 def test_keys_are_not_fetched_from_just_anywhere(uri: Any) -> None:
@@ -327,6 +329,51 @@ async def test_an_issuer_that_hangs_holds_nobody_up_who_has_a_known_key(issuer: 
         assert await verifier.verify_token(token) is not None
         assert await verifier.verify_token(issuer.token(jti="2")) is not None
     await verifier.aclose()
+
+
+async def test_an_issuer_that_hangs_from_the_start_is_given_up(
+    issuer: LoopbackIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "_TIMEOUT", 0.05)
+    issuer.open.clear()
+    verifier = verifier_for(issuer)
+    with pytest.raises(IssuerUnavailableError):
+        await verifier.verify_token(issuer.token())
+    asked = dict(issuer.fetches)
+    with pytest.raises(IssuerUnavailableError):
+        await verifier.verify_token(issuer.token())
+    assert dict(issuer.fetches) == asked
+
+
+async def test_a_fault_of_ours_is_an_outage_too_and_not_repeated_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    class BrokenClient(IssuerClient):
+        asked = 0
+
+        async def get(self, url: str) -> bytes:
+            self.asked += 1
+            raise RuntimeError("unforeseen")
+
+    client = BrokenClient()
+    keys = IssuerKeys(
+        "https://a.example",
+        client,
+        jwks_uri="https://a.example/",
+        lifetime=1,
+        staleness=1,
+        cooldown=1,
+        clock=FakeClock(),
+    )
+    for _ in range(2):
+        with pytest.raises(IssuerUnavailableError):
+            await keys.find("k1", "ES256", lambda _: True)
+    assert client.asked == 1
+    assert "unforeseen" in caplog.text
+
+
+async def test_an_address_that_cannot_be_fetched_is_a_failure() -> None:
+    for url in ("https://127.0.0.1:1/", "http://[", "gopher://127.0.0.1/"):
+        with pytest.raises(FetchError):
+            await IssuerClient().get(url)
 
 
 async def test_an_unknown_key_during_an_outage_is_nobodys_fault(issuer: LoopbackIssuer) -> None:
