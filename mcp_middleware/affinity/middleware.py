@@ -124,7 +124,7 @@ class SessionAffinityMiddleware(Member):
         if use is None:
             if self._sessions.has_ended(exchange.session):
                 return "session_ended"
-            use = Use(token, session, endpoint, agent, now)
+            use = Use(token, session, endpoint=endpoint, path=exchange.path, agent=agent, now=now)
             self._sessions.learn(use, now)
         elif self._sessions.is_idle(use, now):
             self._sessions.end(use)
@@ -159,10 +159,13 @@ class SessionAffinityMiddleware(Member):
                 headers.append((_SESSION_HEADER, held.token))
         if not isinstance(held, Use):
             return
-        if exchange.http_method == "DELETE" and (200 <= status < 300 or status == 404):
+        lost = (
+            status == 404 and exchange.path == held.path
+        )  # with a slash more, it may be the router that knows nothing
+        if exchange.http_method == "DELETE" and (lost or 200 <= status < 300):
             self._sessions.end(held)
-        elif status == 404:
-            self._sessions.forget(held)  # the server has lost it; the next answer is the server's as well
+        elif lost:
+            self._sessions.forget(held)  # the next answer is the server's as well
 
     def _open(self, exchange: Exchange, opening: _Opening, upstream: list[bytes]) -> _Opening | Use:
         """The new session, remembered as in use by this request; without one where the server's id is not fit."""
@@ -175,7 +178,8 @@ class SessionAffinityMiddleware(Member):
             return opening
         now = self._clock()
         session = Session(self._instance, value, bind_caller(opening.agent), now, now + self._lifetime)
-        use = Use(self._keys.seal(session, opening.endpoint), session, opening.endpoint, opening.agent, now)
+        token = self._keys.seal(session, opening.endpoint)
+        use = Use(token, session, endpoint=opening.endpoint, path=exchange.path, agent=opening.agent, now=now)
         self._sessions.open(use)
         self._sessions.enter(use, now)
         exchange.state[self] = use

@@ -24,12 +24,14 @@ share its id, and must not use up each other's places."""
 class Use:
     """A session that this process remembers."""
 
-    __slots__ = ("agent", "endpoint", "name", "requests", "session", "token", "used")
+    __slots__ = ("agent", "endpoint", "name", "path", "requests", "session", "token", "used")
 
-    def __init__(self, token: bytes, session: Session, endpoint: str, agent: Agent, now: float) -> None:
+    def __init__(self, token: bytes, session: Session, *, endpoint: str, path: str, agent: Agent, now: float) -> None:
         self.token = token
         self.session = session
         self.endpoint = endpoint
+        self.path = path
+        """Where its first request was served, to the letter; only there can a 404 be about the session."""
         self.agent = agent
         self.name = name_session(token)
         self.used = now

@@ -237,6 +237,22 @@ async def test_a_session_the_server_lost_is_the_servers_to_refuse(stack: Stack, 
     assert server.received[-1] == [UPSTREAM]
 
 
+async def test_case_22_a_404_of_the_router_makes_no_room(stack: Stack, server: Server) -> None:
+    """The path with a slash more is the same endpoint, for servers that redirect; others know nothing there."""
+    session = await stack.open()
+    await stack.open()
+    server.status = 404
+    for response in (
+        await stack.ping(session, url=URL + "/"),
+        await stack.http.delete(URL + "/", headers=headers_for(era="legacy", token=ALICE, session=session)),
+    ):
+        assert response.status_code == 404
+        assert server.received[-1] == [UPSTREAM]
+    server.status = 200
+    assert (await stack.initialize()).status_code == 429
+    assert (await stack.ping(session)).status_code == 200
+
+
 async def test_a_session_outlives_a_restart(start: Callable[..., Stack], clock: FakeClock) -> None:
     """Nothing is stored: the sealed id is enough. Idle time starts anew, the lifetime does not."""
     session = await start(idle=600, lifetime=3600).open()

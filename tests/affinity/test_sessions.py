@@ -19,7 +19,14 @@ _serial = count()
 
 def use_of(agent: Agent, now: float, lifetime: float = 1000.0) -> Use:
     token = b"token-%d" % next(_serial)
-    return Use(token, Session("", b"upstream", bytes(16), now, now + lifetime), "/mcp", agent, now)
+    return Use(
+        token,
+        Session("", b"upstream", bytes(16), now, now + lifetime),
+        endpoint="/mcp",
+        path="/mcp",
+        agent=agent,
+        now=now,
+    )
 
 
 def opened(table: SessionTable, agent: Agent, now: float, lifetime: float = 1000.0) -> Use:
@@ -120,7 +127,7 @@ def test_a_session_forgotten_and_learnt_again_ends_once_and_leaves_nothing() -> 
     first = opened(table, ALICE, 0.0)
     table.enter(first, 0.0)
     table.forget(first)
-    again = Use(first.token, first.session, first.endpoint, first.agent, 1.0)
+    again = Use(first.token, first.session, endpoint="/mcp", path="/mcp", agent=first.agent, now=1.0)
     table.learn(again, 1.0)
     table.end(first)
     table.leave(first, 2.0)
@@ -173,7 +180,14 @@ def test_a_session_costs_less_than_four_kibibytes() -> None:
             token = b"%0172d" % number
             agent = ("https://login.example.com/" + str(number), f"agent-{number}", f"user-{number}")
             session = Session("pod-1", b"%032d" % number, b"%016d" % number, number + 0.5, number + 1e6)
-            use = Use(token, session, f"/servers/{number}/mcp", agent, number + 0.25)
+            use = Use(
+                token,
+                session,
+                endpoint=f"/servers/{number}/mcp",
+                path=f"/servers/{number}/mcp",
+                agent=agent,
+                now=number + 0.25,
+            )
             assert table.reserve(agent, 0.0) is None
             table.open(use)
         used = tracemalloc.get_traced_memory()[0] - before
@@ -239,7 +253,7 @@ class Table(RuleBasedStateMachine):
         elif what == "forget":
             self.table.forget(use)
         elif self.table.find(use.token) is None:
-            again = Use(use.token, use.session, use.endpoint, use.agent, self.now)
+            again = Use(use.token, use.session, endpoint="/mcp", path="/mcp", agent=use.agent, now=self.now)
             self.table.learn(again, self.now)
             self.uses.append(again)
 
