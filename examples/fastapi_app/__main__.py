@@ -24,7 +24,7 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from .agent import Agent, Credentials
+from .agent import Agent
 from .story import Story
 
 START_SECONDS = 30.0
@@ -59,8 +59,8 @@ def register(issuer: str, clients_file: Path) -> dict[str, Agent]:
     clients_file.touch(mode=0o600)
     clients_file.write_text(json.dumps(clients))
     return {
-        "reporter": Agent(Credentials("reporter", issuer, secret=secret)),
-        "archivist": Agent(Credentials("archivist", issuer, private_key=private_key)),
+        "reporter": Agent("reporter", issuer, secret=secret),
+        "archivist": Agent("archivist", issuer, private_key=private_key),
     }
 
 
@@ -144,7 +144,7 @@ def print_trail(trail: Path) -> None:
 def serve(agents: dict[str, Agent], home: Path) -> None:
     """Wait for Ctrl-C."""
     print(f"\nThe servers stay up until Ctrl-C; their logs and the audit trail are in {home}")
-    reporter = agents["reporter"].credentials
+    reporter = agents["reporter"]
     print(f"An agent to try with: client_id {reporter.client_id}, client_secret {reporter.secret}")
     with suppress(KeyboardInterrupt):
         while True:

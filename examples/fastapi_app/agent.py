@@ -20,53 +20,24 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from mcp.shared.exceptions import MCPError
 
-__all__ = ["Agent", "Call", "Conversation", "Credentials", "Era"]
+__all__ = ["Agent", "Call", "Conversation", "Era", "TokenMemory"]
 
 Era = Literal["legacy", "modern"]
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What an agent was given when it was registered: a secret, or a private key (PEM) of its own.
-
-    ``issuer`` is where they are good: the client sends them nowhere else, wherever a server may point.
-    """
-
-    client_id: str
-    issuer: str
-    secret: str | None = None
-    private_key: str | None = None
-
-    @property
-    def method(self) -> str:
-        """How the client proves itself, by the name the OAuth registry has for it."""
-        return "private_key_jwt" if self.private_key else "client_secret_basic"
-
-    def provider(self, url: str) -> httpx2.Auth:
-        """The SDK's OAuth provider for one server."""
-        storage = TokenMemory()
-        if self.private_key:
-            signer = SignedJWTParameters(
-                issuer=self.client_id, subject=self.client_id, signing_key=self.private_key, signing_algorithm="ES256"
-            )
-            return PrivateKeyJWTOAuthProvider(
-                url, storage, self.client_id, signer.create_assertion_provider(), issuer=self.issuer
-            )
-        return ClientCredentialsOAuthProvider(url, storage, self.client_id, self.secret or "", issuer=self.issuer)
-
-
 @dataclass(slots=True)
 class TokenMemory:
-    """Where the provider keeps its token: as long as the conversation lasts."""
+    """Where the SDK's provider keeps its tokens: for as long as a conversation lasts."""
 
-    tokens: OAuthToken | None = None
+    tokens: list[OAuthToken] = field(default_factory=list)
+    """All that were granted; the last one is in use."""
     client: OAuthClientInformationFull | None = None
 
     async def get_tokens(self) -> OAuthToken | None:
-        return self.tokens
+        return self.tokens[-1] if self.tokens else None
 
     async def set_tokens(self, tokens: OAuthToken) -> None:
-        self.tokens = tokens
+        self.tokens.append(tokens)
 
     async def get_client_info(self) -> OAuthClientInformationFull | None:
         return self.client
@@ -85,17 +56,17 @@ class Call:
     """Seconds, where the server named a time to come back at."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """An agent connected to one server."""
 
     client: Client
-    granted: list[str] = field(default_factory=list)
-    """The scopes of each token it was given, in order."""
+    memory: TokenMemory
 
     @property
-    def version(self) -> str:
-        return self.client.protocol_version
+    def scopes(self) -> str:
+        """What the token in use is good for."""
+        return self.memory.tokens[-1].scope or ""
 
     async def tools(self) -> list[str]:
         """The tools the server shows this agent."""
@@ -105,37 +76,56 @@ class Conversation:
         """Call a tool; a refusal is an answer too."""
         try:
             result = await self.client.call_tool(tool, arguments)
-        except MCPError as error:
-            data = error.error.data if isinstance(error.error.data, dict) else {}
-            wait = data.get("retryAfterMs")
-            return Call(
-                error=f"{error.error.code} {error.error.message}", retry_after=wait / 1000 if wait is not None else None
-            )
+        except MCPError as refused:
+            data = refused.error.data if isinstance(refused.error.data, dict) else {}
+            wait = data["retryAfterMs"] / 1000 if "retryAfterMs" in data else None
+            return Call(error=f"{refused.error.code} {refused.error.message}", retry_after=wait)
         text = "\n".join(part.text for part in result.content if part.type == "text")
         return Call(error=text) if result.is_error else Call(text)
+
+    async def show_token_to(self, url: str) -> Call:
+        """Use the token in hand at another server."""
+        headers = {"authorization": f"Bearer {self.memory.tokens[-1].access_token}"}
+        async with httpx2.AsyncClient(headers=headers) as http:
+            response = await http.get(url)
+        challenge = response.headers.get("www-authenticate", "").partition(",")[0]
+        return Call(error=f"HTTP {response.status_code} {challenge}") if response.is_error else Call(response.text)
 
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """An agent with its credentials."""
+    """An agent, with what it was given when it was registered: a secret, or a private key (PEM) of its own.
 
-    credentials: Credentials
+    ``issuer`` is where they are good: the client sends them nowhere else, wherever a server may point.
+    """
+
+    client_id: str
+    issuer: str
+    secret: str | None = field(default=None, repr=False)
+    private_key: str | None = field(default=None, repr=False)
+
+    @property
+    def method(self) -> str:
+        """How the agent proves itself, by its name in RFC 7591."""
+        return "private_key_jwt" if self.private_key else "client_secret_basic"
 
     @asynccontextmanager
     async def connect(self, url: str, era: Era) -> AsyncIterator[Conversation]:
         """Talk to the server at ``url``: with the handshake of 2025-11-25, or as 2026-07-28 does it."""
-        granted: list[str] = []
-
-        async def note_token(response: httpx2.Response) -> None:
-            if response.request.url.path == "/token" and response.status_code == 200:
-                await response.aread()
-                granted.append(response.json()["scope"])
-
-        async with httpx2.AsyncClient(
-            auth=self.credentials.provider(url),
-            event_hooks={"response": [note_token]},
-            timeout=httpx2.Timeout(10.0, read=60.0),
-        ) as http:
+        memory = TokenMemory()
+        timeout = httpx2.Timeout(10.0, read=60.0)
+        async with httpx2.AsyncClient(auth=self._provider(url, memory), timeout=timeout) as http:
             transport = streamable_http_client(url, http_client=http)
             async with Client(transport, mode="legacy" if era == "legacy" else "auto") as client:
-                yield Conversation(client, granted)
+                yield Conversation(client, memory)
+
+    def _provider(self, url: str, memory: TokenMemory) -> httpx2.Auth:
+        """The SDK's client-credentials provider for one server."""
+        if self.private_key is None:
+            secret = self.secret or ""
+            return ClientCredentialsOAuthProvider(url, memory, self.client_id, secret, issuer=self.issuer)
+        signer = SignedJWTParameters(
+            issuer=self.client_id, subject=self.client_id, signing_key=self.private_key, signing_algorithm="ES256"
+        )
+        assertions = signer.create_assertion_provider()
+        return PrivateKeyJWTOAuthProvider(url, memory, self.client_id, assertions, issuer=self.issuer)

@@ -48,7 +48,7 @@ def create_app(*, origin: str, issuer: str, audit: Path) -> FastAPI:
             Middleware(OAuthResourceServerMiddleware, resource=resource, issuers=[issuer], scopes=[SCOPE]),
             Middleware(
                 RateLimitMiddleware,
-                requests=Rate("30/minute", burst=12),
+                requests=Rate("30/minute", burst=20),
                 tokens="20000/minute",
                 storage=storage,  # one for both servers: an agent has one budget
             ),

@@ -33,19 +33,20 @@ class Story:
         """Legacy era, FastMCP: tools that are hidden, and a scope obtained on the way."""
         self.title(self.reporter, "reads files", self.files, "legacy")
         async with self.reporter.connect(self.files, "legacy") as talk:
-            self.say("token", talk.granted[0], "from the issuer that the server's 401 led to")
+            self.say("token", talk.scopes, "from the issuer that the server's 401 led to")
             self.say("sees", ", ".join(await talk.tools()), "what the policy gives it; the server has more")
             self.allowed("read_file agenda.txt", await talk.call("read_file", name="agenda.txt"))
-            self.say("step-up", talk.granted[-1], "that tool takes one scope more: 403, a new token, and again")
+            self.say("step-up", talk.scopes, "that tool takes one scope more: 403, a new token, and again")
             self.denied("delete_file draft.txt", await talk.call("delete_file", name="draft.txt"))
             self.denied("no_such_tool", await talk.call("no_such_tool"))
             self.say("", "", "the same answer: nobody learns what is hidden")
+            self.denied("its token, at the notes", await talk.show_token_to(self.notes))
 
     async def write_notes(self) -> None:
         """Modern era, the SDK: the same policy, and an identity that reaches the tool."""
         self.title(self.reporter, "writes notes", self.notes, "modern")
         async with self.reporter.connect(self.notes, "modern") as talk:
-            self.say("token", talk.granted[0], "another one: a token is good for one server")
+            self.say("token", talk.scopes, "another one: each is good for one server")
             self.allowed("search_notes report", await talk.call("search_notes", text="report"))
             self.allowed("add_note Done.", await talk.call("add_note", text="Done."))
             self.denied("purge_notes", await talk.call("purge_notes"))
@@ -54,7 +55,7 @@ class Story:
         """Modern era, FastMCP: a key instead of a secret, a role instead of scopes, and a deny that holds even so."""
         self.title(self.archivist, "administers files", self.files, "modern")
         async with self.archivist.connect(self.files, "modern") as talk:
-            self.say("token", talk.granted[0], "with the role admin")
+            self.say("token", talk.scopes, "with the role admin")
             self.say("sees", ", ".join(await talk.tools()), "all but what is denied to everyone")
             self.allowed("delete_file draft.txt", await talk.call("delete_file", name="draft.txt"))
             self.denied("purge_files", await talk.call("purge_files"))
@@ -79,7 +80,7 @@ class Story:
     def title(self, agent: Agent, does: str, url: str, era: Era) -> None:
         """Open a chapter."""
         version = "2025-11-25, with a session" if era == "legacy" else "2026-07-28, without sessions"
-        print(f"\n{agent.credentials.client_id} ({agent.credentials.method}) {does}")
+        print(f"\n{agent.client_id} ({agent.method}) {does}")
         print(f"{url}, MCP {version}\n")
 
     def allowed(self, what: str, call: Call) -> None:
