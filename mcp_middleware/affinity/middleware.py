@@ -159,9 +159,8 @@ class SessionAffinityMiddleware(Member):
                 headers.append((_SESSION_HEADER, held.token))
         if not isinstance(held, Use):
             return
-        lost = (
-            status == 404 and exchange.path == held.path
-        )  # with a slash more, it may be the router that knows nothing
+        # On the same endpoint with a slash more, a 404 may be the router's and say nothing about the session.
+        lost = status == 404 and exchange.path == held.path
         if exchange.http_method == "DELETE" and (lost or 200 <= status < 300):
             self._sessions.end(held)
         elif lost:
