@@ -41,7 +41,7 @@ class Plan:
 
     @staticmethod
     def quick() -> "Plan":
-        return Plan(rounds=3, seconds=0.15, sizes=(_KB // 10,))
+        return Plan(rounds=3, seconds=0.12, sizes=(_KB // 10,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -48,16 +47,12 @@ class _LastSpans(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-def _record_telemetry() -> None:
-    provider = TracerProvider()
-    provider.add_span_processor(BatchSpanProcessor(_LastSpans()))
-    trace.set_tracer_provider(provider)
-    metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()]))
-
-
 def _tracing(app: ASGIApp) -> ASGIApp:
-    _record_telemetry()
-    return TraceContextMiddleware(app)
+    """With providers of its own: what a server under it traces by itself is not recorded, as in the bare server."""
+    tracer_provider = TracerProvider()
+    tracer_provider.add_span_processor(BatchSpanProcessor(_LastSpans()))
+    meter_provider = MeterProvider([InMemoryMetricReader()])
+    return TraceContextMiddleware(app, tracer_provider=tracer_provider, meter_provider=meter_provider)
 
 
 def members(issuer: str, directory: Path) -> dict[str, Callable[[ASGIApp], ASGIApp]]:
