@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from mcp_middleware.message import Message, Request
 
-__all__ = ["MAX_SUBSCRIPTIONS", "METHODS", "question", "questions"]
+__all__ = ["LEGACY_ONLY", "MAX_SUBSCRIPTIONS", "METHODS", "about", "question", "questions"]
 
 METHODS: Final = {
     # The protocol itself: open to every caller.
@@ -42,6 +42,8 @@ METHODS: Final = {
 """Every request that a client may send (2024-11-05 to 2026-07-28, and the tasks extension), and how it is judged.
 A method that is not here has no target; only a policy whose default is to allow lets it pass."""
 
+LEGACY_ONLY: Final = frozenset({"resources/subscribe", "resources/unsubscribe", "tasks/result", "tasks/list"})
+"""Judged methods that 2026-07-28 has no more: there nobody is told more of them than that."""
 MAX_SUBSCRIPTIONS: Final = 1000
 """Resources that one request may subscribe to: what one request may cost to judge."""
 
@@ -69,12 +71,12 @@ def questions(message: Message) -> tuple[Request, ...] | None:
         case "target":
             return (message,)
         case "tasks":
-            return (_about(message, "task", message.target),)
+            return (about(message, "task", message.target),)
         case "reference":
             return _reference(message)
         case "subscriptions":
             return _subscriptions(message)
-    return (_about(message, None, None),)
+    return (about(message, None, None),)
 
 
 def question(method: str, kind: str, target: str) -> Request:
@@ -83,7 +85,8 @@ def question(method: str, kind: str, target: str) -> Request:
     return Request({}, params, {}, method, 0, target, kind)
 
 
-def _about(message: Request, kind: str | None, target: str | None) -> Request:
+def about(message: Request, kind: str | None, target: str | None) -> Request:
+    """``message`` as a question for one target."""
     return msgspec.structs.replace(message, target_kind=kind, target=target)
 
 
@@ -96,7 +99,7 @@ def _reference(message: Request) -> tuple[Request, ...] | None:
             kind, target = "template", message.text("ref", "uri")
         case _:
             return None
-    return None if target is None else (_about(message, kind, target),)
+    return None if target is None else (about(message, kind, target),)
 
 
 def _subscriptions(message: Request) -> tuple[Request, ...] | None:
@@ -112,7 +115,7 @@ def _subscriptions(message: Request) -> tuple[Request, ...] | None:
             elif key.replace("_", "").casefold() == _RESOURCE_FILTER.casefold():
                 return None  # the MCP SDK for Python reads resource_subscriptions as well
             elif value not in _SWITCHES:
-                asked.append(_about(message, None, None))  # names something, and nobody here knows what
+                asked.append(about(message, None, None))  # names something, and nobody here knows what
     except msgspec.DecodeError:
         return None
     return tuple(asked)

@@ -12,7 +12,7 @@ from mcp_middleware.message import Request, ServerMessage
 from mcp_middleware.types import Headers, Rejection
 
 from .lists import LISTS, ItemList, filtered, list_in, private
-from .methods import question, questions
+from .methods import about, question, questions
 from .policy import Authorizer, Policy, combine
 from .refusals import refusal, unified, unreadable
 
@@ -71,6 +71,7 @@ class ToolAuthorizationMiddleware(Member):
             for one, said in zip(asked, decisions, strict=True)
             if (said.allowed, said.visible) == (decision.allowed, decision.visible)
         )
+        judged = about(request, judged.target_kind, judged.target)
         if decision.allowed:
             exchange.state[self] = judged
             return None

@@ -12,7 +12,7 @@ from mcp_middleware import errors
 from mcp_middleware.message import Request, ServerMessage
 from mcp_middleware.types import Decision, Era, Rejection
 
-from .methods import MAX_SUBSCRIPTIONS
+from .methods import LEGACY_ONLY, MAX_SUBSCRIPTIONS
 
 __all__ = ["refusal", "unified", "unreadable"]
 
@@ -92,16 +92,15 @@ def unified(answer: ServerMessage, request: Request, era: Era) -> ServerMessage:
 
 
 def _unknown(request: Request, era: Era) -> _Unknown:
+    code, message, data = errors.METHOD_NOT_FOUND, "Method not found", None
+    if era == "modern" and request.method in LEGACY_ONLY:
+        return _Unknown(_status(code, era), code, message)
     match request.target_kind:
-        case "tool" | "prompt" | "task" as kind:
-            code, message, data = errors.INVALID_PARAMS, f"Unknown {kind}: {request.target}", None
-            if request.target is None:  # the list of all tasks
-                code, message = errors.METHOD_NOT_FOUND, "Method not found"
         case "resource" | "template":
             code = errors.RESOURCE_NOT_FOUND if era == "legacy" else errors.INVALID_PARAMS
             message, data = "Resource not found", {"uri": request.target}
-        case _:
-            code, message, data = errors.METHOD_NOT_FOUND, "Method not found", None
+        case "tool" | "prompt" | "task" as kind if request.target is not None:
+            code, message = errors.INVALID_PARAMS, f"Unknown {kind}: {request.target}"
     return _Unknown(_status(code, era), code, message, data)
 
 

@@ -90,11 +90,15 @@ async def test_case_11_hidden_targets_answer_exactly_as_unknown_ones(
         ("tools/call", "name", "secret_key", "nothing"),
         ("resources/read", "uri", "file:///srv/secret/b", "file:///srv/nothing"),
     ]:
-        answers = []
+        answers, kept = [], []
         for name in (hidden, unknown):
             response = await raw.ask(method, {key: name})
             answers.append((response.status_code, str(answer_of(response)).replace(name, "NAME")))
+            kept.append(
+                {key: value for key, value in response.headers.items() if key not in ("date", "content-length")}
+            )
         assert answers[0] == answers[1]
+        assert era == "legacy" or kept[0] == kept[1], "a legacy server answers calls in an event stream"
         assert answers[0][0] == (200 if era == "legacy" else 400)
 
 
@@ -164,7 +168,9 @@ async def test_case_17_without_a_rule_nothing_is_open(url: str, http: httpx2.Asy
         ("vendor/secrets", {}, "Method not found"),
         ("subscriptions/listen", {"notifications": {"resourceSubscriptions": ["file:///a"]}}, "Resource not found"),
     ]
+    removed = {"resources/subscribe", "resources/unsubscribe"} if era == "modern" else set()
     for method, params, text in cases:
+        text = "Method not found" if method in removed else text
         assert answer_of(await raw.ask(method, params))["error"]["message"] == text, method
 
 
