@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
-from mcp_middleware.errors import UNAUTHORIZED, UNAVAILABLE, ConfigurationError
+from mcp_middleware.errors import INVALID_REQUEST, UNAUTHORIZED, UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.types import AccessToken, Document, Rejection, TokenVerifier
@@ -15,6 +15,7 @@ from .discovery import IssuerUnavailableError
 from .identity import hand_on, principal_of
 from .jwt import JWTVerifier
 from .metadata import ProtectedResource, metadata_answer, server_paths
+from .origins import AllowedOrigins
 from .tokens import Issuer
 
 __all__ = ["OAuthResourceServerMiddleware"]
@@ -28,7 +29,8 @@ class OAuthResourceServerMiddleware(Member):
     ``resource`` is the URL clients connect to, and the audience of their tokens. ``issuers`` are the authorization
     servers whose JWTs count; ``verifier`` is any other way to verify a token, in their place. ``scopes`` are what
     every request needs. ``authorization_servers`` are listed in the metadata document: the issuers, where nothing is
-    said; a verifier that does not know any needs the option.
+    said; a verifier that does not know any needs the option. ``allowed_origins`` are the web origins besides the
+    resource's own whose pages may call, ``"*"`` all.
 
     Every request needs a token, whatever its path and method, except the metadata document's (RFC 9728). Refusals
     are those of RFC 6750 with MCP's additions (B2, B8 to B12). Raises ConfigurationError.
@@ -45,6 +47,7 @@ class OAuthResourceServerMiddleware(Member):
         scopes: Sequence[str] = (),
         verifier: TokenVerifier | None = None,
         authorization_servers: Sequence[str] = (),
+        allowed_origins: Sequence[str] = (),
         bounds: Bounds | None = None,
     ) -> None:
         super().__init__(app, bounds=bounds)
@@ -62,6 +65,7 @@ class OAuthResourceServerMiddleware(Member):
         servers = authorization_servers or getattr(verifier, "authorization_servers", ())
         self._resource = ProtectedResource(resource, authorization_servers=servers, scopes=scopes)
         self._required = frozenset(self._resource.scopes)
+        self._origins = AllowedOrigins(resource, allowed_origins)
         self._hand_on = hand_on()
 
     async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
@@ -69,6 +73,8 @@ class OAuthResourceServerMiddleware(Member):
         exchange.principal = None
         if not self._resource.paths.isdisjoint(server_paths(exchange.scope)):
             return metadata_answer(self._resource.body, exchange.http_method)
+        if b"origin" in exchange.repeated or not self._origins.allow(exchange.headers.get(b"origin")):
+            return Rejection(403, INVALID_REQUEST, "The Origin of this request is not allowed here", "bad_origin")
         token = await self._authenticate(exchange)
         if isinstance(token, Rejection):
             return token
