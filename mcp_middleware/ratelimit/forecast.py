@@ -44,6 +44,10 @@ class Forecast:
         self._start = start
         self._windows: dict[str, _Window] = {}
 
+    def __len__(self) -> int:
+        """Names that are kept."""
+        return len(self._windows)
+
     def guess(self, name: str) -> int:
         """Output tokens to expect."""
         window = self._windows.get(name) or self._windows.get(_OTHERS)

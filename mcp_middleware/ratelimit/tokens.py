@@ -135,7 +135,7 @@ def input_tokens(request: Request, counter: TokenCounter) -> int:
 def output_tokens(request: Request, answer: ServerMessage, counter: TokenCounter) -> int:
     """Tokens of what a caller's model is going to read."""
     if answer.error is not None:
-        return counter.count(answer.error.message)
+        return _count(counter, answer.error.message)
     if not isinstance(answer.result, Raw):
         return 0
     try:
@@ -161,7 +161,7 @@ def _content_tokens(blocks: Iterable[Content], counter: TokenCounter) -> int:
 
 def _content_block_tokens(block: Content, counter: TokenCounter) -> int:
     if block.text is not None:
-        return counter.count(block.text)
+        return _count(counter, block.text)
     if block.resource:
         return _block_tokens(_block.decode(block.resource), counter)
     if block.data is not None:
@@ -171,13 +171,13 @@ def _content_block_tokens(block: Content, counter: TokenCounter) -> int:
 
 def _block_tokens(block: _Block, counter: TokenCounter) -> int:
     if block.text is not None:
-        return counter.count(block.text)
+        return _count(counter, block.text)
     media = (block.mime_type or "").partition("/")[0]
     if media == "image":
         return IMAGE_TOKENS
     if media == "audio":
         return AUDIO_TOKENS
-    return counter.count(block.blob or "")
+    return _count(counter, block.blob or "")
 
 
 def _json_tokens(raw: Raw, counter: TokenCounter) -> int:
@@ -185,4 +185,12 @@ def _json_tokens(raw: Raw, counter: TokenCounter) -> int:
     if b"\\u" in data:
         with suppress(msgspec.DecodeError, RecursionError):  # else counted with its escapes
             data = _encode(_any.decode(data))
-    return counter.count(data.decode("utf-8", "replace"))
+    return _count(counter, data.decode("utf-8", "replace"))
+
+
+def _count(counter: TokenCounter, text: str) -> int:
+    """A user's counter is not trusted with the buckets: a negative number would fill them."""
+    tokens = counter.count(text)
+    if not isinstance(tokens, int) or tokens < 0:
+        raise ValueError(f"the token counter answered {tokens!r}; it must be an integer of at least 0")
+    return tokens

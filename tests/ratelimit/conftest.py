@@ -1,0 +1,121 @@
+"""A server whose answers a test chooses, callers it names, and a clock it moves."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import pytest
+
+from mcp_middleware.ratelimit import RateLimitMiddleware
+from mcp_middleware.storage import MemoryStorage
+from mcp_middleware.testing import FakeClock
+from tests.core.asgi import Call, rpc
+
+ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Server:
+    """Answers each request with ``result``, once ``gate`` is open, or with nothing but ``status``."""
+
+    def __init__(self) -> None:
+        self.result: Any = {"content": [{"type": "text", "text": "x" * 100}]}
+        self.error: Any = None
+        self.status = 200
+        self.sse = False
+        self.raises: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.entered = asyncio.Event()
+        self.received: list[dict[str, Any]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] != "POST":
+            await self._send(send, b"", "text/plain")
+            return
+        message = json.loads((await receive())["body"])
+        self.received.append(message)
+        self.entered.set()
+        await self.gate.wait()
+        if self.raises is not None:
+            raise self.raises
+        if self.status != 200 or "id" not in message:
+            await self._send(send, b"", "text/plain")
+            return
+        kind = {"result": self.result} if self.error is None else {"error": self.error}
+        data = json.dumps({"jsonrpc": "2.0", "id": message["id"], **kind}).encode()
+        if self.sse:
+            await self._send(send, b"data: " + data + b"\n\n", "text/event-stream")
+        else:
+            await self._send(send, data, "application/json")
+
+    async def _send(self, send: Any, body: bytes, media: str) -> None:
+        await send(
+            {"type": "http.response.start", "status": self.status, "headers": [(b"content-type", media.encode())]}
+        )
+        await send({"type": "http.response.body", "body": body})
+
+
+class Caller:
+    """Sets the user as another framework's authentication does: ``caller: client`` or ``client subject issuer``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        named = dict(scope["headers"]).get(b"caller")
+        if named is not None:
+            client, subject, issuer = [*named.decode().split(), None, None][:3]
+            token = SimpleNamespace(
+                client_id=client, subject=subject, scopes=[], expires_at=None, claims={"iss": issuer}
+            )
+            scope["user"] = SimpleNamespace(access_token=token)
+        await self.app(scope, receive, send)
+
+
+class Characters:
+    """A counter whose answer a test can tell by hand."""
+
+    def count(self, text: str) -> int:
+        return len(text)
+
+
+class Stack:
+    """A limiter around a ``Server``, and how to call it."""
+
+    def __init__(self, clock: FakeClock, **options: Any) -> None:
+        self.server = Server()
+        self.storage = MemoryStorage(clock=clock)
+        self.limiter = RateLimitMiddleware(
+            self.server, storage=self.storage, counter=Characters(), **{"initial_output_tokens": 100, **options}
+        )
+        self.app = Caller(self.limiter)
+
+    def prepare(self, method: str = "tools/call", caller: str | None = "agent", **params: Any) -> Call:
+        """A call that has not run."""
+        if method == "tools/call":
+            params.setdefault("name", "tool")
+        body = rpc(method, params or None, None if method.startswith("notifications/") else 7)
+        return Call(self.app, body, headers={} if caller is None else {"caller": caller})
+
+    async def call(self, method: str = "tools/call", caller: str | None = "agent", **params: Any) -> Call:
+        """A call and its answer."""
+        return await self.prepare(method, caller, **params).run()
+
+    async def left(self, caller: str = "agent") -> tuple[int, int]:
+        """Requests and tokens left after one more request without tokens."""
+        fields = (await self.call("tools/list", caller)).headers["ratelimit"]
+        values = dict(item.split(";r=") for item in fields.split(", "))
+        return int(values['"requests"']), int(values['"tokens"'])
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def make(clock: FakeClock) -> Callable[..., Stack]:
+    """Builds a Stack with the test's clock."""
+    return lambda **options: Stack(clock, **options)

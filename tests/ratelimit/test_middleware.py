@@ -1,0 +1,378 @@
+"""What is charged, what is refused and how, and what is settled."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mcp_middleware.errors import INVALID_PARAMS, RATE_LIMITED
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.member import Member
+from mcp_middleware.ratelimit import Rate
+from mcp_middleware.testing import FakeClock
+from mcp_middleware.types import Rejection, Usage
+from tests.core.asgi import Call, rpc
+
+from .conftest import Stack
+
+Make = Callable[..., Stack]
+INPUT = len('"tool"')
+OUTPUT = 100
+
+
+class Judge(Member):
+    """Stands in the place of tool authorization: refuses on request, and sees what the limiter wrote."""
+
+    stage = "authorization"
+    refuse = False
+
+    async def on_request(self, exchange: Exchange) -> Rejection | None:
+        return Rejection(200, INVALID_PARAMS, "Unknown tool: tool", "not_allowed") if self.refuse else None
+
+
+class Reader(Member):
+    """Stands in the place of the audit log."""
+
+    stage = "audit"
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self.usages: list[Usage | None] = []
+        self.rejections: list[Rejection | None] = []
+
+    async def on_finish(self, exchange: Exchange) -> None:
+        self.usages.append(exchange.usage)
+        self.rejections.append(exchange.rejection)
+
+
+async def test_a_refusal_is_429_with_retry_after_and_an_error_with_the_id(make: Make) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute")
+    for _ in range(60):
+        assert (await stack.call("tools/list")).status == 200
+    refused = await stack.call("tools/list")
+    assert refused.status == 429
+    assert refused.headers["retry-after"] == "1"
+    assert refused.headers["ratelimit"] == '"requests";r=0;t=1'
+    assert refused.headers["ratelimit-policy"] == '"requests";q=60;w=60, "tokens";q=5000;w=60'
+    assert refused.json["id"] == 7
+    assert refused.json["error"]["code"] == RATE_LIMITED
+    assert refused.json["error"]["data"] == {"dimension": "requests", "limit": 60, "remaining": 0, "retryAfterMs": 1000}
+    assert len(stack.server.received) == 60
+
+
+async def test_case_28_waiting_retry_after_is_enough_and_a_second_less_is_not(make: Make, clock: FakeClock) -> None:
+    stack = make(requests=None, tokens="600/minute")
+    stack.server.result = {"content": [{"type": "text", "text": "x" * 500}]}
+    await stack.call()
+    refused = await stack.call(arguments={"text": "y" * 300})
+    assert refused.json["error"]["data"]["dimension"] == "tokens"
+    wait = int(refused.headers["retry-after"])
+    assert wait > 1
+    clock.advance(wait - 1)
+    assert (await stack.call(arguments={"text": "y" * 300})).status == 429
+    clock.advance(1)
+    assert (await stack.call(arguments={"text": "y" * 300})).status == 200
+
+
+async def test_case_28_a_request_that_never_fits_is_told_so_for_good(make: Make, clock: FakeClock) -> None:
+    stack = make(requests="60/minute", tokens=Rate("60/minute", burst=200))
+    for _ in range(3):
+        refused = await stack.call(arguments={"text": "y" * 300})
+        assert refused.status == 413
+        assert "retry-after" not in refused.headers
+        assert refused.json["error"]["code"] == RATE_LIMITED
+        assert refused.json["error"]["data"] == {"dimension": "tokens", "limit": 200, "needed": 318}
+        clock.advance(10_000)
+    assert stack.server.received == []
+    assert await stack.left() == (59, 200)  # nothing was charged
+
+
+async def test_only_the_guessed_part_of_an_estimate_is_capped(make: Make) -> None:
+    stack = make(tokens="200/minute", initial_output_tokens=10**6)
+    assert (await stack.call(arguments={"text": "y" * 100})).status == 200
+    refused = await stack.call(arguments={"text": "y" * 190})
+    assert refused.status == 413
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["initialize", "ping", "server/discover", "logging/setLevel", "notifications/initialized", "notifications/x"],
+)
+async def test_case_29_handshakes_and_notifications_are_never_limited(make: Make, method: str) -> None:
+    """E2."""
+    stack = make(requests="1/day")
+    for _ in range(5):
+        answer = await stack.call(method)
+        assert answer.status == 200
+        assert "ratelimit" not in answer.headers
+    assert (await stack.call("tools/list")).status == 200
+    assert (await stack.call("tools/list")).status == 429
+    assert (await stack.call(method)).status == 200
+
+
+async def test_case_29_answers_get_and_delete_are_never_limited(make: Make) -> None:
+    """E2."""
+    stack = make(requests="1/day")
+    await stack.call("tools/list")
+    posted = {"jsonrpc": "2.0", "id": 3, "result": {"action": "accept"}}
+    for _ in range(5):
+        assert (await Call(stack.app, posted, headers={"caller": "agent"}).run()).status == 200
+        for method in ("GET", "DELETE"):
+            assert (await Call(stack.app, method=method, headers={"caller": "agent"}).run()).status == 200
+    assert (await stack.call("tools/list")).status == 429
+
+
+@pytest.mark.parametrize(
+    "method", ["tools/list", "prompts/list", "resources/subscribe", "subscriptions/listen", "tasks/get", "no/such"]
+)
+async def test_every_other_request_costs_one(make: Make, method: str) -> None:
+    stack = make(requests="2/day")
+    params = {"resources/subscribe": {"uri": "a:b"}, "tasks/get": {"taskId": "1"}}.get(method, {})
+    assert (await stack.call(method, **params)).headers["ratelimit"] == '"requests";r=1'
+
+
+async def test_each_message_of_a_batch_costs_one(make: Make) -> None:
+    """E3."""
+    stack = make(requests="3/day")
+    batch = [rpc("tools/list", None, number) for number in range(5)] + [rpc("notifications/x", None, None)]
+    headers = {"caller": "agent", "mcp-protocol-version": "2025-03-26"}
+    answers = (await Call(stack.app, batch, headers=headers).run()).json
+    assert [("result" in answer, answer["id"]) for answer in answers] == [
+        (True, 0),
+        (True, 1),
+        (True, 2),
+        (False, 3),
+        (False, 4),
+    ]
+    assert answers[4]["error"]["code"] == RATE_LIMITED
+
+
+async def test_case_25_new_sessions_tokens_and_addresses_are_the_same_agent(make: Make) -> None:
+    stack = make(requests="3/day")
+    for number in range(3):
+        headers = {"caller": "agent ann", "mcp-session-id": str(number), "x-forwarded-for": f"10.0.0.{number}"}
+        call = Call(stack.app, rpc("tools/list"), headers=headers)
+        call.scope["client"] = (f"10.0.0.{number}", 1000 + number)
+        assert (await call.run()).status == 200
+        await stack.call("initialize", "agent ann")
+    assert (await stack.call("tools/list", "agent ann")).status == 429
+
+
+async def test_case_25_issuer_client_and_subject_each_make_another_principal(make: Make) -> None:
+    stack = make(requests="1/day")
+    callers = [
+        "agent",
+        "agent ann",
+        "agent bob",
+        "agent ann https://a.example",
+        "agent ann https://b.example",
+        "other ann",
+    ]
+    for caller in callers:
+        assert (await stack.call("tools/list", caller)).status == 200
+        assert (await stack.call("tools/list", caller)).status == 429
+
+
+async def test_case_26_callers_without_identity_share_one_key(make: Make) -> None:
+    stack = make(requests="2/day")
+    statuses = []
+    for number in range(50):
+        headers = {"x-client-id": str(number), "mcp-session-id": str(number)}
+        statuses.append((await Call(stack.app, rpc("tools/list"), headers=headers).run()).status)
+    assert statuses == [200, 200] + [429] * 48
+    assert len(stack.storage) == 1
+
+
+async def test_case_26_a_principal_of_any_size_takes_the_same_room(make: Make) -> None:
+    stack = make(requests="2/day")
+    await stack.call("tools/list", "agent " + "s" * 100_000)
+    await stack.call("tools/list", "agent \ud7ff\ufffd")
+    assert {len(key) for key in stack.storage._buckets} == {20}
+
+
+@pytest.mark.parametrize(
+    ("client", "requests"),
+    [("batch-1", 600), ("batch-", 600), ("Batch-1", 60), ("x-batch-1", 60), ("ci", 5), ("ci2", 60)],
+)
+async def test_agents_have_their_own_limits_by_the_first_glob_that_matches(
+    make: Make, client: str, requests: int
+) -> None:
+    agents = {"batch-*": {"requests": "600/minute"}, "ci": {"requests": {"rate": "60/minute", "burst": 5}}, "c?": {}}
+    stack = make(requests="60/minute", tokens="1000/minute", agents=agents)
+    assert await stack.left(client) == (requests - 1, 1000)
+
+
+async def test_limits_of_agents_alone(make: Make) -> None:
+    stack = make(agents={"batch-*": {"tokens": "100/minute"}})
+    assert "ratelimit" not in (await stack.call(caller="agent")).headers
+    limited = await stack.call("tools/list", "batch-1")
+    assert limited.headers["ratelimit"] == '"tokens";r=100'
+    assert limited.headers["ratelimit-policy"] == '"tokens";q=100;w=60'
+    assert len(stack.storage) == 1
+
+
+@pytest.mark.parametrize("sse", [False, True])
+async def test_the_true_number_of_tokens_takes_the_place_of_the_estimate(make: Make, sse: bool) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
+    stack.server.sse = sse
+    answer = await stack.call()
+    assert answer.headers["ratelimit"] == f'"requests";r=59, "tokens";r={5000 - INPUT - 3000}'
+    assert await stack.left() == (58, 5000 - INPUT - OUTPUT)
+
+
+async def test_the_next_estimate_is_what_the_tool_answered(make: Make) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
+    await stack.call()
+    answer = await stack.call()
+    assert answer.headers["ratelimit"] == f'"requests";r=58, "tokens";r={5000 - 2 * INPUT - 2 * OUTPUT}'
+
+
+async def test_an_answer_longer_than_the_estimate_leaves_a_debt(make: Make, clock: FakeClock) -> None:
+    stack = make(requests="60/minute", tokens="600/minute")
+    stack.server.result = {"content": [{"type": "text", "text": "x" * 2000}]}
+    assert (await stack.call()).status == 200
+    refused = await stack.call()
+    assert refused.json["error"]["data"]["dimension"] == "tokens"
+    assert refused.json["error"]["data"]["remaining"] == 0
+    # a bucket of 600 that is 1406 in debt, and this tool is now known to answer with 2,000
+    assert refused.headers["retry-after"] == str((2000 + INPUT - 600 + 600) // 10 + 1)
+    assert (await stack.left())[1] == 0  # a request without tokens does not wait for them
+
+
+async def test_a_call_the_policy_denies_is_a_request_but_no_tokens(make: Make) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute")
+    judge = Judge(stack.server)
+    judge.refuse = True
+    limited = Stack(FakeClock(), requests="60/minute", tokens="5000/minute")
+    limited.limiter = type(limited.limiter)(judge, requests="60/minute", tokens="5000/minute", storage=limited.storage)
+    limited.app.app = limited.limiter
+    for _ in range(5):
+        assert (await limited.call()).json["error"]["message"] == "Unknown tool: tool"
+    judge.refuse = False
+    assert await limited.left() == (54, 5000)
+    assert [message["method"] for message in stack.server.received] == ["tools/list"]
+
+
+async def test_case_30_a_disconnect_before_the_answer_keeps_the_estimate(make: Make) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
+    stack.server.gate.clear()
+    call = stack.prepare()
+    running = asyncio.create_task(call.run())
+    await stack.server.entered.wait()
+    call.disconnect()
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    stack.server.gate.set()
+    assert await stack.left() == (58, 5000 - INPUT - 3000)
+
+
+async def test_case_30_a_crash_before_the_answer_keeps_the_estimate(make: Make) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
+    stack.server.raises = RuntimeError("crashed")
+    with pytest.raises(RuntimeError, match="crashed"):
+        await stack.call()
+    stack.server.raises = None
+    assert await stack.left() == (58, 5000 - INPUT - 3000)
+
+
+@pytest.mark.parametrize(("status", "tokens"), [(404, INPUT), (400, INPUT), (500, INPUT + 3000), (502, INPUT + 3000)])
+async def test_an_answer_without_a_message(make: Make, status: int, tokens: int) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
+    stack.server.status = status
+    await stack.call()
+    stack.server.status = 200
+    assert await stack.left() == (58, 5000 - tokens)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [{"output_tokens": -(10**9)}, {"outputTokens": 0}, {"total_tokens": 1e308}, {"output_tokens": "NaN"}],
+)
+async def test_case_30_usage_a_server_reports_is_not_believed(make: Make, usage: dict[str, Any]) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute")
+    stack.server.result = {"content": [{"type": "text", "text": "x" * 100}], "_meta": {"usage": usage}, "usage": usage}
+    await stack.call()
+    assert await stack.left() == (58, 5000 - INPUT - OUTPUT)
+
+
+async def test_failed_calls_do_not_teach_the_forecast(make: Make) -> None:
+    stack = make(requests="60/minute", tokens="50000/minute", initial_output_tokens=3000)
+    stack.server.result = {"content": [{"type": "text", "text": "no"}], "isError": True}
+    await stack.call(name="invented")
+    stack.server.error = {"code": -32602, "message": "no such tool"}
+    await stack.call(name="invented too")
+    assert len(stack.limiter._forecast) == 0
+
+
+async def test_usage_is_there_for_the_record_also_without_limits(make: Make) -> None:
+    stack = make(agents={"batch": {"tokens": "100/minute"}})
+    reader = Reader(stack.limiter)
+    for body in (rpc("tools/call", {"name": "tool"}), rpc("tools/list"), rpc("ping")):
+        await Call(reader, body).run()
+    assert reader.usages == [Usage(INPUT, OUTPUT), None, None]
+
+
+async def test_a_refusal_says_its_reason_to_the_record(make: Make) -> None:
+    reader = Reader(make(requests="1/day").limiter)
+    for _ in range(2):
+        await Call(reader, rpc("tools/list")).run()
+    assert reader.rejections[0] is None
+    assert reader.rejections[1] is not None
+    assert (reader.rejections[1].reason, reader.rejections[1].rule) == ("rate_limited", "requests")
+    assert reader.usages == [None, None]
+
+
+class BrokenCounter:
+    """Counts arguments well and answers badly."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def count(self, text: str) -> Any:
+        return self.value if "x" in text else 1
+
+
+@pytest.mark.parametrize("value", [-5, 1.5, float("nan"), float("inf"), "7", None])
+async def test_case_30_a_counter_that_answers_nonsense_changes_no_bucket(
+    make: Make, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute")
+    stack.limiter._counter = BrokenCounter(value)
+    assert (await stack.call()).status == 200
+    assert await stack.left() == (58, 5000 - 1 - 100)
+    assert "the token counter answered" in caplog.text
+    with pytest.raises(ValueError, match="the token counter answered"):
+        await stack.call(name="x")
+    assert len(stack.server.received) == 2
+
+
+async def test_one_agent_without_tokens_leaves_the_others_alone(make: Make) -> None:
+    stack = make(requests="60/minute", tokens="600/minute")
+    stack.server.result = {"content": [{"type": "text", "text": "x" * 5000}]}
+    await stack.call(caller="greedy")
+    assert (await stack.call(caller="greedy")).status == 429
+    assert (await stack.call(caller="polite", name="other")).status == 200
+
+
+async def test_case_27_concurrent_calls_are_admitted_up_to_the_burst_only(make: Make) -> None:
+    stack = make(requests="1000/minute", tokens=Rate("1/minute", burst=1000), initial_output_tokens=94)
+    stack.server.gate.clear()
+    calls = [stack.prepare() for _ in range(100)]
+    running = asyncio.gather(*(call.run() for call in calls))
+    await stack.server.entered.wait()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    stack.server.gate.set()
+    await running
+    assert sorted(call.status for call in calls) == [200] * 10 + [429] * 90
+
+
+async def test_the_answer_is_not_changed(make: Make) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute")
+    stack.server.result = {"content": [{"type": "text", "text": "x"}], "big": 10**30, "_meta": {"a": [1.50]}}
+    answer = await stack.call()
+    assert answer.json["result"] == json.loads(json.dumps(stack.server.result))

@@ -1,0 +1,102 @@
+"""Limits as users write them."""
+
+from typing import Any
+
+import pytest
+
+from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.ratelimit import AgentLimits, Rate, RateLimitMiddleware
+from mcp_middleware.ratelimit.rate import Rates, read_agent_limits, read_rate
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    raise RuntimeError("not called")
+
+
+@pytest.mark.parametrize(
+    ("option", "capacity", "rate"),
+    [
+        ("60/minute", 60, 1),
+        ("100 per 2 hours", 100, 100 / 7200),
+        ("1/day", 1, 1 / 86_400),
+        (Rate("60/minute", burst=10), 10, 1),
+        ({"rate": "50000/minute", "burst": 100_000}, 100_000, 50_000 / 60),
+        ({"rate": "10/second"}, 10, 10),
+    ],
+)
+def test_a_rate_is_a_bucket(option: Any, capacity: float, rate: float) -> None:
+    read = read_rate("requests", option)
+    assert read is not None
+    assert (read.limit.capacity, read.limit.rate) == (capacity, pytest.approx(rate))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("", "60", "60/min", "-60/minute", "0/minute", "60 per 0 minutes", "6e1/minute", "0.5/second"),
+        *("60/minute;10/second", "60/minute, 5/second", "60/minute\n5/second", "unlimited", "default"),
+        *(60, 60.0, True, b"60/minute", ["60/minute"]),
+        *({}, {"rate": None}, {"burst": 10}, {"rate": "60/minute", "brust": 10}),
+        *({"rate": "60/minute", "burst": burst} for burst in (0, -1, 1.5, True, "10")),
+    ],
+)
+def test_a_wrong_rate_is_refused_with_its_place(option: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^RateLimitMiddleware: tokens: ") as refused:
+        RateLimitMiddleware(app, tokens=option)
+    assert any(word in str(refused.value) for word in ("it must be", "is missing", "is not known"))
+
+
+EVERYBODY = Rates(Rate("60/minute"), Rate("1000/minute"))
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ({}, EVERYBODY),
+        ({"requests": "600/minute"}, Rates(Rate("600/minute"), EVERYBODY.tokens)),
+        ({"tokens": None}, Rates(EVERYBODY.requests, None)),
+        ({"requests": "default", "tokens": {"rate": "5/second"}}, Rates(EVERYBODY.requests, Rate("5/second"))),
+        (AgentLimits(tokens=Rate("1/hour")), Rates(EVERYBODY.requests, Rate("1/hour"))),
+        (AgentLimits(requests=None), Rates(None, EVERYBODY.tokens)),
+    ],
+)
+def test_what_an_agent_is_not_given_is_as_for_everybody(option: Any, expected: Rates) -> None:
+    assert read_agent_limits("agents['a']", option, EVERYBODY) == expected
+
+
+@pytest.mark.parametrize(
+    ("agents", "said"),
+    [
+        ([], "agents is []"),
+        ({"": {}}, "agents has the key ''"),
+        ({3: {}}, "agents has the key 3"),
+        ({"batch-*": "600/minute"}, "agents['batch-*'] is '600/minute'; it must be a mapping"),
+        (
+            {"batch-*": {"request": "600/minute"}},
+            "agents['batch-*']: 'request' is not known; allowed are requests, tokens",
+        ),
+        ({"batch-*": {"tokens": "many"}}, "agents['batch-*'].tokens: the rate is 'many'"),
+        ({"batch-*": AgentLimits(requests="many")}, "agents['batch-*'].requests: the rate is 'many'"),
+    ],
+)
+def test_wrong_limits_of_agents_are_refused_with_their_place(agents: Any, said: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        RateLimitMiddleware(app, requests="60/minute", agents=agents)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "limits nothing"),
+        ({"requests": "1/second", "storage": object()}, "storage is"),
+        ({"requests": "1/second", "counter": len}, "counter is"),
+        ({"requests": "1/second", "initial_output_tokens": -1}, "initial_output_tokens is -1"),
+        ({"requests": "1/second", "initial_output_tokens": 1.5}, "initial_output_tokens is 1.5"),
+        ({"requests": "1/second", "initial_output_tokens": True}, "initial_output_tokens is True"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        RateLimitMiddleware(app, **options)
+    assert said in str(refused.value)
