@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -99,6 +100,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, help="the app's port (default: a free one)")
     parser.add_argument("--issuer-port", type=int, help="the authorization server's port (default: a free one)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers are ended with us
     issuer_port, port = options.issuer_port or free_port(), options.port or free_port()
     issuer, origin = f"http://127.0.0.1:{issuer_port}", f"http://127.0.0.1:{port}"
     files, notes = f"{origin}/files/mcp", f"{origin}/notes/mcp"

@@ -17,13 +17,20 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from starlette.middleware import Middleware
 
-from mcp_middleware.affinity import SessionAffinityMiddleware
-from mcp_middleware.audit import AuditLogMiddleware, SQLiteSink
-from mcp_middleware.authorization import Policy, ToolAuthorizationMiddleware
-from mcp_middleware.ratelimit import Rate, RateLimitMiddleware
-from mcp_middleware.resource_server import OAuthResourceServerMiddleware, ProtectedResource, metadata_routes
-from mcp_middleware.storage import MemoryStorage
-from mcp_middleware.tracing import TraceContextMiddleware
+from mcp_middleware import (
+    AuditLogMiddleware,
+    MemoryStorage,
+    OAuthResourceServerMiddleware,
+    Policy,
+    ProtectedResource,
+    Rate,
+    RateLimitMiddleware,
+    SessionAffinityMiddleware,
+    SQLiteSink,
+    ToolAuthorizationMiddleware,
+    TraceContextMiddleware,
+    metadata_routes,
+)
 
 from .lifespan import running
 from .servers import files_server, notes_server

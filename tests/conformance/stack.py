@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.fastapi_app.authorization_server import AuthorizationServer, Client
-from mcp_middleware.affinity import SessionAffinityMiddleware
-from mcp_middleware.audit import AuditLogMiddleware, SQLiteSink
-from mcp_middleware.authorization import Policy, ToolAuthorizationMiddleware
-from mcp_middleware.ratelimit import RateLimitMiddleware
-from mcp_middleware.resource_server import OAuthResourceServerMiddleware
-from mcp_middleware.tracing import TraceContextMiddleware
+from mcp_middleware import (
+    AuditLogMiddleware,
+    OAuthResourceServerMiddleware,
+    Policy,
+    RateLimitMiddleware,
+    SessionAffinityMiddleware,
+    SQLiteSink,
+    ToolAuthorizationMiddleware,
+    TraceContextMiddleware,
+)
 from tests.conformance import fixture
 from tests.support import listener, origin_of, serve
 
