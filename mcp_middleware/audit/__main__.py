@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if trail.damaged:
-        print(f"warning: {trail.damaged} damaged records were skipped", file=sys.stderr)
+        skipped = "1 damaged record was" if trail.damaged == 1 else f"{trail.damaged} damaged records were"
+        print(f"warning: {skipped} skipped", file=sys.stderr)
     return 0
 
 

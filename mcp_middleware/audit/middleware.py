@@ -58,6 +58,8 @@ class AuditLogMiddleware(Member):
             raise ConfigurationError(
                 f"AuditLogMiddleware: on_failure is {on_failure!r}; it must be 'refuse' or 'continue'"
             )
+        if not isinstance(sinks, list | tuple):
+            raise ConfigurationError(f"AuditLogMiddleware: sinks is {sinks!r}; it must be a list of sinks")
         given = [*sinks] if sink is None else [sink, *sinks]
         for one in given:
             if isinstance(one, type) or not isinstance(one, AuditSink):
