@@ -13,6 +13,8 @@ __all__ = ["AgentLimits", "Rate", "RateOption", "Rates", "read_agent_limits", "r
 DEFAULT: Final = "default"
 """In an agent's limits: what everybody has."""
 
+_MOST: Final = 10**12
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -38,6 +40,7 @@ class Rate:
         burst = self.burst
         if burst is not None and (isinstance(burst, bool) or not isinstance(burst, int) or burst < 1):
             raise ConfigurationError(f"burst is {burst!r}; it must be an integer of at least 1")
+        self.limit  # noqa: B018  # figures that no bucket can keep are refused here, not at the first request
 
     @property
     def limit(self) -> Limit:
@@ -62,7 +65,7 @@ def _parse(notation: str) -> tuple[int, int]:
     every number it was given is compared with what it understood."""
     from limits import parse  # imports every storage of that library: 0.1 s that only a limiter should pay
 
-    remedy = "it must be like '60/minute' or '100 per 2 hours', above 0"
+    remedy = f"it must be like '60/minute' or '100 per 2 hours', from 1 to {_MOST:,}"
     if not isinstance(notation, str):
         raise ConfigurationError(f"the rate is {notation!r}; {remedy}")
     try:
@@ -70,7 +73,7 @@ def _parse(notation: str) -> tuple[int, int]:
     except ValueError:
         raise ConfigurationError(f"the rate is {notation!r}; {remedy}") from None
     numbers = [int(number) for number in re.findall(r"\d+", notation)]
-    if item.amount < 1 or numbers not in ([item.amount], [item.amount, item.multiples]):
+    if not 1 <= item.amount <= _MOST or numbers not in ([item.amount], [item.amount, item.multiples]):
         raise ConfigurationError(f"the rate is {notation!r}; {remedy}, one rate only")
     return item.amount, item.get_expiry()
 

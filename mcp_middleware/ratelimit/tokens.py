@@ -124,6 +124,9 @@ _prompt_result: Final = msgspec.json.Decoder(_PromptResult)
 _any: Final = msgspec.json.Decoder()
 _encode: Final = msgspec.json.Encoder().encode
 
+_MAX_UNESCAPED: Final = 256 * 1024
+"""Bytes of JSON to decode for its escapes; of more the escapes are counted, since its values could fill the memory."""
+
 _UNCOUNTED: Final = frozenset({"_meta", "requestState"})
 
 
@@ -182,7 +185,7 @@ def _block_tokens(block: _Block, counter: TokenCounter) -> int:
 
 def _json_tokens(raw: Raw, counter: TokenCounter) -> int:
     data = bytes(raw)
-    if b"\\u" in data:
+    if len(data) <= _MAX_UNESCAPED and b"\\u" in data:
         with suppress(msgspec.DecodeError, RecursionError):  # else counted with its escapes
             data = _encode(_any.decode(data))
     return _count(counter, data.decode("utf-8", "replace"))

@@ -30,21 +30,25 @@ Dimension: TypeAlias = Literal["requests", "tokens"]
 _TOLERANCE: Final = 1e-6
 """Seconds of refill that count as there: finer than any clock is read, coarser than the rounding of its sums."""
 
+_MOST: Final = 1e12
+_LEAST_RATE: Final = 1e-9
+"""Figures beyond these lose whole units in the rounding of a sum."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
     """One bucket's figures."""
 
     capacity: float
-    """Units it holds when full: the burst. At least 1."""
+    """Units it holds when full: the burst. 1 to 1e12."""
     rate: float
-    """Units that flow back per second. Above 0."""
+    """Units that flow back per second. 1e-9 (one in 30 years) to 1e12."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.capacity < math.inf:
-            raise ConfigurationError(f"Limit.capacity is {self.capacity!r}; it must be a finite number of at least 1")
-        if not 0 < self.rate < math.inf:
-            raise ConfigurationError(f"Limit.rate is {self.rate!r}; it must be a finite number above 0")
+        if not 1 <= self.capacity <= _MOST:
+            raise ConfigurationError(f"Limit.capacity is {self.capacity!r}; it must be from 1 to {_MOST:g}")
+        if not _LEAST_RATE <= self.rate <= _MOST:
+            raise ConfigurationError(f"Limit.rate is {self.rate!r}; it must be from {_LEAST_RATE:g} to {_MOST:g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +167,19 @@ def _wait(level: float, at: float, limit: Limit, cost: float, now: float) -> int
         later = max(at, now + milliseconds / 1000)
         return _fits(_level(level, limit, later - at), limit, cost)
 
-    seconds = at - now + (cost - level) / limit.rate
-    milliseconds = max(1, math.ceil(seconds * 1000))
-    while not fits_after(milliseconds):
-        milliseconds += 1
-    while milliseconds > 1 and fits_after(milliseconds - 1):
-        milliseconds -= 1
-    return milliseconds
+    guess = max(1, math.ceil((at - now + (cost - level) / limit.rate) * 1000))
+    if fits_after(guess) and not (guess > 1 and fits_after(guess - 1)):
+        return guess
+    too_short, enough = 0, guess
+    while not fits_after(enough):
+        too_short, enough = enough, enough * 2
+    while enough - too_short > 1:
+        middle = (too_short + enough) // 2
+        if fits_after(middle):
+            enough = middle
+        else:
+            too_short = middle
+    return enough
 
 
 def settle(levels: Levels, limits: Limits, taken: float, actual: float, now: float) -> Levels:

@@ -35,6 +35,7 @@ def test_a_rate_is_a_bucket(option: Any, capacity: float, rate: float) -> None:
     [
         *("", "60", "60/min", "-60/minute", "0/minute", "60 per 0 minutes", "6e1/minute", "0.5/second"),
         *("60/minute;10/second", "60/minute, 5/second", "60/minute\n5/second", "unlimited", "default"),
+        *("9" * 400 + "/minute", "1 per 9999999999 years", {"rate": "60/minute", "burst": 10**400}),
         *(60, 60.0, True, b"60/minute", ["60/minute"]),
         *({}, {"rate": None}, {"burst": 10}, {"rate": "60/minute", "brust": 10}),
         *({"rate": "60/minute", "burst": burst} for burst in (0, -1, 1.5, True, "10")),
@@ -43,7 +44,7 @@ def test_a_rate_is_a_bucket(option: Any, capacity: float, rate: float) -> None:
 def test_a_wrong_rate_is_refused_with_its_place(option: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^RateLimitMiddleware: tokens: ") as refused:
         RateLimitMiddleware(app, tokens=option)
-    assert any(word in str(refused.value) for word in ("it must be", "is missing", "is not known"))
+    assert any(word in str(refused.value) for word in ("must be", "is missing", "is not known"))
 
 
 EVERYBODY = Rates(Rate("60/minute"), Rate("1000/minute"))
