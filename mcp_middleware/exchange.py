@@ -38,6 +38,7 @@ class Exchange:
 
     __slots__ = (
         "answer",
+        "base_scopes",
         "body",
         "cost",
         "decision",
@@ -92,6 +93,7 @@ class Exchange:
 
         self.principal: Principal | None = _foreign_principal(scope)  # the resource server
         self.resource_metadata: str | None = None  # the resource server: the URL that a challenge names (RFC 9728)
+        self.base_scopes: tuple[str, ...] = ()  # the resource server: what every request needs, and so every challenge
         self.rejection: Rejection | None = None  # whoever refused
         self.decision: Decision | None = None  # tool authorization
         self.session: str | None = None  # affinity: names the session in records, opens nothing
@@ -99,7 +101,7 @@ class Exchange:
         self.usage: Usage | None = None  # the limiter
         self.cost: float | None = None  # the limiter
         self.trace: TraceIds | None = None  # tracing
-        self.strict = False  # tool authorization: an answer that cannot be read must not pass
+        self.strict = False  # tool authorization: a message that cannot be read must not pass
 
         # The answer. Written by the pipeline.
         self.status: int | None = None
@@ -164,7 +166,7 @@ class Exchange:
         child = Exchange(scope, self.receive)
         scope[_SCOPE_KEY] = child
         child.principal = self.principal
-        child.resource_metadata = self.resource_metadata
+        child.resource_metadata, child.base_scopes = self.resource_metadata, self.base_scopes
         child.era, child.version = self.era, self.version
         child.replace_message(message)
         child.request_bytes = len(child.body or b"")

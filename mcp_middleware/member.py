@@ -322,7 +322,9 @@ class _Answer:
             self.decoder = Decoder(limit=self.pipeline.bounds.max_answer_bytes)
             self._end_with_token()
             await self.send_on(event)
-        elif isinstance(exchange.message, Request) and (media == b"application/json" or exchange.strict):
+        elif isinstance(exchange.message, Request) and (
+            media == b"application/json" or (exchange.strict and exchange.status < 300)
+        ):
             self.start = event
         else:
             await self.send_on(event)
@@ -346,7 +348,7 @@ class _Answer:
             passed = self._observe(message)
             body = bytes(passed.raw) if passed is not None else b""
             start["status"] = self.exchange.status = (passed and passed.status) or status
-        elif too_large or self.exchange.strict:
+        elif too_large or (self.exchange.strict and start["status"] < 300):
             text = "the server's answer is too large" if too_large else "the server's answer cannot be read"
             body = error_body(INTERNAL_ERROR, text, self.exchange.request_id)
             start["status"] = self.exchange.status = 502
@@ -372,7 +374,7 @@ class _Answer:
             data = frame.data
             message = parse_server_message(data) if data else None
             if message is None:
-                if not (data and self.exchange.strict):
+                if not (self.exchange.strict and data and frame.event == b"message"):
                     out.append(frame.raw)
                 continue
             passed = self._observe(message)

@@ -5,8 +5,8 @@ The rules, in the order in which they are applied:
 1. One JSON text in UTF-8: no byte order mark, no lone surrogate, no NaN, at most ``MAX_DEPTH`` levels.
 2. A request, a notification, a response, or (2025-03-26 only) a batch of them. A request's id is a string or an
    integer. What is not called ``notifications/...`` needs an id, so that no call goes unanswered.
-3. No member name in another spelling: ``Name`` beside or instead of ``name`` is refused, because readers that fold
-   case would read it.
+3. No member name in another spelling: ``Name`` or ``task_id`` beside or instead of ``name`` or ``taskId`` is refused,
+   because some readers fold case, and some take their language's own spelling as well.
 4. The value a policy judges (``params.name``, ``params.uri``, ...) is there and is a string.
 5. The headers that mirror the body (``MCP-Protocol-Version``, ``Mcp-Method``, ``Mcp-Name``) agree with it
    (2026-07-28, transports/streamable-http, "Server Validation").
@@ -51,6 +51,7 @@ __all__ = [
     "decode_header_value",
     "parse",
     "parse_server_message",
+    "with_meta",
 ]
 
 LEGACY_VERSIONS: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
@@ -65,10 +66,16 @@ MAX_BATCH: Final = 100
 PROTOCOL_VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
 CLIENT_CAPABILITIES_KEY: Final = "io.modelcontextprotocol/clientCapabilities"
 
-_ENVELOPE_KEYS: Final = {key: key for key in ("jsonrpc", "id", "method", "params", "result", "error")}
-_PARAM_KEYS: Final = {key.casefold(): key for key in ("_meta", "name", "uri", "taskId", "ref", "arguments", "cursor")}
+
+def _folded(name: str) -> str:
+    """What ``name`` and every other spelling of it have in common."""
+    return name.casefold().replace("_", "")
+
+
+_ENVELOPE_KEYS: Final = {_folded(key): key for key in ("jsonrpc", "id", "method", "params", "result", "error")}
+_PARAM_KEYS: Final = {_folded(key): key for key in ("_meta", "name", "uri", "taskId", "ref", "arguments", "cursor")}
 _META_KEYS: Final = {
-    key.casefold(): key
+    _folded(key): key
     for key in (
         PROTOCOL_VERSION_KEY,
         CLIENT_CAPABILITIES_KEY,
@@ -95,6 +102,9 @@ _TARGETS: Final = {
     "tasks/result": ("task", "taskId"),
 }
 """Method to the kind of its target and the parameter that names it."""
+
+_GONE: Final = frozenset({"resources/subscribe", "resources/unsubscribe"})
+"""Methods that 2026-07-28 has no more: a server must answer that it does not know them, whatever they carry."""
 
 _MIRRORED: Final = frozenset(
     {"tools/call", "prompts/get", "resources/read", "tasks/get", "tasks/update", "tasks/cancel"}
@@ -326,7 +336,7 @@ def _call(envelope: dict[str, Raw], request_id: int | str | None) -> Request | N
     target: str | None = None
     if key is not None:
         try:
-            target = _string.decode(params[key])
+            target = _string.decode(params[key]) if key in params or method not in _GONE else None
         except (KeyError, msgspec.DecodeError):
             raise _RefusedError(INVALID_PARAMS, f"{method} needs params.{key}, a string") from None
     return Request(envelope, params, meta, method, request_id, target, kind)
@@ -353,9 +363,10 @@ def _check_spelling(place: str, values: dict[str, Raw], known: Mapping[str, str]
         return
     seen: dict[str, str] = {}
     for name in values:
+        right = known.get(_folded(name), name)
+        if right != name:
+            raise _RefusedError(INVALID_REQUEST, f"{place} has {name[:100]!r}; the name is {right!r}")
         folded = name.casefold()
-        if known.get(folded, name) != name:
-            raise _RefusedError(INVALID_REQUEST, f"{place} has {name[:100]!r}; the name is {known[folded]!r}")
         if seen.setdefault(folded, name) != name:
             raise _RefusedError(INVALID_REQUEST, f"{place} has {seen[folded][:100]!r} and {name[:100]!r}; keep one")
 

@@ -22,26 +22,29 @@ class EventTooLargeError(Exception):
 class Frame:
     """One event, or comments, with the bytes they came in."""
 
-    __slots__ = ("_data", "raw")
+    __slots__ = ("_fields", "raw")
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
-        self._data: bytes | bool | None = False
+        self._fields: list[tuple[bytes, bytes]] | None = None
+
+    def _values(self, name: bytes) -> list[bytes]:
+        if self._fields is None:
+            parts = (line.partition(b":") for line in _LINE_END.split(self.raw.removeprefix(_BOM)))
+            self._fields = [(field, value.removeprefix(b" ")) for field, _, value in parts if field]
+        return [value for field, value in self._fields if field == name]
 
     @property
     def data(self) -> bytes | None:
         """The event's data, its lines joined by newlines; None where no ``data`` field came."""
-        if isinstance(self._data, bool):
-            self._data = self._parse()
-        return self._data
-
-    def _parse(self) -> bytes | None:
-        lines = [
-            value.removeprefix(b" ")
-            for name, _, value in (line.partition(b":") for line in _LINE_END.split(self.raw.removeprefix(_BOM)))
-            if name == b"data"
-        ]
+        lines = self._values(b"data")
         return b"\n".join(lines) if lines else None
+
+    @property
+    def event(self) -> bytes:
+        """The event's type."""
+        named = self._values(b"event")
+        return (named and named[-1]) or b"message"
 
     def with_data(self, data: bytes) -> "Frame":
         """This event with other data; its name, id and retry stay."""

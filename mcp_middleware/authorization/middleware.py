@@ -9,7 +9,7 @@ from mcp_middleware.errors import INTERNAL_ERROR, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request, ServerMessage
-from mcp_middleware.types import Headers, Rejection
+from mcp_middleware.types import Rejection
 
 from .lists import LISTS, ItemList, filtered, list_in, private
 from .methods import about, question, questions
@@ -19,9 +19,6 @@ from .refusals import refusal, unified, unreadable
 __all__ = ["ToolAuthorizationMiddleware"]
 
 _UPDATED: Final = "notifications/resources/updated"
-_RESUMING: Final = {b"mcp-session-id", b"last-event-id"}
-"""What a GET of Streamable HTTP carries. That of the older HTTP+SSE has neither, and begins with an event that is no
-message and must pass."""
 
 
 class ToolAuthorizationMiddleware(Member):
@@ -53,8 +50,7 @@ class ToolAuthorizationMiddleware(Member):
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         request = exchange.message
         if not isinstance(request, Request):
-            if request is None and exchange.headers.keys() & _RESUMING:
-                exchange.strict = True  # the stream may carry the answer to a list
+            exchange.strict = request is None  # a GET stream may carry the answer to a list
             return None
         if request.method in LISTS:
             exchange.strict = True
@@ -75,11 +71,13 @@ class ToolAuthorizationMiddleware(Member):
         if decision.allowed:
             exchange.state[self] = judged
             return None
-        return refusal(judged, decision, era=exchange.era, resource_metadata=exchange.resource_metadata)
-
-    def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
-        if not 200 <= status < 300:
-            exchange.strict = False  # no list: a 401 or 404 in whatever form the server gave it
+        return refusal(
+            judged,
+            decision,
+            era=exchange.era,
+            base_scopes=exchange.base_scopes,
+            resource_metadata=exchange.resource_metadata,
+        )
 
     def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage | None:
         if message.method == _UPDATED:

@@ -30,11 +30,19 @@ class _Unknown(NamedTuple):
     data: Mapping[str, Any] | None = None
 
 
-def refusal(request: Request, decision: Decision, *, era: Era, resource_metadata: str | None) -> Rejection:
+def refusal(
+    request: Request,
+    decision: Decision,
+    *,
+    era: Era,
+    base_scopes: tuple[str, ...] = (),
+    resource_metadata: str | None = None,
+) -> Rejection:
     """The answer to a denied request.
 
     A target that the caller may not see is unknown. One that it may see is answered 403, and where scopes are
-    wanting, with a challenge that names all of them (RFC 6750 section 3.1; MCP authorization, "Scope Challenge
+    wanting, with a challenge that names all of them and ``base_scopes``, so that a token with just what it says is
+    enough (RFC 6750 section 3.1; MCP authorization, "Scope Challenge
     Handling").
     """
     if not decision.visible:
@@ -43,7 +51,7 @@ def refusal(request: Request, decision: Decision, *, era: Era, resource_metadata
     name = _description(request)
     if not decision.scopes:
         return Rejection(403, errors.UNAUTHORIZED, f"{name} is not allowed", "not_allowed", rule=decision.rule)
-    scope = " ".join(decision.scopes)
+    scope = " ".join(dict.fromkeys((*base_scopes, *decision.scopes)))
     if not _SCOPES.fullmatch(scope):
         raise errors.ConfigurationError(
             f"the authorizer's scopes are {decision.scopes!r}; a scope is printable ASCII, no space, quote, backslash"

@@ -70,6 +70,7 @@ class OAuthResourceServerMiddleware(Member):
 
     async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
         exchange.resource_metadata = self._resource.metadata_url
+        exchange.base_scopes = self._resource.scopes
         exchange.principal = None
         if not self._resource.paths.isdisjoint(server_paths(exchange.scope)):
             return metadata_answer(self._resource.body, exchange.http_method)

@@ -317,8 +317,10 @@ async def test_an_unreadable_answer_fails_closed_where_a_member_must_read_it(med
     done = await Call(Strict(app), rpc("tools/list")).run()
     assert (done.status, done.json["error"]["code"]) == (502, -32603)
     assert b"secret" not in done.body
-    events = scripted(start(b"text/event-stream"), body(b"data: secret\n\n: c\n\n"))
-    assert (await Call(Strict(events), rpc("tools/list")).run()).body == b": c\n\n"
+    events = scripted(start(b"text/event-stream"), body(b"data: secret\n\n: c\n\nevent: endpoint\ndata: /m\n\n"))
+    assert (await Call(Strict(events), rpc("tools/list")).run()).body == b": c\n\nevent: endpoint\ndata: /m\n\n"
+    refusal = scripted(start(media, 404), body(b"no such place"))
+    assert (await Call(Strict(refusal), rpc("tools/list")).run()).status == 404
     open_app = scripted(start(media), body(b"anything"))
     assert (await Call(Audit(open_app, []), rpc("tools/list")).run()).body == b"anything"
 

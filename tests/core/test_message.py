@@ -162,6 +162,8 @@ def test_case_15_a_call_without_a_valid_id_is_refused(request_id: Any) -> None:
         ("params", {"name": "echo", "NAME": "admin"}),
         ("params", {"name": "echo", "ſtuff": 1, "stuff": 2}),
         ("params", {"name": "echo", "_META": {}}),
+        ("params", {"name": "echo", "meta": {}}),
+        ("params", {"name": "echo", "task_id": "t"}),
         ("params._meta", {"name": "echo", "_meta": {"TraceParent": "x"}}),
         ("params._meta", {"name": "echo", "_meta": {"io.modelcontextprotocol/ProtocolVersion": "2026-07-28"}}),
     ],
@@ -177,6 +179,13 @@ def test_a_target_that_is_no_string_is_refused(name: Any) -> None:
     rejection = refused(rpc("tools/call", {"name": name}))
     assert (rejection.code, rejection.request_id) == (INVALID_PARAMS, 1)
     assert "params.name" in rejection.message
+
+
+def test_a_method_that_a_later_revision_dropped_may_come_without_its_target() -> None:
+    """2026-07-28 answers that it knows no such method; for that it must reach the server."""
+    assert accepted(rpc("resources/subscribe", {})).target is None
+    assert refused(rpc("resources/subscribe", {"uri": 5})).code == INVALID_PARAMS
+    assert refused(rpc("resources/read", {})).code == INVALID_PARAMS
 
 
 def test_case_14_of_equal_names_one_value_goes_on_at_every_judged_level() -> None:

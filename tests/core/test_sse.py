@@ -28,8 +28,8 @@ def test_an_event_with_every_field(end: bytes) -> None:
 
 
 def test_a_priming_event_has_empty_data_and_a_comment_none() -> None:
-    frames, _ = decode([b"id: 1\ndata: \n\n", b"event: ping\n\n"])
-    assert [frame.data for frame in frames] == [b"", None]
+    frames, _ = decode([b"id: 1\ndata: \n\n", b"event: ping\n\n", b"event:\ndata: 1\n\n"])
+    assert [(frame.event, frame.data) for frame in frames] == [(b"message", b""), (b"ping", None), (b"message", b"1")]
 
 
 def test_a_comment_passes_before_its_blank_line() -> None:

@@ -86,7 +86,7 @@ async def test_case_10_a_missing_scope_is_named_at_once(era: Era, tmp_path: Path
         assert reply.status_code == 403
         header = reply.headers["www-authenticate"]
         assert 'error="insufficient_scope"' in header
-        assert "files:write" in header
+        assert 'scope="mcp:use files:write"' in header
         assert f'resource_metadata="{stack.url.replace("/mcp", "/.well-known/oauth-protected-resource/mcp")}"' in header
         better = stack.token(scopes=SCOPES)
         reply = await post(stack.http, stack.url, "tools/call", arguments, era=era, token=better, session=session)
