@@ -147,7 +147,7 @@ def serve(agents: dict[str, Agent], home: Path) -> None:
     """Wait for Ctrl-C."""
     print(f"\nThe servers stay up until Ctrl-C; their logs and the audit trail are in {home}")
     reporter = agents["reporter"]
-    print(f"An agent to try with: client_id {reporter.client_id}, client_secret {reporter.secret}")
+    print(f"An agent to try with: client_id {reporter.client_id}, client_secret {reporter.secret}", flush=True)
     with suppress(KeyboardInterrupt):
         while True:
             time.sleep(3600)

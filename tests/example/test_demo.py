@@ -19,7 +19,7 @@ from tests.support import answer_of, post
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "examples.fastapi_app"]
-ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "default"}
+ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "default"}
 
 pytestmark = pytest.mark.timeout(120)
 
