@@ -2,8 +2,9 @@
 
 from .affinity import SessionAffinityMiddleware
 from .audit import AuditLogMiddleware, JSONLinesSink, SQLiteSink
-from .authorization import Policy, ToolAuthorizationMiddleware
+from .authorization import Authorizer, Policy, ToolAuthorizationMiddleware
 from .errors import ConfigurationError
+from .lifespan import lifespan_of
 from .member import Bounds, Member
 from .ratelimit import Rate, RateLimitMiddleware
 from .resource_server import Issuer, OAuthResourceServerMiddleware, ProtectedResource, metadata_routes
@@ -13,6 +14,7 @@ from .types import Decision, Principal
 
 __all__ = [
     "AuditLogMiddleware",
+    "Authorizer",
     "Bounds",
     "ConfigurationError",
     "Decision",
@@ -30,5 +32,6 @@ __all__ = [
     "SessionAffinityMiddleware",
     "ToolAuthorizationMiddleware",
     "TraceContextMiddleware",
+    "lifespan_of",
     "metadata_routes",
 ]

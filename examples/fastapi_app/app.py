@@ -29,10 +29,10 @@ from mcp_middleware import (
     SQLiteSink,
     ToolAuthorizationMiddleware,
     TraceContextMiddleware,
+    lifespan_of,
     metadata_routes,
 )
 
-from .lifespan import running
 from .servers import files_server, notes_server
 
 __all__ = ["create_app"]
@@ -75,14 +75,14 @@ def create_app(*, origin: str, issuer: str, audit: Path) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             for mounted in (files, notes):
-                await stack.enter_async_context(running(mounted))
+                await stack.enter_async_context(lifespan_of(mounted))
             yield
 
     # Clients look for the metadata of a resource at the root of its host, outside of what is mounted.
     documents = [
         ProtectedResource(url, authorization_servers=[issuer], scopes=[SCOPE]) for url in (files_url, notes_url)
     ]
-    app = FastAPI(lifespan=lifespan, routes=[*metadata_routes(*documents)])
+    app = FastAPI(lifespan=lifespan, routes=metadata_routes(*documents))
     app.mount("/files", files)
     app.mount("/notes", notes)
 

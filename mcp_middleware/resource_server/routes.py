@@ -9,12 +9,12 @@ from mcp_middleware.responses import headers_of
 from .metadata import WELL_KNOWN, ProtectedResource, metadata_answer
 
 if TYPE_CHECKING:
-    from starlette.routing import Route
+    from starlette.routing import BaseRoute
 
 __all__ = ["metadata_routes"]
 
 
-def metadata_routes(*resources: ProtectedResource) -> "list[Route]":
+def metadata_routes(*resources: ProtectedResource) -> "list[BaseRoute]":
     """Starlette routes for the documents of ``resources``: ``FastAPI(routes=metadata_routes(files, notes))``.
 
     Each document is at its path-inserted place (RFC 9728 section 3.1). The root form,
@@ -35,7 +35,7 @@ def metadata_routes(*resources: ProtectedResource) -> "list[Route]":
     return [_route(path, resource) for path, resource in places.items()]
 
 
-def _route(path: str, resource: ProtectedResource) -> "Route":
+def _route(path: str, resource: ProtectedResource) -> "BaseRoute":
     from starlette.routing import Route  # only applications made with Starlette call this
 
     return Route(path, _MetadataEndpoint(resource.body), include_in_schema=False)

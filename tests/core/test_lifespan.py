@@ -8,8 +8,7 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
-from examples.fastapi_app.lifespan import running
-from mcp_middleware import AuditLogMiddleware, JSONLinesSink
+from mcp_middleware import AuditLogMiddleware, JSONLinesSink, lifespan_of
 from mcp_middleware.audit import AuditTrail
 from tests.support import post
 
@@ -26,7 +25,7 @@ def app_that_notes(events: list[str]) -> Starlette:
 
 async def test_the_app_runs_for_the_length_of_the_block() -> None:
     events: list[str] = []
-    async with running(app_that_notes(events)):
+    async with lifespan_of(app_that_notes(events)):
         assert events == ["started"]
     assert events == ["started", "stopped"]
 
@@ -34,7 +33,7 @@ async def test_the_app_runs_for_the_length_of_the_block() -> None:
 async def test_the_app_stops_when_the_block_fails() -> None:
     events: list[str] = []
     with pytest.raises(LookupError):
-        async with running(app_that_notes(events)):
+        async with lifespan_of(app_that_notes(events)):
             raise LookupError
     assert events == ["started", "stopped"]
 
@@ -46,13 +45,13 @@ async def test_a_failed_start_is_an_error() -> None:
         yield
 
     with pytest.raises(RuntimeError, match="no database"):
-        async with running(Starlette(lifespan=lifespan)):
+        async with lifespan_of(Starlette(lifespan=lifespan)):
             raise AssertionError("it started")
 
 
 async def test_members_are_closed_at_the_end(tmp_path: Path) -> None:
     trail = tmp_path / "audit.jsonl"
     app = AuditLogMiddleware(app_that_notes([]), sink=JSONLinesSink(trail))
-    async with running(app), httpx2.AsyncClient(transport=httpx2.ASGITransport(app)) as http:
+    async with lifespan_of(app), httpx2.AsyncClient(transport=httpx2.ASGITransport(app)) as http:
         await post(http, "http://127.0.0.1/mcp", "tools/list")
     assert [record.method for record in AuditTrail(trail).read()] == ["tools/list"]

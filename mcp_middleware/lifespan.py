@@ -1,18 +1,23 @@
-"""The lifespan of a mounted app. A server runs it for the outermost app alone; whoever mounts one must run it too."""
+"""The lifespan of a mounted application: a server runs it for the outermost one alone, so whoever mounts one runs it.
+
+``async with lifespan_of(mounted):`` in the lifespan of the outer application starts the mounted one with everything
+round it, members included; a framework's own short cut (``app.lifespan``, ``router.lifespan_context``) leaves out what
+is wrapped round that application, and a member would not be closed.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from starlette.types import ASGIApp
+from .member import ASGIApp
 
-__all__ = ["running"]
+__all__ = ["lifespan_of"]
 
 
 @asynccontextmanager
-async def running(app: ASGIApp) -> AsyncIterator[None]:
-    """Start ``app`` and everything around it, and shut it down at the end (ASGI, lifespan protocol)."""
+async def lifespan_of(app: ASGIApp) -> AsyncIterator[None]:
+    """Start ``app``, and shut it down at the end (ASGI, lifespan protocol). Raises RuntimeError where it fails to."""
     to_app: asyncio.Queue[Any] = asyncio.Queue()
     from_app: asyncio.Queue[Any] = asyncio.Queue()
     scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
