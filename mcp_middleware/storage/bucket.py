@@ -97,7 +97,7 @@ def refill(levels: Levels, limits: Limits, now: float) -> Levels:
     if now < at:
         now = at
     requests_limit, tokens_limit = limits.requests, limits.tokens
-    # Spelled out rather than by two calls of _level: this runs twice for every call an agent makes.
+    # Spelled out rather than by calls of _level: this runs twice for every call an agent makes.
     if requests_limit is None:
         requests = math.inf
     else:
@@ -113,9 +113,7 @@ def refill(levels: Levels, limits: Limits, now: float) -> Levels:
     return (requests, tokens, now)
 
 
-def _level(level: float, limit: Limit | None, seconds: float) -> float:
-    if limit is None:
-        return math.inf
+def _level(level: float, limit: Limit, seconds: float) -> float:
     level += limit.rate * seconds
     return level if level < limit.capacity else limit.capacity
 

@@ -131,6 +131,23 @@ def test_full_is_full_after_the_time_it_takes(state: tuple[Limits, Levels, float
             assert level == pytest.approx(figure.capacity, rel=1e-9, abs=figure.rate * 1e-6)
 
 
+@pytest.mark.parametrize("at", [0.0, 1e8, 1.9e9])
+@pytest.mark.parametrize("debt", [0.0, 1e6, 1e12])
+def test_case_28_a_wait_is_found_also_where_milliseconds_are_lost_in_rounding(at: float, debt: float) -> None:
+    figures = Limits(None, Limit(1e12, 1e-9))
+    answer = take((math.inf, -debt, at), figures, 1e12, at)
+    assert isinstance(answer, Shortage)
+    assert answer.retry_after_ms == pytest.approx((1e12 + debt) * 1e12, rel=1e-6)
+    assert not isinstance(take((math.inf, -debt, at), figures, 1e12, at + answer.retry_after_ms / 1000), Shortage)
+
+
+def test_a_clock_behind_the_last_moment_lengthens_the_wait() -> None:
+    figures = Limits(Limit(10, 1), None)
+    answer = take((0, math.inf, 100), figures, 0, 95)
+    assert isinstance(answer, Shortage)
+    assert answer.retry_after == 6
+
+
 def test_what_takes_no_tokens_does_not_wait_for_a_debt_of_tokens() -> None:
     figures = Limits(Limit(10, 1), Limit(100, 1))
     assert take((10, -50, 0), figures, 0, 0) == (9, -50, 0)
