@@ -5,6 +5,7 @@ A record never holds a credential, and never the arguments or the result of a ca
 
 import hashlib
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, Literal, TypeAlias, get_args
 
 import msgspec
@@ -40,7 +41,7 @@ MAX_TEXT: Final = 512
 _INT64: Final = 2**63
 
 
-class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
+class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One message. None stands for what is absent or was never known."""
 
     time: str
@@ -200,17 +201,25 @@ def _fits(value: int) -> bool:
 
 
 def _timestamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    second, milliseconds = divmod(int(seconds * 1000), 1000)
+    return f"{_date_and_time(second)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _date_and_time(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).replace(tzinfo=None).isoformat()
 
 
 def _text(value: object) -> str | None:
     """A bounded text that every encoder takes; what it says is kept, lone surrogates aside."""
     if value is None:
         return None
+    if isinstance(value, str) and len(value) <= MAX_TEXT and value.isascii():
+        return value
     if isinstance(value, int):
         return f"({value.bit_length()}-bit integer)"  # a decimal of it could take long, and Python refuses some
-    text = value if isinstance(value, str) else str(value)
+    text = str(value)
     if len(text) > MAX_TEXT:
         note = f"... ({len(text)} characters)"
         text = text[: MAX_TEXT - len(note)] + note
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -183,7 +183,7 @@ class QueuedSink(ABC):
             if closing and not self._records:
                 break
         if store is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):
                 store.close()
 
     def _take(self) -> list[AuditRecord]:
@@ -200,7 +200,7 @@ class QueuedSink(ABC):
                 store.append(batch)
             except OSError as error:
                 if store is not None:
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(Exception):
                         store.close()
                 store = None
                 self._failed(error)

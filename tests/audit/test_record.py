@@ -5,6 +5,7 @@ import io
 import json
 import time
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -122,7 +123,7 @@ def _nothing(made: Exchange) -> None:
     """The server returned without an answer."""
 
 
-OUTCOMES = {
+OUTCOMES: dict[str, tuple[Callable[[Exchange], object], str, int | None, bool | None]] = {
     "result": (lambda made: answered(made, result={"content": []}), "ok", None, False),
     "tool error": (lambda made: answered(made, result={"content": [], "isError": True}), "error", None, True),
     "json-rpc error": (lambda made: answered(made, error={"code": -32602, "message": ""}), "error", -32602, None),
