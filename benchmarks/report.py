@@ -52,8 +52,9 @@ def _row(case: Case, own: Figures, figures: Mapping[Case, Figures]) -> dict[str,
             "added_cpu": _micro(own.cpu - base.cpu),
         }
         hop = figures.get(Case(NGINX, case.era, case.size, case.connections))
-        if hop is not None and case.connections == 1 and case.variant != NGINX:
-            row["nginx_hops"] = round(own.added_p50(base) / hop.added_p50(base), 2)
+        bare = figures.get(Case(base_of(NGINX), case.era, case.size, case.connections))
+        if hop is not None and bare is not None and case.connections == 1 and case.variant != NGINX:
+            row["nginx_hops"] = round(own.added_p50(base) / hop.added_p50(bare), 2)
         row["added_share"] = round(own.added_p50(base) / base.p50, 3)
     return row
 
