@@ -25,6 +25,8 @@ __all__ = ["JSONLinesSink", "encode_line"]
 _encode: Final = msgspec.json.Encoder().encode
 _NOT_ASCII: Final = re.compile(r"[^ -~]")
 _TAIL: Final = 64 * 1024
+_START: Final = b'{"time":"'
+"""How every line, and so every trail, starts: the record's first field."""
 
 
 class JSONLinesSink(QueuedSink):
@@ -45,7 +47,8 @@ class JSONLinesSink(QueuedSink):
             _append(self._path, b"")
         except OSError as error:
             raise ConfigurationError(
-                f"JSONLinesSink: {os.fspath(path)!r} cannot be written ({error.strerror}); name a writable file"
+                f"JSONLinesSink: {os.fspath(path)!r} cannot be used ({error.strerror}); "
+                "name a new file or an audit trail"
             ) from None
 
     def __str__(self) -> str:
@@ -116,8 +119,12 @@ def _write(file: FileIO, data: bytes) -> None:
 def _mend(file: FileIO, path: Path) -> int:
     """Cut off a last line that its writer, killed or out of space, never finished. Returns the file's length.
 
-    Only under the lock: a line without an end is then nobody's work in progress.
+    Only under the lock: a line without an end is then nobody's work in progress. Raises OSError, and cuts nothing, if
+    the file is something else's.
     """
+    file.seek(0)
+    if not _START.startswith(file.read(len(_START))):
+        raise OSError(errno.EEXIST, "it is a file of something else")
     end = length = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - _TAIL)

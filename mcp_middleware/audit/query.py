@@ -24,6 +24,7 @@ _MAX_LINE: Final = 1024 * 1024
 _RELATIVE: Final = re.compile(r"([0-9]{1,6})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _BUSY_TIMEOUT: Final = 5.0
+_LAST: Final = datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
 
 _decode: Final = msgspec.json.Decoder(AuditRecord).decode
 
@@ -116,8 +117,11 @@ class AuditTrail:
         return True
 
     def _connect(self) -> sqlite3.Connection:
+        wal = self._path.with_name(self._path.name + "-wal")
+        archived = not os.access(self._path.parent, os.W_OK) and not wal.exists()
+        mode = "immutable=1" if archived else "mode=ro"  # where SQLite could not make the files it shares with a writer
         try:
-            return sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT)
+            return sqlite3.connect(f"{self._path.as_uri()}?{mode}", uri=True, timeout=_BUSY_TIMEOUT)
         except sqlite3.Error as error:
             raise TrailError(f"{str(self._path)!r} cannot be read: {error}") from None
 
@@ -186,7 +190,7 @@ def _timestamp(moment: datetime | None) -> str | None:
     """As records write it. What is finer than a millisecond counts as the next one."""
     if moment is None:
         return None
-    moment = moment.astimezone(UTC)
+    moment = min(moment.astimezone(UTC), _LAST)
     if moment.microsecond % 1000:
         moment += timedelta(microseconds=1000 - moment.microsecond % 1000)
     return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"

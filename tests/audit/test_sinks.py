@@ -372,9 +372,18 @@ def test_case_36_a_line_torn_by_another_process_does_not_take_ours_with_it(tmp_p
 
 def test_a_file_that_was_all_one_torn_line_becomes_empty(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    path.write_bytes(b"x" * 100_000)
+    path.write_bytes(b'{"time":"2026-' + b"x" * 100_000)
     JSONLinesSink(path)
     assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("content", [b"notes\n", b"no line feed", b"SQLite format 3\0" * 100, b"\n", b'{"times": 1}\n'])
+def test_a_file_of_something_else_is_refused_and_not_touched(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="it is a file of something else"):
+        JSONLinesSink(path)
+    assert path.read_bytes() == content
 
 
 def test_two_writers_of_lines_wait_for_each_other(tmp_path: Path) -> None:
@@ -382,15 +391,15 @@ def test_two_writers_of_lines_wait_for_each_other(tmp_path: Path) -> None:
     sink = JSONLinesSink(path)
     with path.open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        other.write(b'{"torn":')  # under way, not torn
+        other.write(b'{"time":"')  # under way, not torn
         other.flush()
         sink.write(record(request_id=1))
         assert not sink.flush(timeout=0.1)
-        assert path.read_bytes() == b'{"torn":'
-        other.write(b"1}\n")
+        assert path.read_bytes() == b'{"time":"'
+        other.write(b'now"}\n')
     assert sink.flush()
     sink.close()
-    assert path.read_bytes().startswith(b'{"torn":1}\n')
+    assert path.read_bytes().startswith(b'{"time":"now"}\n{"time":"2026-')
 
 
 def test_lines_follow_a_file_that_was_moved_away(tmp_path: Path) -> None:
