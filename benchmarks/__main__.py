@@ -10,7 +10,8 @@ from . import cases, footprint, picture, report
 from .identity import issuer
 from .processes import has_nginx, serving
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path("benchmarks/results.json")
+PICTURE = Path("docs/benchmarks.svg")
 
 
 def _tell(text: str) -> None:
@@ -24,7 +25,8 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="measure these servers only (echo, nginx, echo+all ...)"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="directory of the results (%(default)s)")
+    parser.add_argument("--json", type=Path, help=f"file for the figures; a whole run writes {RESULTS}")
+    parser.add_argument("--picture", type=Path, help=f"file for the SVG; a whole run writes {PICTURE}")
     options = parser.parse_args()
 
     names = cases.variants(nginx=has_nginx())
@@ -40,10 +42,15 @@ def main() -> None:
             figures = cases.measure(plan, cases.cases_of(plan, names), servers, issued_by.token(), _tell)
     document = report.document(figures, costs, seconds=time.monotonic() - begun)
     print(report.table(document))
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "benchmarks.json").write_text(report.to_json(document))
-    (options.output / "benchmarks.svg").write_text(picture.draw(document))
-    _tell(f"written to {options.output}")
+    whole = not options.quick and not options.only
+    for path, default, text in (
+        (options.json, RESULTS, report.to_json(document)),
+        (options.picture, PICTURE, picture.draw(document)),
+    ):
+        target = path or (default if whole else None)
+        if target is not None:
+            target.write_text(text)
+            _tell(f"written: {target}")
 
 
 main()
