@@ -343,18 +343,19 @@ class _Answer:
         start = self.start or {}
         body = b"".join(self.body)
         message = None if too_large else parse_server_message(body)
+        passed = self._observe(message) if message is not None else None
         if message is not None:
-            status = start["status"]
-            passed = self._observe(message)
-            body = bytes(passed.raw) if passed is not None else b""
-            start["status"] = self.exchange.status = (passed and passed.status) or status
+            if passed is not message:
+                body = bytes(passed.raw) if passed is not None else b""
+                start["status"] = self.exchange.status = (passed and passed.status) or start["status"]
         elif too_large or (self.exchange.strict and start["status"] < 300):
             text = "the server's answer is too large" if too_large else "the server's answer cannot be read"
             body = error_body(INTERNAL_ERROR, text, self.exchange.request_id)
             start["status"] = self.exchange.status = 502
             start["headers"] = [(b"content-type", b"application/json")]
-        headers = [line for line in start["headers"] if line[0] != b"content-length"]
-        start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
+        if message is None or passed is not message:
+            headers = [line for line in start["headers"] if line[0] != b"content-length"]
+            start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
         self.ended = True
         await self.send_on(start)
         await self.send_on({"type": "http.response.body", "body": body, "more_body": False})

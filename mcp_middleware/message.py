@@ -156,14 +156,11 @@ class _Message(msgspec.Struct, frozen=True):
         """The raw JSON of ``params.arguments``; ``{}`` when there are none."""
         return bytes(self.params.get("arguments", b"{}"))
 
-    def text(self, *path: str) -> str | None:
-        """The string at a path below ``params`` (``"_meta", "traceparent"``), or None if none is there."""
-        *parents, last = path
-        values: Mapping[str, Raw] = self.params
+    def text(self, parent: str, key: str) -> str | None:
+        """The string called ``key`` in the object ``params[parent]`` (``"_meta", "traceparent"``), or None."""
         try:
-            for key in parents:
-                values = self.meta if key == "_meta" else _object.decode(values[key])
-            return _string.decode(values[last])
+            values = self.meta if parent == "_meta" else _object.decode(self.params[parent])
+            return _string.decode(values[key])
         except (KeyError, msgspec.DecodeError):
             return None
 
@@ -475,7 +472,7 @@ def _legacy(
 
 def _mirror_mismatch(message: Request | Notification, headers: Mapping[bytes, bytes]) -> str | None:
     method = headers.get(_METHOD_HEADER)
-    if method is not None and method != message.method.encode("utf-8", "replace"):
+    if method is not None and method.decode("latin-1") != message.method:
         return "the mcp-method header differs from the body's method"
     name = headers.get(_NAME_HEADER)
     if name is None or not isinstance(message, Request):
@@ -490,7 +487,7 @@ def decode_header_value(value: bytes) -> str | None:
 
     None where the encoding is malformed, so that a corrupt header never equals a body's value.
     """
-    match = _SENTINEL.fullmatch(value)
+    match = _SENTINEL.fullmatch(value) if value.startswith(b"=?") else None
     if match is None:
         return value.decode("latin-1")
     try:

@@ -3,15 +3,17 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.types import Clock
+from mcp_middleware.types import Clock, Principal
 
 from .cache import TokenCache
 from .discovery import IssuerClient, IssuerKeys
+from .identity import principal_of
 from .keys import Key, KeySet
 from .tokens import InvalidTokenError, Issuer, ParsedToken, check_claims, check_header, parse_token, scopes_of, shown
 from .urls import absolute_url
@@ -24,7 +26,8 @@ MAX_LEEWAY: Final = 60.0
 """Seconds."""
 
 
-class VerifiedToken(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class VerifiedToken:
     """What a verified token says: the fields of the MCP SDK's ``AccessToken``."""
 
     token: str
@@ -35,6 +38,11 @@ class VerifiedToken(NamedTuple):
     resource: str
     subject: str
     claims: dict[str, Any]
+    principal: Principal = field(init=False, repr=False, compare=False)
+    """Whose it is, worked out once for all requests that bear it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "principal", principal_of(self))
 
 
 class _Verified(NamedTuple):

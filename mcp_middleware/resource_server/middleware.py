@@ -13,8 +13,8 @@ from mcp_middleware.types import AccessToken, Document, Rejection, TokenVerifier
 from .challenge import MalformedAuthorizationError, bearer_token, challenge
 from .discovery import IssuerUnavailableError
 from .identity import hand_on, principal_of
-from .jwt import JWTVerifier
-from .metadata import ProtectedResource, metadata_answer, server_paths
+from .jwt import JWTVerifier, VerifiedToken
+from .metadata import WELL_KNOWN, ProtectedResource, metadata_answer, server_paths
 from .origins import AllowedOrigins
 from .tokens import Issuer
 
@@ -72,14 +72,14 @@ class OAuthResourceServerMiddleware(Member):
         exchange.resource_metadata = self._resource.metadata_url
         exchange.base_scopes = self._resource.scopes
         exchange.principal = None
-        if not self._resource.paths.isdisjoint(server_paths(exchange.scope)):
+        if WELL_KNOWN in exchange.path and not self._resource.paths.isdisjoint(server_paths(exchange.scope)):
             return metadata_answer(self._resource.body, exchange.http_method)
         if b"origin" in exchange.repeated or not self._origins.allow(exchange.headers.get(b"origin")):
             return Rejection(403, INVALID_REQUEST, "The Origin of this request is not allowed here", "bad_origin")
         token = await self._authenticate(exchange)
         if isinstance(token, Rejection):
             return token
-        exchange.principal = principal_of(token)
+        exchange.principal = token.principal if isinstance(token, VerifiedToken) else principal_of(token)
         if not self._required <= exchange.principal.scopes:
             text = "The access token lacks a scope: this resource requires " + " ".join(self._resource.scopes)
             return self._refuse(403, "insufficient_scope", text, "insufficient_scope")
