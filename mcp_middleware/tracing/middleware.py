@@ -18,8 +18,6 @@ from opentelemetry.trace import (
     SpanKind,
     StatusCode,
     TracerProvider,
-    format_span_id,
-    format_trace_id,
     set_span_in_context,
 )
 
@@ -30,10 +28,10 @@ from mcp_middleware.message import Notification, Request
 from mcp_middleware.types import Headers, Rejection
 
 from . import conventions as names
-from .attributes import Attributes, KnownTargets, label_of, metric_labels, outcome_of, session_digest, span_attributes
+from .attributes import KnownTargets, label_of, metric_labels, outcome_of, session_digest, span_attributes
 from .carrier import Carried, carries_anything, keep_baggage, pass_on
 from .instruments import Instruments
-from .propagation import is_baggage_key, with_sampled
+from .propagation import is_baggage_key, span_id_of, trace_id_of, with_sampled
 from .sampling import root_decision
 from .sessions import SessionTimes
 
@@ -179,16 +177,12 @@ class TraceContextMiddleware(Member):
         state.name = label_of(exchange, self._known)
         if not self._tracing:
             return None
-        attributes: Attributes = {}
-        if isinstance(exchange.message, Request | Notification):
-            attributes[names.METHOD] = exchange.message.method
         try:
-            context, links = self._parent(exchange, carried, current, state.name, attributes)
+            context, links = self._parent(exchange, carried, current, state.name)
             state.span = self._tracer.start_span(
                 state.name,
                 context,
                 kind=SpanKind.SERVER,
-                attributes=attributes,
                 links=[Link(link) for link in links],
                 start_time=int(exchange.started_at * 1e9),
             )
@@ -202,14 +196,14 @@ class TraceContextMiddleware(Member):
         return own
 
     def _parent(
-        self, exchange: Exchange, carried: Carried, current: Context, name: str, attributes: Attributes
+        self, exchange: Exchange, carried: Carried, current: Context, name: str
     ) -> tuple[Context, list[SpanContext]]:
         """The context to start the span in, and what to link."""
         parent = carried.parent
         links = [carried.linked] if carried.linked is not None else []
         if parent is not None and parent.is_remote and not self._trusts(exchange):
             provider = self._tracer_provider or trace.get_tracer_provider()
-            sampled = root_decision(provider, parent, name, attributes)
+            sampled = root_decision(provider, parent, name)
             if sampled is None:
                 return set_span_in_context(INVALID_SPAN, current), [*links, parent]
             parent = with_sampled(parent, sampled)
@@ -256,7 +250,7 @@ class TraceContextMiddleware(Member):
 
 
 def _ids(context: SpanContext | None) -> TraceIds | None:
-    return None if context is None else TraceIds(format_trace_id(context.trace_id), format_span_id(context.span_id))
+    return None if context is None else TraceIds(trace_id_of(context), span_id_of(context))
 
 
 def _check_options(

@@ -11,14 +11,13 @@ from typing import Any, Final
 
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind
-from opentelemetry.util.types import Attributes
 
 __all__ = ["root_decision"]
 
 _KEY: Final = secrets.token_bytes(32)
 
 
-def root_decision(provider: Any, caller: SpanContext, name: str, attributes: Attributes) -> bool | None:
+def root_decision(provider: Any, caller: SpanContext, name: str) -> bool | None:
     """Whether our sampler keeps the trace of ``caller``, asked as if it began here.
 
     The sampler is ``provider.sampler``, as the OpenTelemetry SDK has it; None where there is none. A sampler by ratio
@@ -29,7 +28,5 @@ def root_decision(provider: Any, caller: SpanContext, name: str, attributes: Att
     if sampler is None:
         return None
     digest = blake2b(caller.trace_id.to_bytes(16, "big"), digest_size=16, key=_KEY).digest()
-    result = sampler.should_sample(
-        Context(), int.from_bytes(digest, "big"), name, kind=SpanKind.SERVER, attributes=attributes, links=()
-    )
+    result = sampler.should_sample(Context(), int.from_bytes(digest, "big"), name, kind=SpanKind.SERVER, links=())
     return bool(result.decision.is_sampled())
