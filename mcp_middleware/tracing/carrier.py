@@ -23,7 +23,7 @@ from .propagation import (
     select_baggage,
 )
 
-__all__ = ["Carried", "carries_anything", "keep_baggage", "pass_on"]
+__all__ = ["NOTHING", "Carried", "carried_by", "carries_anything", "introduce", "keep_baggage", "pass_on"]
 
 _KEYS: Final = (TRACEPARENT, TRACESTATE, BAGGAGE)
 _HEADERS: Final = {key: key.encode() for key in _KEYS}
@@ -37,13 +37,24 @@ class Carried:
 
     __slots__ = ("ambient", "header", "linked", "meta", "parent")
 
-    def __init__(self, exchange: Exchange, current: Context) -> None:
-        ambient = get_current_span(current).get_span_context()
-        self.ambient = ambient if ambient.is_valid else None
+    def __init__(
+        self, ambient: SpanContext | None = None, header: SpanContext | None = None, meta: SpanContext | None = None
+    ) -> None:
+        self.ambient = ambient
         """The span we run in, such as the HTTP span of an instrumentation around us."""
-        self.header = _header_context(exchange)
-        self.meta = _meta_context(exchange)
-        self.parent, self.linked = choose(self.meta, self.ambient or self.header)
+        self.header = header
+        self.meta = meta
+        self.parent, self.linked = choose(meta, ambient or header)
+
+
+NOTHING: Final = Carried()
+"""Nobody brought a context."""
+
+
+def carried_by(exchange: Exchange, current: Context) -> Carried:
+    """What the request brings, and the ambient context ``current``."""
+    ambient = get_current_span(current).get_span_context()
+    return Carried(ambient if ambient.is_valid else None, _header_context(exchange), _meta_context(exchange))
 
 
 def carries_anything(exchange: Exchange) -> bool:
@@ -54,6 +65,13 @@ def carries_anything(exchange: Exchange) -> bool:
     if not isinstance(message, Request | Notification) or not message.meta:
         return False
     return TRACEPARENT in message.meta or TRACESTATE in message.meta or BAGGAGE in message.meta
+
+
+def introduce(exchange: Exchange, own: SpanContext) -> None:
+    """Let the server read our span as the parent, where the request has nothing that ``pass_on`` had to replace."""
+    message = exchange.message
+    if isinstance(message, Request | Notification):
+        exchange.replace_message(with_meta(message, _own_values(own)))
 
 
 def pass_on(exchange: Exchange, carried: Carried, own: SpanContext | None, members: dict[str, str]) -> None:
@@ -67,7 +85,7 @@ def pass_on(exchange: Exchange, carried: Carried, own: SpanContext | None, membe
     baggage = join_baggage(members)
     values: _Values = {TRACEPARENT: None, TRACESTATE: None, BAGGAGE: baggage}
     if own is not None:
-        values[TRACEPARENT], values[TRACESTATE] = format_traceparent(own), own.trace_state.to_header() or None
+        values |= _own_values(own)
     if isinstance(message, Request | Notification):
         if own is None and carried.meta is not None:
             values[TRACEPARENT] = message.text("_meta", TRACEPARENT)
@@ -129,6 +147,11 @@ def _header(exchange: Exchange, key: str) -> str | None:
     if name in exchange.repeated:
         value = b",".join(line for header, line in exchange.scope["headers"] if header == name)
     return value.decode("latin-1")
+
+
+def _own_values(own: SpanContext) -> _Values:
+    state = own.trace_state.to_header() if own.trace_state else None
+    return {TRACEPARENT: format_traceparent(own), TRACESTATE: state}
 
 
 def _write_meta(exchange: Exchange, message: Request | Notification, values: _Values) -> None:

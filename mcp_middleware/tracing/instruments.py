@@ -17,11 +17,12 @@ _NO_EXEMPLAR: Final = Context()
 class Instruments:
     """The durations of operations, of sessions, and of what the members themselves cost; all in seconds."""
 
-    __slots__ = ("_operations", "_overheads", "_provider", "_recording", "_sessions")
+    __slots__ = ("_operations", "_overheads", "_provider", "_sessions", "recording")
 
     def __init__(self, provider: MeterProvider | None) -> None:
         self._provider = provider
-        self._recording = False
+        self.recording = False
+        """Whether somebody listens, as of the last ``look``."""
         meter = metrics.get_meter(names.SCOPE, meter_provider=provider)
         self._operations = meter.create_histogram(
             names.OPERATION_DURATION,
@@ -42,12 +43,10 @@ class Instruments:
             explicit_bucket_boundaries_advisory=names.OVERHEAD_BOUNDARIES,
         )
 
-    def is_recording(self) -> bool:
-        """Whether anybody set a meter provider: the API's own ones record nothing."""
-        if not self._recording:
-            provider = self._provider or metrics.get_meter_provider()
-            self._recording = not type(provider).__module__.startswith("opentelemetry.metrics")
-        return self._recording
+    def look(self) -> None:
+        """Note whether anybody set a meter provider: the API's own ones record nothing."""
+        provider = self._provider or metrics.get_meter_provider()
+        self.recording = not type(provider).__module__.startswith("opentelemetry.metrics")
 
     def record_message(self, seconds: float, overhead: float, labels: Attributes, context: Context | None) -> None:
         """A message is answered. ``context`` holds its span, for exemplars."""

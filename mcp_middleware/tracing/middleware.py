@@ -29,7 +29,7 @@ from mcp_middleware.types import Headers, Rejection
 
 from . import conventions as names
 from .attributes import KnownTargets, label_of, metric_labels, outcome_of, session_digest, span_attributes
-from .carrier import Carried, carries_anything, keep_baggage, pass_on
+from .carrier import NOTHING, Carried, carried_by, carries_anything, introduce, keep_baggage, pass_on
 from .instruments import Instruments
 from .propagation import is_baggage_key, span_id_of, trace_id_of, with_sampled
 from .sampling import root_decision
@@ -41,6 +41,9 @@ logger = logging.getLogger("mcp_middleware")
 
 Trust = Literal["none", "authenticated", "all"]
 """Whose sampled flag is followed: nobody's, authenticated callers', or everybody's."""
+
+LOOK_INTERVAL: Final = 1.0
+"""Seconds between two looks for a global provider."""
 
 _SESSION_HEADER: Final = b"mcp-session-id"
 
@@ -105,27 +108,32 @@ class TraceContextMiddleware(Member):
         self._tracer_provider = tracer_provider
         self._tracer = trace.get_tracer(names.SCOPE, tracer_provider=tracer_provider)
         self._tracing = False
+        self._next_look = 0.0
         self._instruments = Instruments(meter_provider)
         self._known = KnownTargets()
         self._sessions = SessionTimes()
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         current = get_current()
-        listening = self._is_listening()
-        # Without an SDK, an ambient context or a sent one there is nothing to do: an empty context has neither span
-        # nor baggage.
-        if not listening and not current and not carries_anything(exchange):
+        listening = self._is_listening(exchange)
+        # An empty context has neither span nor baggage. Without an SDK as well, there is nothing to do.
+        alone = not current and not carries_anything(exchange)
+        if alone and not listening:
             return None
         state = _State()
         if exchange.era == "legacy":
             state.session = exchange.headers.get(_SESSION_HEADER)
-        carried = Carried(exchange, current)
+        carried = NOTHING if alone else carried_by(exchange, current)
         own: SpanContext | None = None
         if isinstance(exchange.message, Request | Notification):
             own = self._start(exchange, state, carried, current)
         exchange.trace = _ids(own or carried.parent)
-        context, members = keep_baggage(exchange, state.context or current, self._baggage)
-        pass_on(exchange, carried, own, members)
+        context = state.context or current
+        if not alone:
+            context, members = keep_baggage(exchange, context, self._baggage)
+            pass_on(exchange, carried, own, members)
+        elif own is not None:
+            introduce(exchange, own)
         if context is not current:
             state.token = attach(context)
         if listening or state.token is not None:
@@ -146,11 +154,11 @@ class TraceContextMiddleware(Member):
         failed = exchange.rejection is not None or isinstance(exchange.failed, Exception)
         if exchange.silent or (state is None and not failed):
             return
-        listening = self._is_listening()
+        listening = self._is_listening(exchange)
         if state is None or (failed and not state.name):
             state = state or _State()
             current = get_current()
-            carried = Carried(exchange, current)
+            carried = carried_by(exchange, current)
             exchange.trace = _ids(self._start(exchange, state, carried, current) or carried.parent)
         if not listening:
             return
@@ -165,12 +173,18 @@ class TraceContextMiddleware(Member):
         for seconds in self._sessions.end_all():
             self._instruments.record_session(seconds)
 
-    def _is_listening(self) -> bool:
-        """Whether a provider is set, for traces or for metrics: the API's own ones make and record nothing."""
-        if not self._tracing:
+    def _is_listening(self, exchange: Exchange) -> bool:
+        """Whether a provider is set, for traces or for metrics: the API's own ones make and record nothing.
+
+        Looking costs more than all the rest without an SDK, so a global provider set after the first request is
+        noticed within ``LOOK_INTERVAL``.
+        """
+        if exchange.started >= self._next_look:
+            self._next_look = exchange.started + LOOK_INTERVAL
             provider = self._tracer_provider or trace.get_tracer_provider()
             self._tracing = not type(provider).__module__.startswith("opentelemetry.trace")
-        return self._tracing or self._instruments.is_recording()
+            self._instruments.look()
+        return self._tracing or self._instruments.recording
 
     def _start(self, exchange: Exchange, state: _State, carried: Carried, current: Context) -> SpanContext | None:
         """Start the span of ``exchange``. Its context, or None if nobody makes spans (then we only relay)."""
@@ -217,7 +231,7 @@ class TraceContextMiddleware(Member):
     def _end(self, exchange: Exchange, state: _State, session: str | None) -> None:
         """End the span and record the durations, where somebody listens."""
         span = state.span
-        measuring = self._instruments.is_recording()
+        measuring = self._instruments.recording
         if not measuring and not span.is_recording():
             span.end()
             return
