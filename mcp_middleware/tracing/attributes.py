@@ -147,23 +147,20 @@ def label_of(exchange: Exchange, known: KnownTargets) -> str:
 
 
 def metric_labels(exchange: Exchange, outcome: Outcome, known: KnownTargets) -> Attributes:
-    """The labels of a duration: every value is one of few."""
+    """The labels of a duration: every value is one of few.
+
+    What is the same for every message (``network.*``) or follows from the method (``gen_ai.operation.name``) is on the
+    span alone: a label costs as much as two attributes, and tells no series from another.
+    """
     message = exchange.message
-    labels: Attributes = {
-        names.METHOD: names.OTHER,
-        names.NETWORK_PROTOCOL_NAME: "http",
-        names.NETWORK_TRANSPORT: "tcp",
-    }
+    labels: Attributes = {names.METHOD: names.OTHER}
     if isinstance(message, Request | Notification):
         if message.method in names.METHODS:
             labels[names.METHOD] = message.method
-        if message.method == "tools/call":
-            labels[names.OPERATION] = names.EXECUTE_TOOL
         if isinstance(message, Request) and message.target is not None and (message.method, message.target) in known:
             labels[names.TOOL_NAME if message.target_kind == "tool" else names.PROMPT_NAME] = message.target
     if exchange.version is not None:
         labels[names.PROTOCOL_VERSION] = exchange.version
-    _add_http_version(exchange, labels)
     _add_outcome(exchange, outcome, labels)
     return labels
 
@@ -210,7 +207,9 @@ def span_attributes(exchange: Exchange, outcome: Outcome, *, session: str | None
         found[names.RULE] = rule
     if exchange.status is not None:
         found[names.HTTP_STATUS] = exchange.status
-    _add_http_version(exchange, found)
+    http_version = scope.get("http_version")
+    if http_version:
+        found[names.NETWORK_PROTOCOL_VERSION] = http_version
     _add_outcome(exchange, outcome, found)
     return found
 
@@ -222,12 +221,6 @@ def _add_target(kind: str | None, target: str, found: Attributes) -> None:
         found[names.PROMPT_NAME] = target[:MAX_TEXT]
     elif kind == "resource":
         found[names.RESOURCE_URI] = target[:MAX_URI]
-
-
-def _add_http_version(exchange: Exchange, found: Attributes) -> None:
-    version = exchange.scope.get("http_version")
-    if version:
-        found[names.NETWORK_PROTOCOL_VERSION] = version
 
 
 def _add_outcome(exchange: Exchange, outcome: Outcome, found: Attributes) -> None:

@@ -1,7 +1,5 @@
 """The three histograms."""
 
-from typing import Final
-
 from opentelemetry import metrics
 from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
@@ -10,8 +8,6 @@ from . import conventions as names
 from .attributes import Attributes
 
 __all__ = ["Instruments"]
-
-_NO_EXEMPLAR: Final = Context()
 
 
 class Instruments:
@@ -51,8 +47,8 @@ class Instruments:
     def record_message(self, seconds: float, overhead: float, labels: Attributes, context: Context | None) -> None:
         """A message is answered. ``context`` holds its span, for exemplars."""
         self._operations.record(seconds, labels, context)
-        self._overheads.record(overhead, {names.METHOD: labels[names.METHOD]}, _NO_EXEMPLAR)
+        self._overheads.record(overhead, {names.METHOD: labels[names.METHOD]})
 
     def record_session(self, seconds: float) -> None:
         """A session is over."""
-        self._sessions.record(seconds, {names.NETWORK_PROTOCOL_NAME: "http", names.NETWORK_TRANSPORT: "tcp"})
+        self._sessions.record(seconds)
