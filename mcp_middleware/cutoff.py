@@ -11,19 +11,23 @@ __all__ = ["Cutoff"]
 
 
 class Cutoff:
-    """Cancels the task that made it, ``seconds`` from now, unless it is stopped before.
+    """Cancels a task, the one that made it, unless it is stopped before.
 
-    The task catches its ``CancelledError`` and asks ``absorbs()`` whether this cutoff alone was the cause.
+    ``start`` may come later and from another task, such as one that the server runs for its answer. The task catches
+    its ``CancelledError`` and asks ``absorbs()`` whether this cutoff alone was the cause.
     """
 
     __slots__ = ("_cancelling", "_fired", "_handle", "_task")
 
-    def __init__(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[Any] | None = asyncio.current_task(loop)
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = asyncio.current_task()
         self._cancelling = self._task.cancelling() if self._task is not None else 0
         self._fired = False
-        self._handle = loop.call_later(seconds, self._fire)
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self, seconds: float) -> None:
+        """Fire ``seconds`` from now."""
+        self._handle = asyncio.get_running_loop().call_later(seconds, self._fire)
 
     def _fire(self) -> None:
         self._fired = True
@@ -32,7 +36,8 @@ class Cutoff:
 
     def stop(self) -> None:
         """Never fire any more."""
-        self._handle.cancel()
+        if self._handle is not None:
+            self._handle.cancel()
 
     def absorbs(self) -> bool:
         """Whether the cancellation in hand was this cutoff's and nobody else's; it then counts as handled."""

@@ -4,16 +4,17 @@ Each field has one writer, named beside it; everybody else only reads.
 """
 
 import asyncio
+import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any, Final, TypeAlias
 
 from .cutoff import Cutoff
 from .errors import INVALID_REQUEST
 from .message import Batch, Message, Request, ServerMessage, Standing, check_headers, parse
-from .types import ANONYMOUS, Decision, Era, Principal, Rejection, Usage
+from .types import ANONYMOUS, Decision, Era, Headers, Principal, Rejection, Usage
 
-__all__ = ["Exchange", "Receive", "Scope", "Send", "TraceIds", "open_exchange", "read_message"]
+__all__ = ["Exchange", "Receive", "Scope", "Send", "TraceIds", "name_session", "open_exchange", "read_message"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -45,6 +46,7 @@ class Exchange:
         "disconnected",
         "era",
         "failed",
+        "header_bytes",
         "headers",
         "http_method",
         "instance",
@@ -77,9 +79,6 @@ class Exchange:
         """The server's own ``receive``; after the body has been read, what is left of it is the disconnect."""
         self.http_method: str = scope["method"]
         self.path: str = scope["path"]
-        self.headers: dict[bytes, bytes] = {}
-        """Lower-case names, values without surrounding white space; of a repeated header the first."""
-        self.repeated: set[bytes] = set()
         self.read_headers()
 
         # The request. Written by the pipeline; `message` is replaced only through `replace_message`.
@@ -120,9 +119,14 @@ class Exchange:
     def read_headers(self) -> None:
         """Index ``scope["headers"]``, and take the white space off the ``mcp-*`` values that go on: a server behind
         httptools would compare it (RFC 9110 section 5.5 makes it no part of the value)."""
+        self.headers: dict[bytes, bytes] = {}
+        """Lower-case names, values without surrounding white space; of a repeated header the first."""
+        self.repeated: set[bytes] = set()
+        self.header_bytes = 0
         trimmed = False
-        lines: list[tuple[bytes, bytes]] = []
+        lines: Headers = []
         for name, value in self.scope["headers"]:
+            self.header_bytes += len(name) + len(value)
             bare = value.strip(b" \t")
             if name in self.headers:
                 self.repeated.add(name)
@@ -146,19 +150,29 @@ class Exchange:
         return self.message.id if isinstance(self.message, Request) else None
 
     def set_header(self, name: bytes, value: bytes | None) -> None:
-        """Set a request header for the server, or remove it with None; the only way to change what it receives."""
-        lines = [line for line in self.scope["headers"] if line[0] != name]
-        if value is None:
-            self.headers.pop(name, None)
-        else:
-            lines.append((name, value))
+        """Set a request header for the server, or remove it with None."""
+        self.remove_headers((name,))
+        if value is not None:
+            self.scope["headers"].append((name, value))
             self.headers[name] = value
-        self.scope["headers"] = lines
+
+    def remove_headers(self, names: Collection[bytes]) -> None:
+        """Keep the headers called one of ``names`` from the server."""
+        for name in self.headers.keys() & names:
+            del self.headers[name]
+        self.scope["headers"] = [line for line in self.scope["headers"] if line[0] not in names]
 
     def replace_message(self, message: Message) -> None:
         """Make ``message`` what the server receives."""
         self.message = message
         self.body = message.encode()
+
+    def close(self) -> None:
+        """Let go of the server's objects, which refer to this one: a cycle for each request would leave all of it to
+        the garbage collector, whose rounds cost a large application more than all members do."""
+        self.scope = {}
+        self.receive = _closed
+        self.state.clear()
 
     def child(self, message: Message) -> "Exchange":
         """An exchange for one message of a batch: same caller and headers, an answer of its own."""
@@ -173,14 +187,28 @@ class Exchange:
         return child
 
 
-def open_exchange(scope: Scope, receive: Receive) -> Exchange:
-    """The Exchange of this HTTP request: the one that members further out opened, or a new one."""
+async def _closed() -> MutableMapping[str, Any]:
+    return {"type": "http.disconnect"}
+
+
+def open_exchange(scope: Scope, receive: Receive) -> tuple[Exchange, bool]:
+    """The Exchange of this HTTP request, and whether it is new: members further out may have opened it.
+
+    What stands between may have changed the headers, so they are read again; ``read_message`` looks at the body.
+    """
     exchange = scope.get(_SCOPE_KEY)
     if isinstance(exchange, Exchange):
-        exchange.scope = scope
-        return exchange
+        exchange.scope, exchange.receive = scope, receive
+        exchange.read_headers()
+        return exchange, False
     exchange = scope[_SCOPE_KEY] = Exchange(scope, receive)
-    return exchange
+    return exchange, True
+
+
+def name_session(session_id: bytes) -> str:
+    """What records call the session whose id the client knows as ``session_id``: 64 bits of its SHA-256, in
+    hexadecimal. The id itself opens the session, so it stands in no record."""
+    return hashlib.sha256(session_id).hexdigest()[:16]
 
 
 def _foreign_principal(scope: Scope) -> Principal | None:
@@ -206,12 +234,15 @@ async def read_message(
 ) -> Message | Batch | Rejection | None:
     """Read the body of a POST, parse it once, and check the headers against it. None: the client went away.
 
+    A body that members further out have parsed already is not parsed again, unless it was changed since.
+
     ``max_bytes`` bounds the body, ``seconds`` the time until its last byte.
     """
     refused = _check_content_headers(exchange.headers, max_bytes)
     if refused is not None:
         return refused
-    cutoff = Cutoff(seconds)
+    cutoff = Cutoff()
+    cutoff.start(seconds)
     try:
         body = await _read_body(receive, max_bytes)
     except asyncio.CancelledError:
@@ -223,9 +254,11 @@ async def read_message(
     if body is None:
         exchange.disconnected = True
         return None
-    exchange.request_bytes = len(body)
     if len(body) > max_bytes:
         return _too_large(max_bytes)
+    if exchange.message is not None and body == exchange.body:
+        return exchange.message
+    exchange.request_bytes = len(body)
     message = parse(body)
     if isinstance(message, Rejection):
         return message

@@ -17,13 +17,14 @@ Then, whatever happened, ``on_finish`` of every member, innermost first.
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeAlias
 
 from .cutoff import Cutoff
-from .errors import INTERNAL_ERROR, UNAUTHORIZED, ConfigurationError
+from .errors import INTERNAL_ERROR, INVALID_REQUEST, UNAUTHORIZED, ConfigurationError
 from .exchange import Exchange, Receive, Scope, Send, open_exchange, read_message
 from .message import Batch, Request, ServerMessage, parse_server_message
 from .responses import error_body, headers_of, rejection_answer
@@ -36,9 +37,10 @@ logger = logging.getLogger("mcp_middleware")
 
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-ORDER: Final = ("audit", "tracing", "resource_server", "limiter", "authorization", "affinity")
+ORDER: Final = ("audit", "tracing", "resource_server", "limiter", "affinity", "authorization")
 """Outermost first, and the only place where order exists. The audit sees every refusal; the limiter refuses before
-the server sees anything; a denied call is charged as a request but never as tokens."""
+the server sees anything; a denied call is charged as a request but never as tokens. A session that is none is answered
+before the policy is asked, so that what is hidden and what does not exist differ no more there than elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +49,23 @@ class Bounds:
 
     max_body_bytes: int = 4 * 1024 * 1024
     """Bytes of a request's body; more is answered 413."""
+    max_header_bytes: int = 64 * 1024
+    """Bytes of a request's headers, names and values; more is answered 431."""
     body_timeout: float = 10.0
     """Seconds until the last byte of a request's body; later is answered 408."""
     max_answer_bytes: int = 64 * 1024 * 1024
     """Bytes of one message from the server; a larger one becomes an error."""
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "body_timeout", "max_answer_bytes"):
+        for name in self.__slots__:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ConfigurationError(f"Bounds.{name} is {value!r}; it must be a number above 0")
+
+    @classmethod
+    def tightest(cls, several: Sequence["Bounds"]) -> "Bounds":
+        """The smallest of each bound."""
+        return cls(*(min(getattr(bounds, name) for bounds in several) for name in cls.__slots__))
 
 
 class Member:
@@ -68,6 +77,8 @@ class Member:
     def __init__(self, app: ASGIApp, *, bounds: Bounds | None = None) -> None:
         if not callable(app):
             raise ConfigurationError(f"{type(self).__name__}: app is {app!r}; it must be an ASGI application")
+        if bounds is not None and not isinstance(bounds, Bounds):
+            raise ConfigurationError(f"{type(self).__name__}: bounds is {bounds!r}; it must be a Bounds")
         self.app = app
         self.bounds = bounds or Bounds()
         inner = app._members if isinstance(app, Member) else []
@@ -123,11 +134,7 @@ class _Pipeline:
         self.on_response_message = hooks("on_response_message", innermost_first=True)
         self.on_finish = hooks("on_finish", innermost_first=True)
         self.aclose = hooks("aclose", innermost_first=True)
-        self.bounds = Bounds(
-            min(m.bounds.max_body_bytes for m in members),
-            min(m.bounds.body_timeout for m in members),
-            min(m.bounds.max_answer_bytes for m in members),
-        )
+        self.bounds = Bounds.tightest([member.bounds for member in members])
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the lifespan through; close the members once the application has shut down."""
@@ -145,7 +152,7 @@ class _Pipeline:
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request, from its headers to the last hook."""
-        exchange = open_exchange(scope, receive)
+        exchange, opened = open_exchange(scope, receive)
         try:
             answer = await self._judge_headers(exchange)
             exchange.overhead += time.monotonic() - exchange.started
@@ -153,7 +160,7 @@ class _Pipeline:
                 exchange.silent = True
                 await _send_document(answer, send)
                 return
-            if answer is None and exchange.http_method == "POST" and exchange.message is None:
+            if answer is None and exchange.http_method == "POST":
                 message = await read_message(
                     exchange,
                     exchange.receive,
@@ -174,6 +181,8 @@ class _Pipeline:
             raise
         finally:
             await self._finish(exchange)
+            if opened:
+                exchange.close()
 
     async def _serve_judged(self, exchange: Exchange, rejection: Rejection | None, send: Send) -> None:
         if rejection is None:
@@ -189,16 +198,20 @@ class _Pipeline:
         exchange.rejection = rejection
         exchange.status = rejection.status
         request_id = exchange.request_id if exchange.request_id is not None else rejection.request_id
-        document = rejection_answer(rejection, request_id)
+        unread = rejection.status in (408, 413) or _leaves_body_unread(exchange)
+        document = rejection_answer(rejection, request_id, close=unread)
         exchange.response_bytes = len(document.body)
         await _send_document(document, send)
 
     async def _judge_headers(self, exchange: Exchange) -> Rejection | Document | None:
+        if exchange.header_bytes > self.bounds.max_header_bytes:
+            text = f"the headers are larger than {self.bounds.max_header_bytes} bytes"
+            return Rejection(431, INVALID_REQUEST, text, "headers_too_large")
         for on_headers in self.on_headers:
             answer: Rejection | Document | None = await on_headers(exchange)
             if answer is not None:
                 return answer
-        return None
+        return _check_method(exchange)
 
     async def _finish(self, exchange: Exchange) -> None:
         for on_finish in self.on_finish:
@@ -212,14 +225,18 @@ class _Pipeline:
         answer = _BatchAnswer(send)
         for message in batch.messages:
             child = exchange.child(message)
+            before = answer.parts
             try:
                 await self._serve_judged(child, None, answer.sender(child))
+                if answer.parts == before:
+                    await answer.fail(child)
             except Exception as error:
                 child.failed = error
                 logger.exception("the server failed on one message of a batch")
                 await answer.fail(child)
             finally:
                 await self._finish(child)
+                child.close()
         await answer.end()
 
     async def _call_server(self, exchange: Exchange, send: Send) -> None:
@@ -227,31 +244,55 @@ class _Pipeline:
         if exchange.message is not None:
             receive = _replay(exchange)
             _fit_headers(exchange)
-        answer = _Answer(self, exchange, send)
+        answer = _Answer(self, exchange, send, Cutoff())
         try:
             await self.server(exchange.scope, receive, answer.send)
         except asyncio.CancelledError:
-            if answer.cutoff is None or not answer.cutoff.absorbs():
+            if not answer.cutoff.absorbs():
                 raise
             await answer.end_stream(UNAUTHORIZED, "the token that opened this stream has expired")
         except Exception:
             await answer.end_stream(INTERNAL_ERROR, "the server failed before it answered")
             raise
         finally:
-            if answer.cutoff is not None:
-                answer.cutoff.stop()
+            answer.cutoff.stop()
+
+
+def _check_method(exchange: Exchange) -> Rejection | None:
+    """MCP has three methods, and bodies only with POST; HEAD and OPTIONS are HTTP's own (T25, SH). A call that came in
+    another would pass by everybody who judges messages."""
+    if exchange.http_method == "POST":
+        return None
+    if exchange.http_method not in ("GET", "DELETE", "HEAD", "OPTIONS"):
+        allow = ((b"allow", b"GET, POST, DELETE"),)
+        return Rejection(405, INVALID_REQUEST, "use POST, GET or DELETE", "method_not_allowed", headers=allow)
+    if exchange.headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in exchange.headers:
+        return Rejection(400, INVALID_REQUEST, f"{exchange.http_method} takes no body; use POST", "unexpected_body")
+    return None
+
+
+_LEFT_UNREAD: Final = 64 * 1024
+
+
+def _leaves_body_unread(exchange: Exchange) -> bool:
+    """Whether an answer now leaves more of the body behind than is worth reading for the sake of the connection."""
+    if exchange.body is not None:
+        return False
+    length = exchange.headers.get(b"content-length", b"")
+    return b"transfer-encoding" in exchange.headers or (length.isdigit() and int(length[:19]) > _LEFT_UNREAD)
 
 
 def _replay(exchange: Exchange) -> Receive:
     """The canonical body once, then the real ``receive``: a server that waits for the disconnect must get it."""
     pending = True
+    body, receive_on = exchange.body, exchange.receive
 
     async def receive() -> MutableMapping[str, Any]:
         nonlocal pending
         if pending:
             pending = False
-            return {"type": "http.request", "body": exchange.body, "more_body": False}
-        event = await exchange.receive()
+            return {"type": "http.request", "body": body, "more_body": False}
+        event = await receive_on()
         if event["type"] == "http.disconnect":
             exchange.disconnected = True
         return event
@@ -276,13 +317,14 @@ class _Answer:
     else a server answers passes untouched.
     """
 
-    __slots__ = ("body", "cutoff", "decoder", "ended", "exchange", "pipeline", "send_on", "size", "start")
+    __slots__ = ("body", "cutoff", "decoder", "dropped", "ended", "exchange", "pipeline", "send_on", "size", "start")
 
-    def __init__(self, pipeline: _Pipeline, exchange: Exchange, send: Send) -> None:
+    def __init__(self, pipeline: _Pipeline, exchange: Exchange, send: Send, cutoff: Cutoff) -> None:
         self.pipeline = pipeline
         self.exchange = exchange
         self.send_on = send
-        self.cutoff: Cutoff | None = None
+        self.cutoff = cutoff
+        self.dropped = False
         self.start: MutableMapping[str, Any] | None = None
         self.body: list[bytes] = []
         self.size = 0
@@ -322,9 +364,7 @@ class _Answer:
             self.decoder = Decoder(limit=self.pipeline.bounds.max_answer_bytes)
             self._end_with_token()
             await self.send_on(event)
-        elif isinstance(exchange.message, Request) and (
-            media == b"application/json" or (exchange.strict and exchange.status < 300)
-        ):
+        elif isinstance(exchange.message, Request) and (media == b"application/json" or exchange.strict):
             self.start = event
         else:
             await self.send_on(event)
@@ -332,7 +372,7 @@ class _Answer:
     def _end_with_token(self) -> None:
         principal = self.exchange.principal
         if principal is not None and principal.expires_at is not None:
-            self.cutoff = Cutoff(max(0.0, principal.expires_at - time.time()))
+            self.cutoff.start(max(0.0, principal.expires_at - time.time()))
 
     async def _hold(self, event: MutableMapping[str, Any]) -> None:
         self.body.append(event.get("body", b""))
@@ -348,11 +388,14 @@ class _Answer:
             if passed is not message:
                 body = bytes(passed.raw) if passed is not None else b""
                 start["status"] = self.exchange.status = (passed and passed.status) or start["status"]
-        elif too_large or (self.exchange.strict and start["status"] < 300):
-            text = "the server's answer is too large" if too_large else "the server's answer cannot be read"
-            body = error_body(INTERNAL_ERROR, text, self.exchange.request_id)
-            start["status"] = self.exchange.status = 502
-            start["headers"] = [(b"content-type", b"application/json")]
+        elif too_large or self.exchange.strict:
+            body = self._error(
+                "the server's answer is too large" if too_large else "the server's answer cannot be read"
+            )
+            if too_large or start["status"] < 300:
+                start["status"] = self.exchange.status = 502
+            kept = [line for line in start["headers"] if line[0] not in (b"content-type", b"content-encoding")]
+            start["headers"] = [*kept, (b"content-type", b"application/json")]
         if message is None or passed is not message:
             headers = [line for line in start["headers"] if line[0] != b"content-length"]
             start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
@@ -375,7 +418,9 @@ class _Answer:
             data = frame.data
             message = parse_server_message(data) if data else None
             if message is None:
-                if not (self.exchange.strict and data and frame.event == b"message"):
+                if self.exchange.strict and data and frame.event == b"message":
+                    self.dropped = True
+                else:
                     out.append(frame.raw)
                 continue
             passed = self._observe(message)
@@ -385,6 +430,8 @@ class _Answer:
                 out.append(frame.with_data(bytes(passed.raw)).raw)
         if not more:
             self.ended = True
+            if self.dropped and self.exchange.answer is None and self.exchange.request_id is not None:
+                out.append(encode(self._error("the server's answer cannot be read")))
         if out or not more:
             await self.send_on({"type": "http.response.body", "body": b"".join(out), "more_body": more})
 
@@ -407,10 +454,13 @@ class _Answer:
         self.ended = True
         body = b""
         if self.exchange.request_id is not None and self.exchange.answer is None:
-            data = error_body(code, text, self.exchange.request_id)
-            self.exchange.answer = parse_server_message(data)
-            body = encode(data)
+            body = encode(self._error(text, code))
         await self.send_on({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _error(self, text: str, code: int = INTERNAL_ERROR) -> bytes:
+        data = error_body(code, text, self.exchange.request_id)
+        self.exchange.answer = parse_server_message(data)
+        return data
 
 
 class _BatchAnswer:
@@ -419,6 +469,7 @@ class _BatchAnswer:
     def __init__(self, send: Send) -> None:
         self.send = send
         self.answers: list[bytes] = []
+        self.parts = 0
         self.streaming = False
 
     def sender(self, child: Exchange) -> Send:
@@ -434,6 +485,7 @@ class _BatchAnswer:
                     await self._stream()
             elif event["type"] == "http.response.body" and events:
                 if event.get("body"):
+                    self.parts += 1
                     await self._send_part(event["body"])
             elif event["type"] == "http.response.body":
                 body.append(event.get("body", b""))
@@ -451,6 +503,7 @@ class _BatchAnswer:
         message = parse_server_message(body)
         if message is None or not message.is_answer:
             body = error_body(INTERNAL_ERROR, "the server's answer cannot be read", child.request_id)
+        self.parts += 1
         if self.streaming:
             await self._send_part(encode(body))
         else:

@@ -19,6 +19,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Collection, Mapping
+from itertools import accumulate
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -122,7 +123,7 @@ _ROUTING_HEADERS: Final = (_VERSION_HEADER, _METHOD_HEADER, _NAME_HEADER, b"mcp-
 _SENTINEL: Final = re.compile(rb"=\?base64\?(.*)\?=")
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
-_BRACES_AS_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
+_STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _SURROGATES: Final = re.compile(
     rb"(?<!\\)(?:\\\\)*(?:"
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?P<low>\\u[dD][c-fC-F][0-9a-fA-F]{2})?"
@@ -231,7 +232,7 @@ def _check_text(body: bytes) -> None:
         body.decode()
     except UnicodeDecodeError as error:
         raise _RefusedError(PARSE_ERROR, f"the body is not UTF-8 (byte {error.start})") from None
-    if b"\\u" in body:
+    if b"\\" in body:  # one byte is found many times faster than two
         for match in _SURROGATES.finditer(body):
             if match["lone"] or not match["low"]:
                 raise _RefusedError(PARSE_ERROR, "the body has a lone surrogate escape; send whole characters")
@@ -239,15 +240,24 @@ def _check_text(body: bytes) -> None:
 
 def _check_depth(body: bytes) -> None:
     """Rule 1's levels. The decoder has passed the body: every string ends, so the scan is linear."""
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+    if not _has_more_openers(body, MAX_DEPTH):
         return
-    # Only the nesting is left, braces written as brackets; each round takes its innermost level away.
-    brackets = _STRING.sub(b"", body).translate(_BRACES_AS_BRACKETS, _NOT_BRACKETS)
-    for _ in range(MAX_DEPTH):
-        brackets = brackets.replace(b"[]", b"")
-        if not brackets:
-            return
-    raise _RefusedError(PARSE_ERROR, f"the body is nested deeper than {MAX_DEPTH} levels")
+    brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
+    if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
+        raise _RefusedError(PARSE_ERROR, f"the body is nested deeper than {MAX_DEPTH} levels")
+
+
+def _has_more_openers(body: bytes, limit: int) -> bool:
+    """Whether ``body`` has more opening brackets than ``limit``: a few quick searches, even in a large text."""
+    count = 0
+    for bracket in (b"[", b"{"):
+        at = body.find(bracket)
+        while at >= 0:
+            count += 1
+            if count > limit:
+                return True
+            at = body.find(bracket, at + 1)
+    return False
 
 
 def _parse_batch(body: bytes) -> Batch:

@@ -19,12 +19,16 @@ def error_body(code: int, message: str, request_id: int | str | None, data: Mapp
     return msgspec.json.encode({"jsonrpc": "2.0", "id": request_id, "error": error})
 
 
-def rejection_answer(rejection: Rejection, request_id: int | str | None) -> Document:
-    """The whole HTTP answer for ``rejection``, to the request with ``request_id`` (None where it has none)."""
+def rejection_answer(rejection: Rejection, request_id: int | str | None, *, close: bool = False) -> Document:
+    """The whole HTTP answer for ``rejection``, to the request with ``request_id`` (None where it has none).
+
+    ``close`` ends the connection with it, where the rest of a body should not be waited for (RFC 9110 section 15.5.14).
+    """
+    headers = (*rejection.headers, (b"connection", b"close")) if close else rejection.headers
     if rejection.code is None:
-        return Document(b"", rejection.status, rejection.headers)
+        return Document(b"", rejection.status, headers)
     body = error_body(rejection.code, rejection.message, request_id, rejection.data)
-    return Document(body, rejection.status, ((b"content-type", b"application/json"), *rejection.headers))
+    return Document(body, rejection.status, ((b"content-type", b"application/json"), *headers))
 
 
 def headers_of(document: Document) -> Headers:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from mcp_middleware.errors import HEADER_MISMATCH, INVALID_REQUEST, RATE_LIMITED, ConfigurationError
-from mcp_middleware.exchange import Exchange
+from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import LEGACY_VERSIONS, Request
 from mcp_middleware.types import Clock, Headers, Rejection
 
-from .sealing import MAX_UPSTREAM_BYTES, KeyRing, Session, bind_caller, name_session
+from .sealing import MAX_UPSTREAM_BYTES, KeyRing, Session, bind_caller
 from .sessions import Agent, SessionTable, Use
 
 __all__ = ["SessionAffinityMiddleware"]

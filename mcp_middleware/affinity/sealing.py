@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from mcp_middleware.errors import ConfigurationError
 
-__all__ = ["MAX_UPSTREAM_BYTES", "KeyRing", "Session", "bind_caller", "name_session"]
+__all__ = ["MAX_UPSTREAM_BYTES", "KeyRing", "Session", "bind_caller"]
 
 MAX_UPSTREAM_BYTES: Final = 1024
 """The longest session id of a server that is sealed; the sealed one must still fit into a header."""
@@ -155,8 +155,3 @@ def bind_caller(key: tuple[str | None, ...]) -> bytes:
     """A hash that stands for one principal (``Principal.key``) and no other; a new token leaves it as it is."""
     spelled = ascii(key).encode()  # one spelling for each key, on every Python; None is not "None"
     return hashlib.blake2b(spelled, digest_size=_CALLER_BYTES, person=b"session caller").digest()
-
-
-def name_session(token: bytes) -> str:
-    """A short name for records: the same over the life of a sealed id, and no way back to it."""
-    return hashlib.blake2b(token, digest_size=8, person=b"session name").hexdigest()

@@ -8,7 +8,9 @@ from collections import OrderedDict
 from itertools import islice
 from typing import Final, TypeAlias
 
-from .sealing import Session, name_session
+from mcp_middleware.exchange import name_session
+
+from .sealing import Session
 
 __all__ = ["Agent", "SessionTable", "Use"]
 
@@ -43,13 +45,11 @@ class Use:
 class _Count:
     """One agent's sessions."""
 
-    __slots__ = ("full_until", "opening", "uses")
+    __slots__ = ("opening", "uses")
 
     def __init__(self) -> None:
         self.uses: set[Use] = set()
         self.opening = 0
-        self.full_until = float("-inf")
-        """No session of this agent ends by itself before."""
 
 
 class SessionTable:
@@ -92,24 +92,21 @@ class SessionTable:
         if count is None:
             count = self._counts[agent] = _Count()
         elif self._per_agent is not None and len(count.uses) + count.opening >= self._per_agent:
-            if now >= count.full_until:
-                self._end_idle(count, now)
+            wait = self._end_idle(count, now)
             if len(count.uses) + count.opening >= self._per_agent:
-                return max(0.0, count.full_until - now) if count.uses else 0.0
+                return wait
         count.opening += 1
         self._counts[agent] = count
         return None
 
-    def _end_idle(self, count: _Count, now: float) -> None:
-        """End what is over by itself, and note when the next one can be. The note spares a flood the search: until
-        then a session only ends by DELETE, and that leaves room at once."""
+    def _end_idle(self, count: _Count, now: float) -> float:
+        """End what is over by itself. The seconds until the next one can be: without another request, and if nobody
+        ends one by DELETE before."""
         for use in list(count.uses):
             if self.is_idle(use, now) or now >= use.session.expires:
                 self.end(use)
-        count.full_until = min(
-            (min(use.session.expires, (now if use.requests else use.used) + self._idle) for use in count.uses),
-            default=now,
-        )
+        ends = (min(use.session.expires, (now if use.requests else use.used) + self._idle) for use in count.uses)
+        return max(0.0, min(ends, default=now) - now)
 
     def release(self, agent: Agent) -> None:
         """Give back a reservation that opened nothing."""
@@ -127,7 +124,6 @@ class SessionTable:
         self._uses[use.token] = use
         count = self._counts.setdefault(use.agent, _Count())
         count.uses.add(use)
-        count.full_until = min(count.full_until, use.session.expires)
         for oldest in list(islice(self._uses.values(), 2)):  # two for one: what has expired cannot pile up
             if len(self._uses) > self._max_sessions or now >= oldest.session.expires:
                 self.forget(oldest)

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from typing import Final, Literal
+from urllib.parse import unquote_to_bytes
 
-__all__ = ["MAX_TOKEN_BYTES", "MalformedAuthorizationError", "bearer_token", "challenge"]
+__all__ = ["MAX_TOKEN_BYTES", "MalformedAuthorizationError", "bearer_token", "challenge", "without_token"]
 
 MAX_TOKEN_BYTES: Final = 16 * 1024
 """A longer token is refused before anything looks into it."""
@@ -46,6 +47,12 @@ def bearer_token(authorization: bytes | None, *, repeated: bool = False) -> str 
     if token.translate(None, _TOKEN_BYTES):
         return ""
     return token.decode("ascii")
+
+
+def without_token(query: bytes) -> bytes:
+    """``query`` without a token in it: nobody looks at one there (MCP forbids RFC 6750 section 2.3), nor gets it."""
+    parts = query.split(b"&")
+    return b"&".join(part for part in parts if unquote_to_bytes(part).partition(b"=")[0].lower() != b"access_token")
 
 
 def challenge(

@@ -3,14 +3,14 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from mcp_middleware.errors import INVALID_REQUEST, UNAUTHORIZED, UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.types import AccessToken, Document, Rejection, TokenVerifier
 
-from .challenge import MalformedAuthorizationError, bearer_token, challenge
+from .challenge import MalformedAuthorizationError, bearer_token, challenge, without_token
 from .discovery import IssuerUnavailableError
 from .identity import hand_on, principal_of
 from .jwt import JWTVerifier, VerifiedToken
@@ -19,6 +19,32 @@ from .origins import AllowedOrigins
 from .tokens import Issuer
 
 __all__ = ["OAuthResourceServerMiddleware"]
+
+_QUERY_TOKEN: Final = b"token"
+_IDENTITY_HEADERS: Final = frozenset(
+    {
+        b"authorization",
+        b"proxy-authorization",
+        b"remote-user",
+        b"x-remote-user",
+        b"x-forwarded-user",
+        b"x-forwarded-email",
+        b"x-forwarded-groups",
+        b"x-forwarded-preferred-username",
+        b"x-forwarded-access-token",
+        b"x-auth-request-user",
+        b"x-auth-request-email",
+        b"x-auth-request-groups",
+        b"x-auth-request-preferred-username",
+        b"x-auth-request-access-token",
+        b"x-authenticated-user",
+        b"x-user",
+        b"x-user-id",
+        b"x-user-email",
+    }
+)
+"""What proxies say of a caller they have authenticated. Here the token alone says who calls, so a caller who sends one
+of these has made it up."""
 
 logger = logging.getLogger("mcp_middleware.resource_server")
 
@@ -83,7 +109,9 @@ class OAuthResourceServerMiddleware(Member):
         if not self._required <= exchange.principal.scopes:
             text = "The access token lacks a scope: this resource requires " + " ".join(self._resource.scopes)
             return self._refuse(403, "insufficient_scope", text, "insufficient_scope")
-        exchange.set_header(b"authorization", None)
+        exchange.remove_headers(_IDENTITY_HEADERS)
+        if _QUERY_TOKEN in exchange.scope.get("query_string", b"").lower():
+            exchange.scope["query_string"] = without_token(exchange.scope["query_string"])
         exchange.state[self] = self._hand_on(exchange.scope, token)
         return None
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcp_middleware.affinity.sealing import MAX_UPSTREAM_BYTES, KeyRing, Session, bind_caller, name_session
+from mcp_middleware.affinity.sealing import MAX_UPSTREAM_BYTES, KeyRing, Session, bind_caller
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.exchange import name_session
 
 OLD, NEW, FOREIGN = (base64.b64encode(os.urandom(32)) for _ in range(3))
 RING = KeyRing([NEW, OLD])

@@ -1,6 +1,7 @@
 """The pipeline: order, one parse, refusals, streams, batches, disconnects, the end of a token."""
 
 import asyncio
+import gc
 import itertools
 import json
 import time
@@ -227,6 +228,72 @@ async def test_case_37_a_slow_body_is_cut_off() -> None:
     assert audit.exchanges[0].rejection.reason == "slow_body"
 
 
+async def test_case_37_an_answer_before_the_end_of_a_large_body_ends_the_connection() -> None:
+    """Else the server reads on, for as long as the client sends."""
+    slow = Call(Audit(EchoServer(), [], bounds=Bounds(body_timeout=0.01)), chunks=[])
+    slow.incoming = asyncio.Queue()
+    assert (await slow.run()).headers["connection"] == "close"
+    large = Call(Audit(EchoServer(), []), b" " * 5_000_000)
+    assert (await large.run()).headers["connection"] == "close"
+    small = Call(Audit(EchoServer(), []), b"{")
+    assert "connection" not in (await small.run()).headers
+
+
+async def test_case_37_too_many_headers_are_431() -> None:
+    server = EchoServer()
+    headers = [(f"x-{n}", "v" * 100) for n in range(2000)]
+    done = await Call(Audit(server, []), CALL, headers=headers).run()
+    assert (done.status, server.scopes) == (431, [])
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "QUERY", "post", "CONNECT"])
+async def test_case_14_a_call_in_another_method_reaches_nobody(method: str) -> None:
+    server = EchoServer()
+    audit = Audit(server, [])
+    done = await Call(audit, CALL, method=method).run()
+    assert (done.status, done.headers["allow"], server.scopes) == (405, "GET, POST, DELETE", [])
+    assert audit.exchanges[0].rejection is not None
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "HEAD", "OPTIONS"])
+async def test_case_14_a_body_comes_with_post_only(method: str) -> None:
+    server = EchoServer()
+    for headers in ({"content-length": "5"}, {"transfer-encoding": "chunked"}):
+        done = await Call(Audit(server, []), CALL, method=method, headers=headers).run()
+        assert (done.status, server.scopes) == (400, [])
+    assert (await Call(Audit(server, []), method=method).run()).status == 202
+
+
+async def test_what_stands_between_members_may_change_headers_and_body() -> None:
+    """And the inner members judge what it made of them."""
+    server = EchoServer()
+    inner = Limiter(server, [])
+    changed = json.dumps(rpc("tools/call", {"name": "other"})).encode()
+
+    async def between(scope: Any, receive: Any, send: Any) -> None:
+        async def receive_changed() -> Any:
+            event = await receive()
+            return {**event, "body": changed} if event["type"] == "http.request" else event
+
+        headers = [line for line in scope["headers"] if line[0] != b"content-length"]
+        await inner({**scope, "headers": [*headers, (b"x-added", b"1")]}, receive_changed, send)
+
+    audit = Audit(between, [])
+    await Call(audit, CALL, headers={"x-added-before": "1"}).run()
+    assert server.received[0]["params"]["name"] == "other"
+    assert audit.exchanges[0].headers[b"x-added"] == b"1"
+
+
+async def test_a_finished_exchange_refers_to_nothing_of_the_server() -> None:
+    """A cycle for each request would leave all of it to the garbage collector."""
+    audit = Audit(EchoServer(), [])
+    call = Call(audit, CALL)
+    await call.run()
+    exchange = audit.exchanges[0]
+    assert call.scope not in gc.get_referents(exchange)
+    assert exchange.status == 200
+
+
 async def test_cancellation_from_outside_is_not_taken_for_a_slow_body() -> None:
     audit = Audit(EchoServer(), [])
     call = Call(audit, chunks=[])
@@ -318,9 +385,12 @@ async def test_an_unreadable_answer_fails_closed_where_a_member_must_read_it(med
     assert (done.status, done.json["error"]["code"]) == (502, -32603)
     assert b"secret" not in done.body
     events = scripted(start(b"text/event-stream"), body(b"data: secret\n\n: c\n\nevent: endpoint\ndata: /m\n\n"))
-    assert (await Call(Strict(events), rpc("tools/list")).run()).body == b": c\n\nevent: endpoint\ndata: /m\n\n"
+    passed, _, error = (await Call(Strict(events), rpc("tools/list")).run()).body.rpartition(b"event: message")
+    assert passed == b": c\n\nevent: endpoint\ndata: /m\n\n"
+    assert b'"code":-32603' in error
     refusal = scripted(start(media, 404), body(b"no such place"))
-    assert (await Call(Strict(refusal), rpc("tools/list")).run()).status == 404
+    done = await Call(Strict(refusal), rpc("tools/list")).run()
+    assert (done.status, done.json["error"]["code"]) == (404, -32603)
     open_app = scripted(start(media), body(b"anything"))
     assert (await Call(Audit(open_app, []), rpc("tools/list")).run()).body == b"anything"
 
@@ -362,7 +432,8 @@ class Authenticating(Member):
         return None
 
 
-async def test_case_24_the_end_of_the_token_ends_open_streams() -> None:
+@pytest.mark.parametrize("own_task", [False, True])
+async def test_case_24_the_end_of_the_token_ends_open_streams(own_task: bool) -> None:
     closed: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -372,7 +443,11 @@ async def test_case_24_the_end_of_the_token_ends_open_streams() -> None:
         finally:
             closed.append(scope["method"])
 
-    member = Authenticating(app)
+    async def in_a_task_of_its_own(scope: Any, receive: Any, send: Any) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(app(scope, receive, send))
+
+    member = Authenticating(in_a_task_of_its_own if own_task else app)
     member.expires_at = time.time() + 0.1
     post = await Call(member, CALL).run()
     assert b"expired" in post.body
@@ -434,6 +509,12 @@ async def test_case_12_each_message_of_a_batch_is_judged_by_itself(sse: bool) ->
 async def test_a_batch_of_notifications_is_accepted_without_a_body() -> None:
     done = await Call(Audit(EchoServer(), []), [rpc("notifications/x", request_id=None)]).run()
     assert (done.status, done.body) == (202, b"")
+
+
+async def test_a_call_of_a_batch_that_the_server_leaves_open_is_answered_all_the_same() -> None:
+    silent = scripted({"type": "http.response.start", "status": 202, "headers": []}, body(b""))
+    done = await Call(Audit(silent, []), [rpc("ping", request_id=1), rpc("ping", request_id=2)]).run()
+    assert [(answer["id"], answer["error"]["code"]) for answer in done.json] == [(1, -32603), (2, -32603)]
 
 
 async def test_one_failing_message_of_a_batch_does_not_fail_the_others(caplog: pytest.LogCaptureFixture) -> None:

@@ -236,6 +236,8 @@ def test_null_params_and_meta_count_as_absent(params: Any) -> None:
         b'"' + b"\\\\" * 5_000 + b'"',
         b'"' + b"\\ud83d" * 1_600 + b'"',
         b"1" * 10_000,
+        b'"' + b"s" * 80_000 + b'"',
+        b"[" + (b"[" * 120 + b"]" * 120 + b",") * 40 + b"1]",
         b'{"' + b'a":1,"' * 1_600 + b'b":1}',
     ],
 )

@@ -1,0 +1,38 @@
+"""What a caller says of itself beside its token never reaches the server (case 8)."""
+
+import pytest
+from mcp.server.auth.provider import AccessToken
+
+from mcp_middleware.resource_server import OAuthResourceServerMiddleware
+from mcp_middleware.resource_server.challenge import without_token
+from tests.core.asgi import Call, EchoServer, rpc
+
+
+class Verifier:
+    async def verify_token(self, token: str) -> AccessToken | None:
+        claims = {"iss": "https://login.example.com"}
+        return AccessToken(token=token, client_id="agent", scopes=[], subject="alice", claims=claims)
+
+
+async def test_case_8_identity_headers_that_a_caller_invents_stop_here() -> None:
+    server = EchoServer()
+    app = OAuthResourceServerMiddleware(
+        server,
+        resource="https://files.example.com/mcp",
+        verifier=Verifier(),
+        authorization_servers=["https://login.example.com"],
+    )
+    invented = ["x-forwarded-user", "x-remote-user", "remote-user", "x-auth-request-email", "proxy-authorization"]
+    headers = [("authorization", "Bearer good"), ("x-kept", "1"), *((name, "root") for name in invented)]
+    call = Call(app, rpc("ping"), headers=headers)
+    call.scope["query_string"] = b"a=1&access_token=good&access%5Ftoken=good&ACCESS_TOKEN=good&b=2"
+    assert (await call.run()).status == 200
+    sent = dict(server.scopes[0]["headers"])
+    assert sent[b"x-kept"] == b"1"
+    assert not {b"authorization", *(name.encode() for name in invented)} & sent.keys()
+    assert server.scopes[0]["query_string"] == b"a=1&b=2"
+
+
+@pytest.mark.parametrize("query", [b"", b"a=1", b"token=1&x", b"access_tokens=1"])
+def test_a_query_without_a_token_stays(query: bytes) -> None:
+    assert without_token(query) == query
