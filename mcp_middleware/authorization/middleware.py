@@ -1,5 +1,6 @@
 """Tool authorization: which caller may see and use which tool, prompt and resource."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -9,7 +10,7 @@ from mcp_middleware.errors import INTERNAL_ERROR, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request, ServerMessage
-from mcp_middleware.types import Rejection
+from mcp_middleware.types import Decision, Principal, Rejection
 
 from .lists import LISTS, ItemList, filtered, list_in, private
 from .methods import about, question, questions
@@ -60,14 +61,10 @@ class ToolAuthorizationMiddleware(Member):
             return unreadable(request)
         if not asked:
             return None
-        decisions = [self._policy.authorize(exchange.caller, one) for one in asked]
-        decision = exchange.decision = combine(decisions)
-        judged = next(
-            one
-            for one, said in zip(asked, decisions, strict=True)
-            if (said.allowed, said.visible) == (decision.allowed, decision.visible)
-        )
-        judged = about(request, judged.target_kind, judged.target)
+        judged, decision = self._judge(exchange.caller, asked)
+        exchange.decision = decision
+        if judged is not request:
+            judged = about(request, judged.target_kind, judged.target)
         if decision.allowed:
             exchange.state[self] = judged
             return None
@@ -78,6 +75,19 @@ class ToolAuthorizationMiddleware(Member):
             base_scopes=exchange.base_scopes,
             resource_metadata=exchange.resource_metadata,
         )
+
+    def _judge(self, caller: Principal, asked: Sequence[Request]) -> tuple[Request, Decision]:
+        """The decision on all questions, and the first question that was answered so."""
+        decisions = [self._policy.authorize(caller, one) for one in asked]
+        if len(asked) == 1:
+            return asked[0], decisions[0]
+        decision = combine(decisions)
+        judged = next(
+            one
+            for one, said in zip(asked, decisions, strict=True)
+            if (said.allowed, said.visible) == (decision.allowed, decision.visible)
+        )
+        return judged, decision
 
     def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage | None:
         if message.method == _UPDATED:

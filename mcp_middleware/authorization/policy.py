@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from os import PathLike
-from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from mcp_middleware.message import Message, Request
 from mcp_middleware.types import Decision, Principal
@@ -23,6 +23,13 @@ _ALLOWED: Final = Decision(allowed=True)
 _DENIED: Final = Decision(allowed=False)
 _CALLERS: Final = 1024
 """Callers whose rules are kept at hand."""
+_DECISIONS: Final = 4096
+"""Decisions kept at hand."""
+_LONG: Final = 256
+"""Characters of a target, above which its decision is not kept: callers choose them, and so what fills the memory."""
+
+_Caller: TypeAlias = tuple[str | None, str, str | None, frozenset[str]]
+"""What rules can ask of a caller: issuer, client, subject, roles."""
 
 
 @runtime_checkable
@@ -56,6 +63,7 @@ class Policy:
             return _Grants(rule for rule in compiled if rule.is_for(values))
 
         self._grants = grants
+        self._judge_cached = lru_cache(maxsize=_DECISIONS)(self._judge)
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> "Policy":
@@ -85,9 +93,16 @@ class Policy:
         return combine([self._decide(principal, request) for request in asked])
 
     def _decide(self, principal: Principal, request: Request) -> Decision:
+        caller = (principal.issuer, principal.client, principal.subject, principal.roles)
+        method, kind, target = request.method, request.target_kind, request.target
+        judge = self._judge if target is not None and len(target) > _LONG else self._judge_cached
+        return judge(caller, principal.scopes, method, kind, target)
+
+    def _judge(
+        self, caller: _Caller, scopes: frozenset[str], method: str, kind: str | None, target: str | None
+    ) -> Decision:
         """One target. Deny wins over allow; an allowing rule whose scopes are met wins over one whose are not."""
-        grants = self._grants(principal.issuer, principal.client, principal.subject, principal.roles)
-        matching = grants.matching(request)
+        matching = self._grants(*caller).matching(method, kind, target)
         if matching is None:
             return _DENIED
         if matching.denying is not None:
@@ -95,7 +110,7 @@ class Policy:
         nearest: _CompiledRule | None = None
         fewest = 0
         for rule in matching.allowing:
-            wanting = len(rule.scopes - principal.scopes) if rule.scopes else 0
+            wanting = len(rule.scopes - scopes) if rule.scopes else 0
             if not wanting:
                 return rule.decision
             if nearest is None or wanting < fewest:
@@ -165,9 +180,8 @@ class _Grants:
         self._allow = [rule for rule in rules if rule.rule.effect == "allow"]
         self._tasks = self._rules_on_tasks()
 
-    def matching(self, request: Request) -> _Matching | None:
-        """The rules on the request's target; None where no rule can allow it."""
-        kind, target = request.target_kind, request.target
+    def matching(self, method: str, kind: str | None, target: str | None) -> _Matching | None:
+        """The rules on a target; None where no rule can allow it."""
         if kind is None:
             return _Matching(None, ())
         if kind == "task":
@@ -176,7 +190,7 @@ class _Grants:
             return None
         if kind == "template":
             template = Glob.of_template(target)
-            if request.method == "completion/complete":
+            if method == "completion/complete":
                 return self._rules_on_all_of(template)
             return self._rules_on_some_of(template)
         forms = spellings(target) if kind == "resource" else (target,)
