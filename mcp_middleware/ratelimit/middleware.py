@@ -2,7 +2,6 @@
 
 import fnmatch
 import json
-import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -140,7 +139,7 @@ class RateLimitMiddleware(Member):
         if charge is None or charge.reservation is None:
             return
         headers.append((b"ratelimit-policy", charge.profile.policy))
-        headers.append((b"ratelimit", _remaining(charge.reservation)))
+        headers.append((b"ratelimit", _remaining(charge.profile.limits, charge.reservation)))
 
     async def on_finish(self, exchange: Exchange) -> None:
         """Settle, if it is known what the call took; else the estimate stands."""
@@ -204,13 +203,13 @@ def _succeeded(request: Request, answer: ServerMessage) -> bool:
     return answer.tool_result is not None and not answer.tool_result.is_error
 
 
-def _remaining(reservation: Reservation) -> bytes:
-    items = [
-        f'"{name}";r={max(0, math.floor(left))}'
-        for name, left in (("requests", reservation.remaining_requests), ("tokens", reservation.remaining_tokens))
-        if left != math.inf
-    ]
-    return ", ".join(items).encode()
+def _remaining(limits: Limits, reservation: Reservation) -> bytes:
+    requests, tokens = max(0, reservation.remaining_requests), max(0, reservation.remaining_tokens)
+    if limits.tokens is None:
+        return b'"requests";r=%d' % requests
+    if limits.requests is None:
+        return b'"tokens";r=%d' % tokens
+    return b'"requests";r=%d, "tokens";r=%d' % (requests, tokens)
 
 
 def _not_now(shortage: Shortage, profile: _Profile) -> Rejection:

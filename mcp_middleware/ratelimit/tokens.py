@@ -11,7 +11,7 @@
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -132,7 +132,7 @@ _UNCOUNTED: Final = frozenset({"_meta", "requestState"})
 
 def input_tokens(request: Request, counter: TokenCounter) -> int:
     """Tokens of what a caller's model wrote."""
-    return sum(_json_tokens(raw, counter) for name, raw in request.params.items() if name not in _UNCOUNTED)
+    return _json_tokens([raw for name, raw in request.params.items() if name not in _UNCOUNTED], counter)
 
 
 def output_tokens(request: Request, answer: ServerMessage, counter: TokenCounter) -> int:
@@ -145,21 +145,21 @@ def output_tokens(request: Request, answer: ServerMessage, counter: TokenCounter
         if request.method == "tools/call":
             result = answer.tool_result
             if result is not None and (result.content or result.structured):
-                structured = _json_tokens(result.structured, counter) if result.structured else 0
+                structured = _json_tokens([result.structured], counter) if result.structured else 0
                 return max(_content_tokens(result.content, counter), structured)
         elif request.method == "resources/read":
             contents = _resource_result.decode(answer.result).contents
-            return sum(_block_tokens(block, counter) for block in contents)
+            return sum([_block_tokens(block, counter) for block in contents])
         elif request.method == "prompts/get":
             messages = _prompt_result.decode(answer.result).messages
-            return _content_tokens((message.content for message in messages), counter)
+            return _content_tokens([message.content for message in messages], counter)
     except (msgspec.DecodeError, RecursionError):
         pass  # not the shape its method has: counted as the JSON it is
-    return _json_tokens(answer.result, counter)
+    return _json_tokens([answer.result], counter)
 
 
-def _content_tokens(blocks: Iterable[Content], counter: TokenCounter) -> int:
-    return sum(_content_block_tokens(block, counter) for block in blocks)
+def _content_tokens(blocks: Sequence[Content], counter: TokenCounter) -> int:
+    return sum([_content_block_tokens(block, counter) for block in blocks])
 
 
 def _content_block_tokens(block: Content, counter: TokenCounter) -> int:
@@ -183,12 +183,20 @@ def _block_tokens(block: _Block, counter: TokenCounter) -> int:
     return _count(counter, block.blob or "")
 
 
-def _json_tokens(raw: Raw, counter: TokenCounter) -> int:
-    data = bytes(raw)
-    if len(data) <= _MAX_UNESCAPED and b"\\u" in data:
-        with suppress(msgspec.DecodeError, RecursionError):  # else counted with its escapes
-            data = _encode(_any.decode(data))
+def _json_tokens(values: Sequence[Raw], counter: TokenCounter) -> int:
+    """Tokens of some JSON values, counted as one text."""
+    data = b"".join(values)
+    if b"\\u" in data:
+        data = b"".join([_unescaped(value) for value in values])
     return _count(counter, data.decode("utf-8", "replace"))
+
+
+def _unescaped(value: Raw) -> bytes:
+    data = bytes(value)
+    if len(data) <= _MAX_UNESCAPED:
+        with suppress(msgspec.DecodeError, RecursionError):  # else counted with its escapes
+            return _encode(_any.decode(data))
+    return data
 
 
 def _count(counter: TokenCounter, text: str) -> int:
