@@ -24,7 +24,7 @@ ERAS: tuple[Era, ...] = ("modern", "legacy")
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-def add_tools(server: Any, entered: asyncio.Event) -> None:
+def add_tools(server: FastMCP | MCPServer, entered: asyncio.Event) -> None:
     @server.tool()
     def write(words: int) -> str:
         """Write that many words."""

@@ -18,7 +18,11 @@ from starlette.routing import Route
 
 RESOURCE = "https://files.example.com/mcp"
 
-_CURVES = {"ES256": ec.SECP256R1, "ES384": ec.SECP384R1, "ES512": ec.SECP521R1}
+_CURVES: dict[str, ec.EllipticCurve] = {
+    "ES256": ec.SECP256R1(),
+    "ES384": ec.SECP384R1(),
+    "ES512": ec.SECP521R1(),
+}
 
 
 class SigningKey:
@@ -28,7 +32,7 @@ class SigningKey:
         self.algorithm, self.kid = algorithm, kid
         self.private: Any
         if algorithm in _CURVES:
-            self.private = ec.generate_private_key(_CURVES[algorithm]())
+            self.private = ec.generate_private_key(_CURVES[algorithm])
         elif algorithm == "EdDSA":
             self.private = ed25519.Ed25519PrivateKey.generate()
         else:

@@ -131,7 +131,7 @@ async def test_a_good_token_reaches_the_server(issuer: LoopbackIssuer) -> None:
 async def test_case_1_every_path_and_method_needs_a_token(issuer: LoopbackIssuer, path: str) -> None:
     """B4, B8, B9."""
     methods = ("POST", "GET", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS", "BREW")
-    credentials = (
+    credentials: tuple[tuple[dict[str, str], str | None, str], ...] = (
         ({}, None, "no_token"),
         ({"authorization": "Bearer junk"}, "invalid_token", "invalid_token"),
     )
