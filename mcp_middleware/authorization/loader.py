@@ -54,6 +54,8 @@ class Node:
 
 def read_file(path: str | PathLike[str]) -> Node:
     """The policy in a YAML file, in UTF-8. Raises ConfigurationError."""
+    if not isinstance(path, str | PathLike):
+        raise ConfigurationError(f"Policy.from_file: path is {path!r}; it must name a YAML file")
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -72,6 +74,8 @@ def read_file(path: str | PathLike[str]) -> Node:
 
 def read_text(text: str, *, source: str) -> Node:
     """The policy in a YAML text; ``source`` is its name in errors. Raises ConfigurationError."""
+    if not isinstance(text, str):
+        raise ConfigurationError(f"Policy.from_text: text is {text!r}; it must be a string of YAML")
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise ConfigurationError(f"{source}: the policy is larger than {MAX_BYTES} bytes, the most that is read")
     try:

@@ -171,7 +171,7 @@ def _algorithm(name: str) -> Any:
 
 
 def _issuers(issuers: Sequence[str | Issuer]) -> list[Issuer]:
-    if isinstance(issuers, str) or not issuers:
+    if isinstance(issuers, str) or not isinstance(issuers, Sequence) or not issuers:
         raise ConfigurationError(f"issuers is {issuers!r}; it must be a list of at least one issuer")
     named = [issuer if isinstance(issuer, Issuer) else Issuer(issuer) for issuer in issuers]
     if len({issuer.issuer for issuer in named}) != len(named):

@@ -46,7 +46,8 @@ class ProtectedResource:
 
     def __init__(self, resource: str, *, authorization_servers: Sequence[str], scopes: Sequence[str] = ()) -> None:
         parts = absolute_url("resource", resource)
-        if isinstance(authorization_servers, str) or not authorization_servers:
+        named = isinstance(authorization_servers, Sequence) and not isinstance(authorization_servers, str)
+        if not named or not authorization_servers:
             raise ConfigurationError(
                 f"authorization_servers is {authorization_servers!r}; it must be a list of at least one issuer URL"
             )

@@ -21,7 +21,8 @@ class AllowedOrigins:
     __slots__ = ("_any", "_loopback", "_origins")
 
     def __init__(self, resource: str, extra: Sequence[str]) -> None:
-        if isinstance(extra, str) or not all(isinstance(origin, str) for origin in extra):
+        several = isinstance(extra, Sequence) and not isinstance(extra, str)
+        if not several or not all(isinstance(origin, str) for origin in extra):
             raise ConfigurationError(f"allowed_origins is {extra!r}; it must be a list of origins")
         own = urlsplit(resource)
         self._any = _ANY in extra

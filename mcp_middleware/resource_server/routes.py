@@ -23,6 +23,8 @@ def metadata_routes(*resources: ProtectedResource) -> "list[BaseRoute]":
     """
     places: dict[str, ProtectedResource] = {}
     for resource in resources:
+        if not isinstance(resource, ProtectedResource):
+            raise ConfigurationError(f"metadata_routes has {resource!r}; it must be a ProtectedResource")
         for path in resource.paths:
             if path == WELL_KNOWN and len(resource.paths) > 1 and len(resources) > 1:
                 continue

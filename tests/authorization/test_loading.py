@@ -227,3 +227,9 @@ def test_any_text_is_a_policy_or_refused(text: str) -> None:
     except ConfigurationError as error:
         said = str(error)
     assert said.startswith(("allow", "deny", "policy.yaml"))
+
+
+@pytest.mark.parametrize(("load", "named"), [(Policy.from_file, "path is None"), (Policy.from_text, "text is None")])
+def test_what_is_no_file_and_no_text_is_refused_by_name(load: Any, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        load(None)

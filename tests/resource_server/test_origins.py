@@ -65,3 +65,16 @@ async def test_case_9_a_bad_origin_is_403_with_or_without_a_token(headers: list[
 def test_what_is_no_origin_is_refused(value: Any) -> None:
     with pytest.raises(ConfigurationError, match="allowed_origins"):
         AllowedOrigins(RESOURCE, value)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"issuers": 5}, "issuers is 5"),
+        ({"issuers": ["https://i.example.com"], "authorization_servers": 5}, "authorization_servers is 5"),
+        ({"issuers": ["https://i.example.com"], "allowed_origins": None}, "allowed_origins is None"),
+    ],
+)
+def test_what_is_no_list_is_refused_by_name(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        OAuthResourceServerMiddleware(EchoServer(), resource=RESOURCE, **options)
