@@ -364,7 +364,9 @@ class _Answer:
             self.decoder = Decoder(limit=self.pipeline.bounds.max_answer_bytes)
             self._end_with_token()
             await self.send_on(event)
-        elif isinstance(exchange.message, Request) and (media == b"application/json" or exchange.strict):
+        elif isinstance(exchange.message, Request) and (
+            media == b"application/json" or (exchange.strict and event["status"] < 400)
+        ):
             self.start = event
         else:
             await self.send_on(event)
@@ -388,12 +390,11 @@ class _Answer:
             if passed is not message:
                 body = bytes(passed.raw) if passed is not None else b""
                 start["status"] = self.exchange.status = (passed and passed.status) or start["status"]
-        elif too_large or self.exchange.strict:
+        elif too_large or (self.exchange.strict and start["status"] < 400):  # a server's own refusal is no list
             body = self._error(
                 "the server's answer is too large" if too_large else "the server's answer cannot be read"
             )
-            if too_large or start["status"] < 300:
-                start["status"] = self.exchange.status = 502
+            start["status"] = self.exchange.status = 502
             kept = [line for line in start["headers"] if line[0] not in (b"content-type", b"content-encoding")]
             start["headers"] = [*kept, (b"content-type", b"application/json")]
         if message is None or passed is not message:
