@@ -160,15 +160,21 @@ class AuditTrail:
         return not tables
 
     def _lines(self) -> Iterator[AuditRecord]:
+        intact = 0
         try:
             with self._path.open("rb") as file:
                 for line in _bounded_lines(file):
                     try:
-                        yield _decode(line)
+                        record = _decode(line)
                     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                         self.damaged += 1
+                    else:
+                        intact += 1
+                        yield record
         except OSError as error:
             raise TrailError(f"{str(self._path)!r} cannot be read: {error.strerror}") from None
+        if self.damaged and not intact:
+            raise TrailError(f"{str(self._path)!r} is no audit trail: not one line of it is a record")
 
 
 def parse_time(text: str, now: datetime) -> datetime:

@@ -4,6 +4,7 @@ A record never holds a credential, and never the arguments or the result of a ca
 """
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final, Literal, TypeAlias, get_args
@@ -111,17 +112,31 @@ def build_record(exchange: Exchange, *, finished: float, session: str | None = N
     usage, trace = exchange.usage, exchange.trace
     verdict = _decision(exchange)
     address = exchange.scope.get("client")
+    method, target, agent, issuer, subject, rule, reason, session, instance, version, http_method, address = _texts(
+        method,
+        target,
+        caller.client,
+        caller.issuer,
+        caller.subject,
+        (rejection.rule if rejection else None) or (decision.rule if decision else None),
+        rejection.reason if rejection else None,
+        exchange.session or session,
+        exchange.instance,
+        exchange.version,
+        exchange.http_method,
+        address[0] if address else None,
+    )
     return AuditRecord(
         time=_timestamp(exchange.started_at),
-        method=_text(method),
+        method=method,
         target_kind=target_kind,
-        target=_text(target),
-        agent=_text(caller.client) or "",
-        issuer=_text(caller.issuer),
-        subject=_text(caller.subject),
+        target=target,
+        agent=agent or "",
+        issuer=issuer,
+        subject=subject,
         decision=verdict,
-        rule=_text((rejection.rule if rejection else None) or (decision.rule if decision else None)),
-        reason=_text(rejection.reason if rejection else None),
+        rule=rule,
+        reason=reason,
         outcome=_outcome(exchange, verdict, tool_error),
         status=exchange.status,
         error_code=_error_code(exchange),
@@ -130,17 +145,17 @@ def build_record(exchange: Exchange, *, finished: float, session: str | None = N
         input_tokens=usage.input_tokens if usage else None,
         output_tokens=usage.output_tokens if usage else None,
         cost=exchange.cost,
-        session=_text(exchange.session or session),
-        instance=_text(exchange.instance),
+        session=session,
+        instance=instance,
         trace_id=trace.trace_id if trace else None,
         span_id=trace.span_id if trace else None,
         request_id=request_id if isinstance(request_id, int) and _fits(request_id) else _text(request_id),
         request_bytes=exchange.request_bytes,
         response_bytes=exchange.response_bytes,
         era=exchange.era,
-        version=_text(exchange.version),
-        http_method=_text(exchange.http_method) or "",
-        client_address=_text(address[0]) if address else None,
+        version=version,
+        http_method=http_method or "",
+        client_address=address,
     )
 
 
@@ -208,6 +223,17 @@ def _timestamp(seconds: float) -> str:
 @lru_cache(maxsize=16)
 def _date_and_time(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).replace(tzinfo=None).isoformat()
+
+
+def _texts(*values: object) -> Sequence[str | None]:
+    """``_text`` of each value, for the price of one where all of them together are a short ASCII text."""
+    try:
+        joined = "".join([value for value in values if value is not None])  # type: ignore[misc]
+    except TypeError:
+        joined = None
+    if joined is not None and len(joined) <= MAX_TEXT and joined.isascii():
+        return values  # type: ignore[return-value]
+    return [_text(value) for value in values]
 
 
 def _text(value: object) -> str | None:

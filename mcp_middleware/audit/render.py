@@ -29,6 +29,7 @@ _COLUMNS: Final[Mapping[str, Callable[[AuditRecord], object]]] = {
     "METHOD": lambda record: record.method or record.http_method,
     "TARGET": lambda record: record.target,
     "DECISION": lambda record: record.decision,
+    "RULE": lambda record: record.rule,
     "REASON": lambda record: record.reason,
     "OUTCOME": lambda record: record.outcome,
     "STATUS": lambda record: record.status,
