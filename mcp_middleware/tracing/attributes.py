@@ -4,7 +4,6 @@ Spans may carry what a caller sent, shortened. Names of spans and labels of metr
 time series, for good. There a target is named only once a server has shown that it exists (``KnownTargets``).
 """
 
-from hashlib import blake2b
 from typing import Final, NamedTuple
 
 import msgspec
@@ -23,7 +22,6 @@ __all__ = [
     "label_of",
     "metric_labels",
     "outcome_of",
-    "session_digest",
     "span_attributes",
 ]
 
@@ -237,8 +235,3 @@ def _add_outcome(exchange: Exchange, outcome: Outcome, found: Attributes) -> Non
 
 def _text(raw: bytes | Raw) -> str:
     return bytes(raw)[:MAX_CONTENT].decode(errors="replace")
-
-
-def session_digest(session: bytes) -> str:
-    """A name for a session id as it is on the wire: the same for the same id, and of no use as one."""
-    return blake2b(session, digest_size=16).hexdigest()

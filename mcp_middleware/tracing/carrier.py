@@ -165,7 +165,9 @@ def _write_meta(exchange: Exchange, message: Request | Notification, values: _Va
 
 
 def _write_headers(exchange: Exchange, values: _Values) -> None:
+    """Only what was there, but a ``tracestate`` that belongs to a ``traceparent`` written here comes with it."""
     for key, name in _HEADERS.items():
-        if name in exchange.headers and values[key] != _header(exchange, key):
+        present = name in exchange.headers or (key == TRACESTATE and _HEADERS[TRACEPARENT] in exchange.headers)
+        if present and values[key] != _header(exchange, key):
             value = values[key]
             exchange.set_header(name, None if value is None else value.encode("latin-1"))

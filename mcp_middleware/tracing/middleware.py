@@ -22,13 +22,13 @@ from opentelemetry.trace import (
 )
 
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.exchange import Exchange, TraceIds
+from mcp_middleware.exchange import Exchange, TraceIds, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Notification, Request
 from mcp_middleware.types import Headers, Rejection
 
 from . import conventions as names
-from .attributes import KnownTargets, label_of, metric_labels, outcome_of, session_digest, span_attributes
+from .attributes import KnownTargets, label_of, metric_labels, outcome_of, span_attributes
 from .carrier import NOTHING, Carried, carried_by, carries_anything, introduce, keep_baggage, pass_on
 from .instruments import Instruments
 from .propagation import is_baggage_key, span_id_of, trace_id_of, with_sampled
@@ -164,7 +164,7 @@ class TraceContextMiddleware(Member):
             return
         session = exchange.session
         if session is None and state.session is not None:
-            session = session_digest(state.session)
+            session = name_session(state.session)
         self._time_session(exchange, session)
         if state.name:
             self._end(exchange, state, session)
