@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import ClassVar, Final, Literal
 
 from mcp_middleware.errors import UNAVAILABLE, ConfigurationError
-from mcp_middleware.exchange import Exchange
+from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request
 from mcp_middleware.types import Headers, Rejection
 
-from .record import build_record, hash_session
+from .record import build_record
 from .sinks import AuditSink
 from .sqlite import SQLiteSink
 
@@ -98,7 +98,7 @@ class AuditLogMiddleware(Member):
         record = build_record(
             exchange,
             finished=time.monotonic(),
-            session=hash_session(session_id) if session_id else None,
+            session=name_session(session_id) if session_id else None,
         )
         for sink in self._sinks:
             try:

@@ -10,10 +10,9 @@ import pytest
 
 from mcp_middleware import errors
 from mcp_middleware.audit import AuditLogMiddleware, AuditTrail, JSONLinesSink, SQLiteSink
-from mcp_middleware.audit.record import hash_session
 from mcp_middleware.audit.sinks import QueuedSink
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.exchange import Exchange
+from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import Bounds, Member
 from mcp_middleware.types import Document, Rejection
 from tests.audit.trails import ListSink
@@ -233,14 +232,14 @@ async def test_a_stream_that_was_asked_for_by_get_is_recorded_when_it_ends() -> 
     await running
     found = sink.only
     assert (found.http_method, found.method, found.outcome, found.status) == ("GET", None, "ok", 200)
-    assert found.session == hash_session(b"0123456789abcdef")
+    assert found.session == name_session(b"0123456789abcdef")
 
 
 async def test_the_end_of_a_session_is_recorded() -> None:
     sink = ListSink()
     await Call(app_with(sink), method="DELETE", headers={"mcp-session-id": "0123456789abcdef"}).run()
     found = sink.only
-    assert (found.http_method, found.method, found.session) == ("DELETE", None, hash_session(b"0123456789abcdef"))
+    assert (found.http_method, found.method, found.session) == ("DELETE", None, name_session(b"0123456789abcdef"))
 
 
 @pytest.mark.parametrize("http_method", ["GET", "HEAD", "OPTIONS"])
@@ -258,7 +257,7 @@ async def test_the_call_that_opens_a_session_names_it() -> None:
 
     sink = ListSink()
     await Call(app_with(sink, server), rpc("initialize", {})).run()
-    assert sink.only.session == hash_session(b"opened-by-the-server")
+    assert sink.only.session == name_session(b"opened-by-the-server")
 
 
 async def test_case_34_no_secret_is_in_any_sink_or_log_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from mcp_middleware import errors
 from mcp_middleware.audit import AuditRecord
 from mcp_middleware.audit.jsonl import encode_line
-from mcp_middleware.audit.record import MAX_TEXT, build_record, hash_session
+from mcp_middleware.audit.record import MAX_TEXT, build_record
 from mcp_middleware.audit.render import as_csv, as_json, as_table
-from mcp_middleware.exchange import Exchange, TraceIds
+from mcp_middleware.exchange import Exchange, TraceIds, name_session
 from mcp_middleware.message import Request, parse, parse_server_message
 from mcp_middleware.types import Decision, Principal, Rejection, Usage
 from tests.audit.trails import record
@@ -182,9 +182,9 @@ def test_a_lone_surrogate_in_a_claim_does_not_break_the_record() -> None:
 
 
 def test_a_session_id_is_not_readable_from_its_name() -> None:
-    name = hash_session(b"0123456789abcdef")
-    assert len(name) == 32
-    assert name != hash_session(b"0123456789abcdee")
+    name = name_session(b"0123456789abcdef")
+    assert len(name) == 16
+    assert name != name_session(b"0123456789abcdee")
     assert "0123456789abcdef" not in name
 
 

@@ -284,3 +284,20 @@ async def test_a_stream_ends_and_the_server_is_told_when_the_client_leaves(tmp_p
                     break
                 await asyncio.sleep(0.01)
             assert status == 200
+
+
+async def test_every_record_of_a_session_names_it_alike(tmp_path: Path) -> None:
+    """What was served, what the policy denied, what could not be read, and what came with a bad token."""
+    async with governed(tmp_path, build_server("sdk")) as stack:
+        token = stack.token()
+        session = await initialize(stack.http, stack.url, token=token)
+        for name in ("echo", "admin_reset"):
+            arguments = {"name": name, "arguments": {"text": "x"}}
+            await post(stack.http, stack.url, "tools/call", arguments, era="legacy", token=token, session=session)
+        for bearer in (token, "junk"):
+            headers = headers_for(era="legacy", token=bearer, session=session)
+            await stack.http.post(stack.url, content=b"{", headers=headers)
+    records = stack.records()
+    assert len(records) == 6
+    assert len({record.session for record in records}) == 1
+    assert records[0].session is not None
