@@ -3,7 +3,6 @@
 A record never holds a credential, and never the arguments or the result of a call (F7).
 """
 
-import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,7 +15,7 @@ from mcp_middleware.exchange import Exchange
 from mcp_middleware.message import Notification, Request, Response
 from mcp_middleware.types import Era
 
-__all__ = ["DECISIONS", "MAX_TEXT", "AuditDecision", "AuditOutcome", "AuditRecord", "build_record", "hash_session"]
+__all__ = ["DECISIONS", "MAX_TEXT", "AuditDecision", "AuditOutcome", "AuditRecord", "build_record"]
 
 AuditDecision: TypeAlias = Literal["allowed", "denied", "limited", "unauthenticated", "rejected", "unavailable"]
 """What was decided of a message before the server could see it.
@@ -40,6 +39,7 @@ MAX_TEXT: Final = 512
 """Characters of one value; a longer one is cut and says so."""
 
 _INT64: Final = 2**63
+_FRACTIONS: Final = tuple(f".{milliseconds:03d}Z" for milliseconds in range(1000))
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -159,12 +159,6 @@ def build_record(exchange: Exchange, *, finished: float, session: str | None = N
     )
 
 
-def hash_session(session_id: bytes) -> str:
-    """What names a session in a record: 128 bits of the SHA-256 of its id, in hexadecimal. The id itself is as good
-    as a credential on many servers."""
-    return hashlib.sha256(session_id).hexdigest()[:32]
-
-
 def _decision(exchange: Exchange) -> AuditDecision:
     rejection = exchange.rejection
     if exchange.decision is not None and not exchange.decision.allowed:
@@ -216,8 +210,8 @@ def _fits(value: int) -> bool:
 
 
 def _timestamp(seconds: float) -> str:
-    second, milliseconds = divmod(int(seconds * 1000), 1000)
-    return f"{_date_and_time(second)}.{milliseconds:03d}Z"
+    milliseconds = int(seconds * 1000)
+    return _date_and_time(milliseconds // 1000) + _FRACTIONS[milliseconds % 1000]
 
 
 @lru_cache(maxsize=16)
