@@ -7,6 +7,7 @@ from pathlib import Path
 
 import uvicorn
 
+from mcp_middleware.exchange import Receive, Scope, Send
 from mcp_middleware.member import ASGIApp
 
 from .echo import echo
@@ -30,12 +31,27 @@ def _fastmcp(*, json_response: bool) -> ASGIApp:
     return server.http_app(path="/mcp", json_response=json_response)
 
 
+def _with_caller(app: ASGIApp) -> ASGIApp:
+    """``app`` as it is behind any authentication: for a caller it knows FastMCP does more by itself (it looks up what
+    was made visible to that caller), which is none of the members' cost."""
+    from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+    from mcp.server.auth.provider import AccessToken
+
+    user = AuthenticatedUser(AccessToken(token="-", client_id="benchmark", scopes=[], subject="benchmark"))
+
+    async def known(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["user"] = user
+        await app(scope, receive, send)
+
+    return known
+
+
 def build(name: str, issuer: str, directory: Path) -> ASGIApp:
     """The application called ``name``: a server, or ``server+member``, or ``server+all``."""
     server, _, member = name.partition("+")
     app = echo if server == "echo" else _fastmcp(json_response=server == "fastmcp")
     if not member:
-        return app
+        return app if server == "echo" else _with_caller(app)
     from . import stack  # not for the bare servers, which should hold nothing of ours
 
     members = stack.members(issuer, directory)
