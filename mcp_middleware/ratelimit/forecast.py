@@ -68,4 +68,4 @@ class Forecast:
             if len(self._windows) >= _MAX_NAMES:
                 name = _OTHERS
             window = self._windows.setdefault(name, _Window())
-        window.add(min(tokens, _MAX_TOKENS))
+        window.add(tokens if tokens < _MAX_TOKENS else _MAX_TOKENS)

@@ -204,7 +204,9 @@ def _succeeded(request: Request, answer: ServerMessage) -> bool:
 
 
 def _remaining(limits: Limits, reservation: Reservation) -> bytes:
-    requests, tokens = max(0, reservation.remaining_requests), max(0, reservation.remaining_tokens)
+    requests, tokens = reservation.remaining_requests, reservation.remaining_tokens
+    requests = requests if requests > 0 else 0
+    tokens = tokens if tokens > 0 else 0
     if limits.tokens is None:
         return b'"requests";r=%d' % requests
     if limits.requests is None:

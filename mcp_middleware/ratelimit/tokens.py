@@ -145,8 +145,8 @@ def output_tokens(request: Request, answer: ServerMessage, counter: TokenCounter
         if request.method == "tools/call":
             result = answer.tool_result
             if result is not None and (result.content or result.structured):
-                structured = _json_tokens([result.structured], counter) if result.structured else 0
-                return max(_content_tokens(result.content, counter), structured)
+                content = _content_tokens(result.content, counter)
+                return max(content, _json_tokens([result.structured], counter)) if result.structured else content
         elif request.method == "resources/read":
             contents = _resource_result.decode(answer.result).contents
             return sum([_block_tokens(block, counter) for block in contents])
@@ -185,10 +185,10 @@ def _block_tokens(block: _Block, counter: TokenCounter) -> int:
 
 def _json_tokens(values: Sequence[Raw], counter: TokenCounter) -> int:
     """Tokens of some JSON values, counted as one text."""
-    data = b"".join(values)
-    if b"\\u" in data:
-        data = b"".join([_unescaped(value) for value in values])
-    return _count(counter, data.decode("utf-8", "replace"))
+    text = b"".join(values).decode("utf-8", "replace")
+    if "\\u" in text:  # faster than the same question to bytes
+        text = b"".join([_unescaped(value) for value in values]).decode("utf-8", "replace")
+    return _count(counter, text)
 
 
 def _unescaped(value: Raw) -> bytes:
