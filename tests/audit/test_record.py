@@ -181,6 +181,12 @@ def test_a_lone_surrogate_in_a_claim_does_not_break_the_record() -> None:
     assert built(made).agent == "ci?bot"
 
 
+def test_a_claim_that_is_no_text_does_not_break_the_record() -> None:
+    made = call()
+    made.principal = Principal("https://login.example.com", "ci-bot", ["a", "b"])  # type: ignore[arg-type]
+    assert (built(made).agent, built(made).subject) == ("ci-bot", "['a', 'b']")
+
+
 def test_a_session_id_is_not_readable_from_its_name() -> None:
     name = name_session(b"0123456789abcdef")
     assert len(name) == 16

@@ -100,6 +100,20 @@ def test_another_rule_without_wanting_scopes_wins_and_else_the_nearest() -> None
     assert denied.authorize(caller, tool("t")) == Decision(False, "rules[2]"), "a denial shows no scopes"
 
 
+@pytest.mark.parametrize("name", ["write", "w" * 1000])
+def test_a_decision_that_was_made_before_is_not_another_callers(name: str) -> None:
+    judge = policy({"tools": ["w*"], "agents": ["a"], "scopes": ["w"]}, {"tools": ["w*"], "roles": ["admin"]})
+    callers = {
+        Principal(ISSUER, "a", None): False,
+        Principal(ISSUER, "a", None, scopes=frozenset({"w"})): True,
+        Principal(ISSUER, "b", None, scopes=frozenset({"w"})): False,
+        Principal(ISSUER, "b", None, roles=frozenset({"admin"})): True,
+    }
+    for _ in range(2):
+        for caller, allowed in callers.items():
+            assert judge.authorize(caller, tool(name)).allowed == allowed
+
+
 def test_a_rule_with_wanting_scopes_holds_against_a_default_to_allow() -> None:
     judge = policy({"tools": ["write"], "scopes": ["w"]}, default="allow")
     assert judge.authorize(ALICE, tool("write")).scopes == ("w",)
