@@ -11,6 +11,7 @@
 """
 
 import random
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, Protocol
@@ -124,8 +125,10 @@ _prompt_result: Final = msgspec.json.Decoder(_PromptResult)
 _any: Final = msgspec.json.Decoder()
 _encode: Final = msgspec.json.Encoder().encode
 
-_MAX_UNESCAPED: Final = 256 * 1024
-"""Bytes of JSON to decode for its escapes; of more the escapes are counted, since its values could fill the memory."""
+_MAX_DECODED: Final = 256 * 1024
+"""Bytes of JSON to decode for its escapes; the values of more could fill the memory, so of that a part is read."""
+_PART: Final = 32 * 1024
+_ESCAPE: Final = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 _UNCOUNTED: Final = frozenset({"_meta", "requestState"})
 
@@ -186,16 +189,19 @@ def _block_tokens(block: _Block, counter: TokenCounter) -> int:
 def _json_tokens(values: Sequence[Raw], counter: TokenCounter) -> int:
     """Tokens of some JSON values, counted as one text."""
     text = b"".join(values).decode("utf-8", "replace")
-    if "\\u" in text:  # faster than the same question to bytes
+    if "\\u" not in text:  # faster than the same question to bytes
+        return _count(counter, text)
+    if len(text) <= _MAX_DECODED:
         text = b"".join([_unescaped(value) for value in values]).decode("utf-8", "replace")
-    return _count(counter, text)
+        return _count(counter, text)
+    part = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text[:_PART])
+    return round(_count(counter, part) * len(text) / _PART)
 
 
 def _unescaped(value: Raw) -> bytes:
     data = bytes(value)
-    if len(data) <= _MAX_UNESCAPED:
-        with suppress(msgspec.DecodeError, RecursionError):  # else counted with its escapes
-            return _encode(_any.decode(data))
+    with suppress(msgspec.DecodeError, RecursionError):  # else counted with its escapes
+        return _encode(_any.decode(data))
     return data
 
 

@@ -97,6 +97,22 @@ def test_what_the_model_wrote_is_counted_and_what_the_protocol_adds_is_not() -> 
     assert input_tokens(call, Characters()) == len('"search"') + len('{"q": "x"}')
 
 
+@pytest.mark.parametrize("text", ["é" * 300_000, "中" * 100_000, "été 中文 plain words " * 20_000])
+def test_case_30_a_large_structured_result_counts_alike_with_and_without_escapes(text: str) -> None:
+    """Servers of the modern era escape what is not ASCII."""
+    request = parse(b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"read"}}')
+    assert isinstance(request, Request)
+
+    def tokens(ascii_only: bool) -> int:
+        result = {"content": [], "structuredContent": {"result": text}}
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "result": result}, ensure_ascii=ascii_only).encode()
+        answer = parse_server_message(body)
+        assert answer is not None
+        return output_tokens(request, answer, EstimatingCounter())
+
+    assert tokens(True) == pytest.approx(tokens(False), rel=0.1)
+
+
 def test_escapes_are_read_before_they_are_counted() -> None:
     call = request(name="t", arguments={"q": "速率限制"})  # sent as six ASCII characters each
     assert input_tokens(call, Characters()) == len('"t"') + len('{"q":"速率限制"}')
