@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from mcp_middleware.message import Message, Request
 
-__all__ = ["LEGACY_ONLY", "MAX_SUBSCRIPTIONS", "METHODS", "about", "question", "questions"]
+__all__ = ["LEGACY_ONLY", "MAX_SUBSCRIBED_TEXT", "MAX_SUBSCRIPTIONS", "METHODS", "about", "question", "questions"]
 
 METHODS: Final = {
     # The protocol itself: open to every caller.
@@ -46,6 +46,8 @@ LEGACY_ONLY: Final = frozenset({"resources/subscribe", "resources/unsubscribe", 
 """Judged methods that 2026-07-28 has no more: there nobody is told more of them than that."""
 MAX_SUBSCRIPTIONS: Final = 1000
 """Resources that one request may subscribe to: what one request may cost to judge."""
+MAX_SUBSCRIBED_TEXT: Final = 64 * 1024
+"""Characters of all of them together, for the same reason."""
 
 _RESOURCE_FILTER: Final = "resourceSubscriptions"
 
@@ -109,7 +111,7 @@ def _subscriptions(message: Request) -> tuple[Request, ...] | None:
         for key, value in _object.decode(message.params.get("notifications", b"{}")).items():
             if key == _RESOURCE_FILTER:
                 uris = [] if value == _NULL else _strings.decode(value)
-                if len(uris) > MAX_SUBSCRIPTIONS:
+                if len(uris) > MAX_SUBSCRIPTIONS or sum(map(len, uris)) > MAX_SUBSCRIBED_TEXT:
                     return None
                 asked.extend(question("resources/subscribe", "resource", uri) for uri in uris)
             elif key.replace("_", "").casefold() == _RESOURCE_FILTER.casefold():

@@ -12,7 +12,7 @@ from mcp_middleware import errors
 from mcp_middleware.message import Request, ServerMessage
 from mcp_middleware.types import Decision, Era, Rejection
 
-from .methods import LEGACY_ONLY, MAX_SUBSCRIPTIONS
+from .methods import LEGACY_ONLY, MAX_SUBSCRIBED_TEXT, MAX_SUBSCRIPTIONS
 
 __all__ = ["refusal", "unified", "unreadable"]
 
@@ -74,7 +74,7 @@ def unreadable(request: Request) -> Rejection:
     needed = {
         "completion/complete": "params.ref, a ref/prompt with a name or a ref/resource with a uri",
         "subscriptions/listen": "params.notifications, with resourceSubscriptions (if any) a list "
-        f"of at most {MAX_SUBSCRIPTIONS} strings",
+        f"of at most {MAX_SUBSCRIPTIONS} strings with {MAX_SUBSCRIBED_TEXT} characters",
     }[request.method]
     return Rejection(400, errors.INVALID_PARAMS, f"{request.method} needs {needed}", "invalid_message")
 

@@ -220,6 +220,7 @@ def test_case_17_every_resource_of_a_subscription_must_be_allowed() -> None:
         {"resourceSubscriptions": "x://a"},
         {"resourceSubscriptions": [1]},
         {"resourceSubscriptions": ["x://a"] * 1001},
+        {"resourceSubscriptions": ["x://" + "a" * 3000] * 30},
         {"resource_subscriptions": []},
         {"ResourceSubscriptions": []},
         [],
