@@ -1,25 +1,44 @@
-"""Governance for MCP servers as composable ASGI middleware."""
+"""Governance for MCP servers as composable ASGI middleware.
 
-from .affinity import SessionAffinityMiddleware
-from .audit import AuditLogMiddleware, JSONLinesSink, SQLiteSink
-from .authorization import Authorizer, Policy, ToolAuthorizationMiddleware
-from .errors import ConfigurationError
-from .lifespan import lifespan_of
-from .member import Bounds, Member
-from .ratelimit import Rate, RateLimitMiddleware
-from .resource_server import Issuer, OAuthResourceServerMiddleware, ProtectedResource, metadata_routes
-from .storage import MemoryStorage
-from .tracing import TraceContextMiddleware
-from .types import Decision, Principal
+A name is imported from its home when it is first asked for, so that each member costs an application its own imports
+only: one without sealed sessions loads no cryptography for them, one without a policy no YAML.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .affinity import SessionAffinityMiddleware
+    from .audit import AuditLogMiddleware, JSONLinesSink, SQLiteSink
+    from .authorization import Authorizer, Policy, ToolAuthorizationMiddleware
+    from .errors import ConfigurationError
+    from .lifespan import lifespan_of
+    from .member import Bounds, Member
+    from .ratelimit import AgentLimits, EstimatingCounter, Rate, RateLimitMiddleware, TokenCounter
+    from .resource_server import (
+        Issuer,
+        IssuerUnavailableError,
+        JWTVerifier,
+        OAuthResourceServerMiddleware,
+        ProtectedResource,
+        metadata_routes,
+    )
+    from .storage import MemoryStorage
+    from .tracing import TraceContextMiddleware
+    from .types import Decision, Principal
 
 __all__ = [
+    "AgentLimits",
     "AuditLogMiddleware",
     "Authorizer",
     "Bounds",
     "ConfigurationError",
     "Decision",
+    "EstimatingCounter",
     "Issuer",
+    "IssuerUnavailableError",
     "JSONLinesSink",
+    "JWTVerifier",
     "Member",
     "MemoryStorage",
     "OAuthResourceServerMiddleware",
@@ -30,8 +49,40 @@ __all__ = [
     "RateLimitMiddleware",
     "SQLiteSink",
     "SessionAffinityMiddleware",
+    "TokenCounter",
     "ToolAuthorizationMiddleware",
     "TraceContextMiddleware",
     "lifespan_of",
     "metadata_routes",
 ]
+
+_HOMES = {
+    "affinity": ("SessionAffinityMiddleware",),
+    "audit": ("AuditLogMiddleware", "JSONLinesSink", "SQLiteSink"),
+    "authorization": ("Authorizer", "Policy", "ToolAuthorizationMiddleware"),
+    "errors": ("ConfigurationError",),
+    "lifespan": ("lifespan_of",),
+    "member": ("Bounds", "Member"),
+    "ratelimit": ("AgentLimits", "EstimatingCounter", "Rate", "RateLimitMiddleware", "TokenCounter"),
+    "resource_server": (
+        "Issuer",
+        "IssuerUnavailableError",
+        "JWTVerifier",
+        "OAuthResourceServerMiddleware",
+        "ProtectedResource",
+        "metadata_routes",
+    ),
+    "storage": ("MemoryStorage",),
+    "tracing": ("TraceContextMiddleware",),
+    "types": ("Decision", "Principal"),
+}
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        for home, names in _HOMES.items():
+            if name in names:
+                value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,11 +35,24 @@ MEMBERS = {
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    code = "import sys, mcp_middleware; print('\\n'.join(sys.modules))"
+    code = "import sys; from mcp_middleware import *; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     loaded = set(done.stdout.split())
-    assert "mcp_middleware" in loaded
+    assert "mcp_middleware.resource_server" in loaded
     assert not loaded.intersection(HEAVY)
+
+
+def test_a_member_costs_an_application_its_own_imports_only() -> None:
+    code = "import sys; from mcp_middleware import RateLimitMiddleware; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not {"yaml", "cryptography", "sqlite3", "opentelemetry"}.intersection(done.stdout.split())
+
+
+def test_the_names_for_type_checkers_are_the_names_at_run_time() -> None:
+    homes = [name for names in mcp_middleware._HOMES.values() for name in names]
+    assert sorted(homes) == sorted(mcp_middleware.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Missing'"):
+        mcp_middleware.Missing  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_the_public_names_are_the_contract() -> None:
