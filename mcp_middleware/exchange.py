@@ -256,14 +256,16 @@ async def read_message(
         return None
     if len(body) > max_bytes:
         return _too_large(max_bytes)
+    message: Message | Batch | Rejection
     if exchange.message is not None and body == exchange.body:
-        return exchange.message
-    exchange.request_bytes = len(body)
-    message = parse(body)
-    if isinstance(message, Rejection):
-        return message
-    if not isinstance(message, Batch):
-        exchange.replace_message(message)  # also for a refusal below: the record says what was asked
+        message = exchange.message
+    else:
+        exchange.request_bytes = len(body)
+        message = parse(body)
+        if isinstance(message, Rejection):
+            return message
+        if not isinstance(message, Batch):
+            exchange.replace_message(message)  # also for a refusal below: the record says what was asked
     standing = check_headers(message, exchange.headers, exchange.repeated)
     if not isinstance(standing, Standing):
         return standing

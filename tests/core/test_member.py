@@ -284,6 +284,15 @@ async def test_what_stands_between_members_may_change_headers_and_body() -> None
     assert audit.exchanges[0].headers[b"x-added"] == b"1"
 
 
+async def test_headers_that_changed_between_members_are_compared_with_the_body_again() -> None:
+    inner = Limiter(EchoServer(), [])
+
+    async def between(scope: Any, receive: Any, send: Any) -> None:
+        await inner({**scope, "headers": [*scope["headers"], (b"mcp-name", b"other")]}, receive, send)
+
+    assert (await Call(Audit(between, []), CALL).run()).json["error"]["code"] == -32020
+
+
 async def test_a_finished_exchange_refers_to_nothing_of_the_server() -> None:
     """A cycle for each request would leave all of it to the garbage collector."""
     audit = Audit(EchoServer(), [])
