@@ -201,7 +201,11 @@ class _Pipeline:
         unread = rejection.status in (408, 413) or _leaves_body_unread(exchange)
         document = rejection_answer(rejection, request_id, close=unread)
         exchange.response_bytes = len(document.body)
-        await _send_document(document, send)
+        headers = headers_of(document)
+        for on_response_start in self.on_response_start:  # so that a refusal looks as the server's own would
+            on_response_start(exchange, document.status, headers)
+        await send({"type": "http.response.start", "status": document.status, "headers": headers})
+        await send({"type": "http.response.body", "body": document.body, "more_body": False})
 
     async def _judge_headers(self, exchange: Exchange) -> Rejection | Document | None:
         if exchange.header_bytes > self.bounds.max_header_bytes:
