@@ -8,6 +8,7 @@ A storage's own tests derive from ``LimitStorageContract`` in a class that pytes
 # ruff: noqa: S101  # assertions are what these tests are made of
 
 import asyncio
+from abc import ABC, abstractmethod
 
 from .storage import Limit, Limits, LimitStorage, Reservation, Shortage
 
@@ -47,13 +48,13 @@ async def _refused(storage: LimitStorage, tokens: float, limits: Limits = _LIMIT
     return answer
 
 
-class LimitStorageContract:
+class LimitStorageContract(ABC):
     """What every ``LimitStorage`` does. Reservations of ``storage`` must live longer than 100 and shorter than 10,000
     seconds; it must have room for 100 keys."""
 
+    @abstractmethod
     def storage(self, clock: FakeClock) -> LimitStorage:
         """The storage to test, empty, with ``clock`` as its time."""
-        raise NotImplementedError
 
     async def test_a_burst_then_the_rate(self) -> None:
         clock = FakeClock()
