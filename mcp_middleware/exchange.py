@@ -14,7 +14,17 @@ from .errors import INVALID_REQUEST
 from .message import Batch, Message, Request, ServerMessage, Standing, check_headers, parse
 from .types import ANONYMOUS, Decision, Era, Headers, Principal, Rejection, Usage
 
-__all__ = ["Exchange", "Receive", "Scope", "Send", "TraceIds", "name_session", "open_exchange", "read_message"]
+__all__ = [
+    "Exchange",
+    "Receive",
+    "Scope",
+    "Send",
+    "TraceIds",
+    "exchange_of",
+    "name_session",
+    "open_exchange",
+    "read_message",
+]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -196,13 +206,19 @@ def open_exchange(scope: Scope, receive: Receive) -> tuple[Exchange, bool]:
 
     What stands between may have changed the headers, so they are read again; ``read_message`` looks at the body.
     """
-    exchange = scope.get(_SCOPE_KEY)
-    if isinstance(exchange, Exchange):
+    exchange = exchange_of(scope)
+    if exchange is not None:
         exchange.scope, exchange.receive = scope, receive
         exchange.read_headers()
         return exchange, False
     exchange = scope[_SCOPE_KEY] = Exchange(scope, receive)
     return exchange, True
+
+
+def exchange_of(scope: Scope) -> "Exchange | None":
+    """The Exchange that members further out have opened for this request, if any did."""
+    exchange = scope.get(_SCOPE_KEY)
+    return exchange if isinstance(exchange, Exchange) else None
 
 
 def name_session(session_id: bytes) -> str:

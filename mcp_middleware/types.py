@@ -12,6 +12,7 @@ __all__ = [
     "Document",
     "Era",
     "Headers",
+    "Instances",
     "Principal",
     "Rejection",
     "TokenVerifier",
@@ -124,3 +125,15 @@ class TokenVerifier(Protocol):
     """Turns a bearer token into what it proves, or None if it proves nothing (the MCP SDK's own signature)."""
 
     async def verify_token(self, token: str) -> AccessToken | None: ...
+
+
+class Instances(Protocol):
+    """The instances of one server, by name: session affinity asks where a request may go."""
+
+    def choose(self) -> str | None:
+        """The least busy instance that may be used; None where there is none."""
+        ...
+
+    def is_usable(self, name: str) -> bool:
+        """Whether there is an instance of that name, and it is not taken for dead."""
+        ...
