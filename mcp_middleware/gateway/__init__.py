@@ -1,1 +1,1 @@
-"""The standalone gateway: the members stacked in front of a forwarder, one endpoint for many agents and many servers."""
+"""The standalone gateway: the members stacked before a forwarder, one endpoint for many agents and many servers."""
