@@ -37,7 +37,7 @@ logger = logging.getLogger("mcp_middleware")
 
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-ORDER: Final = ("audit", "tracing", "resource_server", "limiter", "affinity", "authorization")
+ORDER: Final = ("audit", "tracing", "edge", "resource_server", "limiter", "affinity", "authorization")
 """Outermost first, and the only place where order exists. The audit sees every refusal; the limiter refuses before
 the server sees anything; a denied call is charged as a request but never as tokens. A session that is none is answered
 before the policy is asked, so that what is hidden and what does not exist differ no more there than elsewhere."""

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import import_module
@@ -109,6 +110,15 @@ class JWTVerifier:
             )
             for issuer in named
         }
+
+    def for_resource(self, resource: str) -> "JWTVerifier":
+        """A verifier of the same issuers for another resource. It shares their keys and connections, and no token:
+        what is good for one resource proves nothing at another."""
+        absolute_url("resource", resource)
+        other = copy(self)
+        other.resource = resource
+        other._cache = TokenCache(self._cache.size)
+        return other
 
     async def verify_token(self, token: str) -> VerifiedToken | None:
         """What ``token`` proves, or None, with the reason in the log.

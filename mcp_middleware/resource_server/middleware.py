@@ -56,7 +56,8 @@ class OAuthResourceServerMiddleware(Member):
     servers whose JWTs count; ``verifier`` is any other way to verify a token, in their place. ``scopes`` are what
     every request needs. ``authorization_servers`` are listed in the metadata document: the issuers, where nothing is
     said; a verifier that does not know any needs the option. ``allowed_origins`` are the web origins besides the
-    resource's own whose pages may call, ``"*"`` all.
+    resource's own whose pages may call, ``"*"`` all. ``tell_server`` makes the caller known to the application inside,
+    as the MCP SDK, FastMCP and Starlette look for one; a proxy to another machine has no use for it.
 
     Every request needs a token, whatever its path and method, except the metadata document's (RFC 9728). Refusals
     are those of RFC 6750 with MCP's additions (B2, B8 to B12). Raises ConfigurationError.
@@ -74,6 +75,7 @@ class OAuthResourceServerMiddleware(Member):
         verifier: TokenVerifier | None = None,
         authorization_servers: Sequence[str] = (),
         allowed_origins: Sequence[str] = (),
+        tell_server: bool = True,
         bounds: Bounds | None = None,
     ) -> None:
         super().__init__(app, bounds=bounds)
@@ -92,7 +94,9 @@ class OAuthResourceServerMiddleware(Member):
         self._resource = ProtectedResource(resource, authorization_servers=servers, scopes=scopes)
         self._required = frozenset(self._resource.scopes)
         self._origins = AllowedOrigins(resource, allowed_origins)
-        self._hand_on = hand_on()
+        if not isinstance(tell_server, bool):
+            raise ConfigurationError(f"tell_server is {tell_server!r}; it must be True or False")
+        self._hand_on = hand_on() if tell_server else None
 
     async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
         exchange.resource_metadata = self._resource.metadata_url
@@ -112,7 +116,8 @@ class OAuthResourceServerMiddleware(Member):
         exchange.remove_headers(_IDENTITY_HEADERS)
         if _QUERY_TOKEN in exchange.scope.get("query_string", b"").lower():
             exchange.scope["query_string"] = without_token(exchange.scope["query_string"])
-        exchange.state[self] = self._hand_on(exchange.scope, token)
+        if self._hand_on is not None:
+            exchange.state[self] = self._hand_on(exchange.scope, token)
         return None
 
     async def _authenticate(self, exchange: Exchange) -> AccessToken | Rejection:

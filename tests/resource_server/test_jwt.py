@@ -446,3 +446,13 @@ async def test_the_log_says_why_and_never_what_the_token_was(
 def test_a_wrong_option_is_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         JWTVerifier(**{"resource": RESOURCE, "issuers": ["https://login.example.com"], **options})
+
+
+async def test_a_sibling_shares_keys_and_no_token(issuer: LoopbackIssuer) -> None:
+    first = verifier_for(issuer)
+    second = first.for_resource("https://files.example.com/other")
+    token = issuer.token()
+    assert await first.verify_token(token) is not None
+    assert await second.verify_token(token) is None, "it is for another resource"
+    assert await second.verify_token(issuer.token(aud=second.resource)) is not None
+    assert issuer.jwks_fetches == 1

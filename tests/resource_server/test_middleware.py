@@ -95,6 +95,15 @@ async def guarded(issuer: LoopbackIssuer, **options: Any) -> AsyncIterator[Setup
         yield Setup(echo, watcher, http)
 
 
+async def test_a_remote_server_is_told_nothing(issuer: LoopbackIssuer) -> None:
+    async with guarded(issuer, tell_server=False) as setup:
+        assert (await setup.call(issuer.token())).status_code == 200
+    assert "user" not in setup.echo.scopes[-1]
+    assert setup.echo.users == [None]
+    with pytest.raises(ConfigurationError, match="tell_server is 1; it must be True or False"):
+        OAuthResourceServerMiddleware(setup.echo, resource=RESOURCE, issuers=[issuer.issuer], tell_server=1)  # type: ignore[arg-type]
+
+
 async def test_a_good_token_reaches_the_server(issuer: LoopbackIssuer) -> None:
     async with guarded(issuer) as setup:
         token = issuer.token(roles=["admin"])

@@ -1,0 +1,110 @@
+"""What the gateway itself asks of every request, whoever calls: is it for us, may that page send it, and is there room.
+
+It runs as a member in the pipeline of the others, so that what it refuses is recorded as every refusal is.
+"""
+
+import time
+from collections.abc import Callable, Collection
+from typing import ClassVar, Final, TypeAlias
+
+from mcp_middleware.errors import INVALID_REQUEST, RATE_LIMITED
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.member import ASGIApp, Bounds, Member
+from mcp_middleware.message import Request
+from mcp_middleware.resource_server.origins import AllowedOrigins
+from mcp_middleware.types import Document, Rejection
+
+__all__ = ["AccessLog", "Edge", "OpenRequests"]
+
+AccessLog: TypeAlias = Callable[[str, Exchange, float], None]
+"""Writes one line: the server's name, the finished exchange, and the seconds it took."""
+
+_HANDSHAKES: Final = frozenset({"initialize", "server/discover", "ping"})
+"""What a client needs to connect; a refusal would make it give up, or fall back to another era (E2)."""
+
+
+class OpenRequests:
+    """How many requests and streams each agent has open, over all servers of one gateway."""
+
+    __slots__ = ("_counts", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._counts: dict[tuple[str | None, str, str | None], int] = {}
+
+    def enter(self, agent: tuple[str | None, str, str | None]) -> bool:
+        """Count one more, unless there are as many as may be."""
+        count = self._counts.get(agent, 0)
+        if count >= self.most:
+            return False
+        self._counts[agent] = count + 1
+        return True
+
+    def leave(self, agent: tuple[str | None, str, str | None]) -> None:
+        """One that ``enter`` counted has ended."""
+        count = self._counts[agent] - 1
+        if count:
+            self._counts[agent] = count
+        else:
+            del self._counts[agent]
+
+
+class Edge(Member):
+    """Checks ``Host`` and ``Origin`` against DNS rebinding (F5; SH and T25, "Security Warning"), bounds what one agent
+    has open at once, and writes the access log.
+
+    ``hosts`` are the values of ``Host`` that are ours, in lower case, with a port where it is not the scheme's own.
+    """
+
+    stage: ClassVar[str] = "edge"
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        server: str,
+        hosts: Collection[str],
+        origins: AllowedOrigins,
+        open_requests: OpenRequests,
+        access_log: AccessLog | None = None,
+        bounds: Bounds | None = None,
+    ) -> None:
+        super().__init__(app, bounds=bounds)
+        self._server = server
+        self._hosts = frozenset(host.encode() for host in hosts)
+        self._origins = origins
+        self._open = open_requests
+        self._access_log = access_log
+
+    async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
+        host = exchange.headers.get(b"host", b"").lower()
+        if b"host" in exchange.repeated or host not in self._hosts:
+            return Rejection(421, INVALID_REQUEST, "The Host of this request is not served here", "bad_host")
+        if b"origin" in exchange.repeated or not self._origins.allow(exchange.headers.get(b"origin")):
+            return Rejection(403, INVALID_REQUEST, "The Origin of this request is not allowed here", "bad_origin")
+        return None
+
+    async def on_request(self, exchange: Exchange) -> Rejection | None:
+        message = exchange.message
+        streams = message is None and exchange.http_method == "GET"
+        if not streams and (not isinstance(message, Request) or message.method in _HANDSHAKES):
+            return None
+        agent = exchange.caller.key
+        if self._open.enter(agent):
+            exchange.state[self] = agent
+            return None
+        return Rejection(
+            429,
+            RATE_LIMITED,
+            f"There are {self._open.most} requests and streams of this agent open; wait for one to end",
+            "too_many_open",
+            data={"dimension": "open", "limit": self._open.most, "remaining": 0, "retryAfterMs": 1000},
+            headers=((b"retry-after", b"1"),),
+        )
+
+    async def on_finish(self, exchange: Exchange) -> None:
+        agent = exchange.state.pop(self, None)
+        if agent is not None:
+            self._open.leave(agent)
+        if self._access_log is not None and not exchange.silent:
+            self._access_log(self._server, exchange, time.monotonic() - exchange.started)
