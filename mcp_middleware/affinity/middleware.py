@@ -9,13 +9,13 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from mcp_middleware.errors import HEADER_MISMATCH, INVALID_REQUEST, RATE_LIMITED, ConfigurationError
 from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import LEGACY_VERSIONS, Request
-from mcp_middleware.types import Clock, Headers, Rejection
+from mcp_middleware.types import Clock, Headers, Instances, Rejection
 
 from .sealing import MAX_UPSTREAM_BYTES, KeyRing, Session, bind_caller
 from .sessions import Agent, SessionTable, Use
@@ -48,7 +48,10 @@ class SessionAffinityMiddleware(Member):
     ``idle``: seconds without a request after which a session is over. ``lifetime``: seconds after which it is over in
     any case. ``per_agent``: the most sessions one principal (issuer, client, subject) may have open, or None for no
     limit; callers whom nobody authenticated are one. ``instance``: the name of the process that owns the sessions it
-    opens; an id of another name is unknown here. ``max_sessions``: the most sessions to remember; of those used least
+    opens; an id of another name is unknown here. ``instances``: the instances of the server behind a gateway, which
+    sends each request where ``exchange.instance`` says: a session's to the instance that opened it, any other to the
+    one that is least busy. A session whose instance cannot be used is unknown, so that its client starts anew.
+    ``max_sessions``: the most sessions to remember; of those used least
     recently beyond it, idle time and count are forgotten while their ids stay good. ``clock``: Unix seconds.
 
     Raises ConfigurationError for a wrong option; it never shows a key.
@@ -65,6 +68,7 @@ class SessionAffinityMiddleware(Member):
         lifetime: float = 43_200.0,
         per_agent: int | None = 100,
         instance: str = "",
+        instances: Instances | None = None,
         max_sessions: int = 100_000,
         clock: Clock = time.time,
         bounds: Bounds | None = None,
@@ -73,6 +77,7 @@ class SessionAffinityMiddleware(Member):
         self._keys = KeyRing(keys)
         self._lifetime = _seconds("lifetime", lifetime)
         self._instance = _instance(instance)
+        self._instances = _instances(instances, instance)
         self._clock = clock
         self._sessions = SessionTable(
             idle=_seconds("idle", idle),
@@ -82,14 +87,20 @@ class SessionAffinityMiddleware(Member):
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         """Turn the caller's id into the server's, or refuse it."""
-        exchange.instance = self._instance or None
+        if self._instances is None:
+            exchange.instance = self._instance or None
         presented = exchange.headers.get(_SESSION_HEADER)
         initializes = isinstance(exchange.message, Request) and exchange.message.method == "initialize"
         if not _is_legacy(exchange) or initializes:
             if presented is not None:
                 exchange.set_header(_SESSION_HEADER, None)  # modern: means nothing; initialize: never adopted
-            return self._reserve(exchange) if initializes and _is_legacy(exchange) else None
+            refused = self._reserve(exchange) if initializes and _is_legacy(exchange) else None
+            if refused is None and self._instances is not None:
+                exchange.instance = self._instances.choose()
+            return refused
         if presented is None:
+            if self._instances is not None:
+                exchange.instance = self._instances.choose()
             return None
         if _SESSION_HEADER in exchange.repeated:
             text = "the mcp-session-id header appears more than once"
@@ -100,6 +111,8 @@ class SessionAffinityMiddleware(Member):
             return Rejection(404, INVALID_REQUEST, "Session not found", found)
         self._sessions.enter(found, now)
         exchange.state[self] = found
+        if self._instances is not None:
+            exchange.instance = found.session.instance
         exchange.set_header(_SESSION_HEADER, found.session.upstream)
         return None
 
@@ -113,7 +126,7 @@ class SessionAffinityMiddleware(Member):
             if session is None:
                 return "session_unknown"
             exchange.session = name_session(token)
-            if session.instance != self._instance:
+            if self._instances is None and session.instance != self._instance:
                 return "session_elsewhere"
             if session.caller != bind_caller(agent):
                 return "session_foreign"
@@ -129,6 +142,9 @@ class SessionAffinityMiddleware(Member):
         elif self._sessions.is_idle(use, now):
             self._sessions.end(use)
             return "session_idle"
+        if self._instances is not None and not self._instances.is_usable(session.instance):
+            self._sessions.forget(use)  # its place is free for the one that the client opens now
+            return "session_instance_down"
         return use
 
     def _reserve(self, exchange: Exchange) -> Rejection | None:
@@ -176,7 +192,9 @@ class SessionAffinityMiddleware(Member):
             )
             return opening
         now = self._clock()
-        session = Session(self._instance, value, bind_caller(opening.agent), now, now + self._lifetime)
+        # As it is now: who forwarded the request may have found the chosen instance dead, and taken another.
+        instance = self._instance if self._instances is None else exchange.instance or ""
+        session = Session(instance, value, bind_caller(opening.agent), now, now + self._lifetime)
         token = self._keys.seal(session, opening.endpoint)
         use = Use(token, session, endpoint=opening.endpoint, path=exchange.path, agent=opening.agent, now=now)
         self._sessions.open(use)
@@ -221,6 +239,21 @@ def _count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"SessionAffinityMiddleware: {name} is {value!r}; it must be an integer above 0")
     return value
+
+
+def _instances(value: object, instance: str) -> Instances | None:
+    if value is None:
+        return None
+    if not all(callable(getattr(value, name, None)) for name in ("choose", "is_usable")):
+        raise ConfigurationError(
+            f"SessionAffinityMiddleware: instances is {value!r}; it must have the methods 'choose' and 'is_usable'"
+        )
+    if instance:
+        raise ConfigurationError(
+            "SessionAffinityMiddleware: instance and instances are both given; instance is for a server in this "
+            "process, instances for those behind a gateway"
+        )
+    return cast(Instances, value)
 
 
 def _instance(value: object) -> str:
