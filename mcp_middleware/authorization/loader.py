@@ -1,4 +1,5 @@
-"""A policy as text or as Python values, read into nodes that know where they stood. What they mean is for ``rules``.
+"""A configuration as text or as Python values, read into nodes that know where they stood: a policy, whose meaning is
+for ``rules``, or the gateway's file.
 
 Of YAML only plain data is understood: no anchors, aliases, merge keys or tags (a few bytes of them can stand for
 gigabytes, or for objects), one document, every key once.
@@ -17,9 +18,10 @@ from mcp_middleware.errors import ConfigurationError
 __all__ = ["MAX_BYTES", "Node", "read_file", "read_mapping", "read_text"]
 
 MAX_BYTES: Final = 256 * 1024
-"""Size of a policy; some two thousand rules fit."""
+"""Size of a file; some two thousand rules of a policy fit."""
 MAX_DEPTH: Final = 8
-"""Levels of nesting; a policy has four."""
+"""Levels of nesting; a policy has four, and two more where it stands in the gateway's file."""
+POLICY: Final = "the policy"
 
 _KINDS: Final = {
     "tag:yaml.org,2002:str": "string",
@@ -29,12 +31,18 @@ _KINDS: Final = {
     "tag:yaml.org,2002:float": "number",
     "tag:yaml.org,2002:timestamp": "date",
 }
-_PYTHON_KINDS: Final[Mapping[type, str]] = {str: "string", type(None): "empty", bool: "boolean", int: "number"}
+_PYTHON_KINDS: Final[Mapping[type, str]] = {
+    str: "string",
+    type(None): "empty",
+    bool: "boolean",
+    int: "number",
+    float: "number",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One value of a policy."""
+    """One value."""
 
     place: str
     """Where it stands, for errors: ``policy.yaml:3``, or the name of a source without lines."""
@@ -44,40 +52,47 @@ class Node:
     """A scalar as it was written."""
     items: "tuple[Node, ...]" = ()
     members: "Mapping[str, Node]" = field(default_factory=dict)
+    written: str | None = None
+    """What stood there before values of the environment were put in. Errors quote this: the text may be a secret."""
 
     def describe(self) -> str:
         """The value as an error quotes it."""
         if self.kind in ("mapping", "list", "empty"):
             return {"mapping": "a mapping", "list": "a list", "empty": "empty"}[self.kind]
+        if self.written is not None:
+            return f"{self.written[:200]!r} (not shown as the environment has it)"
         return repr(self.text[:200]) if self.kind == "string" else f"{self.text[:200]} (a {self.kind})"
 
 
-def read_file(path: str | PathLike[str]) -> Node:
-    """The policy in a YAML file, in UTF-8. Raises ConfigurationError."""
+def read_file(path: str | PathLike[str], *, what: str = POLICY, problems: list[str] | None = None) -> Node:
+    """What a YAML file holds, in UTF-8; ``what`` is its name in errors. Raises ConfigurationError.
+
+    ``problems``: takes what is wrong with single keys, instead of an error.
+    """
     if not isinstance(path, str | PathLike):
-        raise ConfigurationError(f"Policy.from_file: path is {path!r}; it must name a YAML file")
+        raise ConfigurationError(f"the path of {what} is {path!r}; it must name a YAML file")
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigurationError(f"{path}: the policy cannot be read: {error.strerror or error}") from None
+        raise ConfigurationError(f"{path}: {what} cannot be read: {error.strerror or error}") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if len(data) <= MAX_BYTES:
-            raise ConfigurationError(f"{path}: the policy is not UTF-8 (byte {error.start})") from None
+            raise ConfigurationError(f"{path}: {what} is not UTF-8 (byte {error.start})") from None
         text = ""
     if len(data) > MAX_BYTES:
-        raise ConfigurationError(f"{path}: the policy is larger than {MAX_BYTES} bytes, the most that is read")
-    return read_text(text, source=str(path))
+        raise ConfigurationError(f"{path}: {what} is larger than {MAX_BYTES} bytes, the most that is read")
+    return read_text(text, source=str(path), what=what, problems=problems)
 
 
-def read_text(text: str, *, source: str) -> Node:
-    """The policy in a YAML text; ``source`` is its name in errors. Raises ConfigurationError."""
+def read_text(text: str, *, source: str, what: str = POLICY, problems: list[str] | None = None) -> Node:
+    """What a YAML text holds; ``source`` is where it stands. As ``read_file``."""
     if not isinstance(text, str):
-        raise ConfigurationError(f"Policy.from_text: text is {text!r}; it must be a string of YAML")
+        raise ConfigurationError(f"the text of {what} is {text!r}; it must be a string of YAML")
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise ConfigurationError(f"{source}: the policy is larger than {MAX_BYTES} bytes, the most that is read")
+        raise ConfigurationError(f"{source}: {what} is larger than {MAX_BYTES} bytes, the most that is read")
     try:
         root = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
@@ -87,12 +102,18 @@ def read_text(text: str, *, source: str) -> Node:
     except yaml.YAMLError as error:  # a character that YAML does not allow
         raise ConfigurationError(f"{source}: not understood as YAML: {error}") from None
     if root is None:
-        raise ConfigurationError(f"{source}: the policy is empty; a policy has default and rules")
-    return _node(root, source, root.start_mark.line + 1)
+        raise ConfigurationError(f"{source}: {what} is empty")
+    found: list[str] = []
+    node = _node(root, source, root.start_mark.line + 1, found)
+    if found and problems is None:
+        raise ConfigurationError("\n".join(found))
+    if problems is not None:
+        problems += found
+    return node
 
 
 def read_mapping(value: Mapping[str, Any], *, source: str) -> Node:
-    """The policy in Python values: mappings, lists, tuples and strings. Raises ConfigurationError."""
+    """What Python values hold: mappings, lists, tuples and scalars. Raises ConfigurationError."""
     return _python_node(value, source, 0)
 
 
@@ -108,7 +129,7 @@ class _Loader(yaml.SafeLoader):
         if getattr(event, "tag", None) is not None:
             raise yaml.MarkedYAMLError(problem="tags are not allowed", problem_mark=event.start_mark)
         if self.depth >= MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem="nested too deeply for a policy", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
         self.depth += 1
         try:
             return super().compose_node(parent, index)
@@ -116,28 +137,30 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
 
-def _node(node: yaml.Node, source: str, line: int) -> Node:
+def _node(node: yaml.Node, source: str, line: int, problems: list[str]) -> Node:
     """``line`` is where the value is said to stand: beside its key, where it has one."""
     place = f"{source}:{line}"
     if isinstance(node, yaml.SequenceNode):
-        return Node(place, "list", items=tuple(_node(item, source, item.start_mark.line + 1) for item in node.value))
+        items = tuple(_node(item, source, item.start_mark.line + 1, problems) for item in node.value)
+        return Node(place, "list", items=items)
     if not isinstance(node, yaml.MappingNode):
         return Node(place, _KINDS.get(node.tag, "value of another type"), node.value)
     members: dict[str, Node] = {}
     for key, value in node.value:
         key_line = key.start_mark.line + 1
         if key.tag != "tag:yaml.org,2002:str" or not isinstance(key, yaml.ScalarNode):
-            shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "a collection"
-            raise ConfigurationError(f"{source}:{key_line}: the key is {shown}; keys must be plain words")
-        if key.value in members:
-            raise ConfigurationError(f"{source}:{key_line}: the key {key.value!r} is there twice; keep one")
-        members[key.value] = _node(value, source, key_line)
+            shown = repr(key.value[:200]) if isinstance(key, yaml.ScalarNode) else "a collection"
+            problems.append(f"{source}:{key_line}: the key is {shown}; keys must be plain words")
+        elif key.value in members:
+            problems.append(f"{source}:{key_line}: the key {key.value[:200]!r} is there twice; keep one")
+        else:
+            members[key.value] = _node(value, source, key_line, problems)
     return Node(place, "mapping", members=members)
 
 
 def _python_node(value: object, place: str, depth: int) -> Node:
     if depth > MAX_DEPTH:
-        raise ConfigurationError(f"{place}: nested too deeply for a policy")
+        raise ConfigurationError(f"{place}: nested too deeply")
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):

@@ -11,7 +11,7 @@ from mcp_middleware.types import Decision, Principal
 from . import loader
 from .globs import Glob, matcher
 from .methods import questions
-from .rules import Effect, Rule, compile_rules
+from .rules import Effect, Rule, compile_rules, compile_rules_for_servers
 from .uris import spellings
 
 __all__ = ["MAX_TARGET", "Authorizer", "Policy", "combine"]
@@ -79,6 +79,14 @@ class Policy:
     def from_mapping(cls, mapping: Mapping[str, Any], *, source: str = "policy") -> "Policy":
         """The policy in Python values of the same form as the YAML. Raises ConfigurationError."""
         return cls._compile(loader.read_mapping(mapping, source=source))
+
+    @classmethod
+    def for_servers(cls, root: loader.Node, names: Collection[str], *, inside: str = "") -> "dict[str, Policy]":
+        """For each of several servers the policy of the rules that are about it: those whose ``servers`` match its
+        name, and those without. Rules keep their names. ``inside`` is what the places of the policy's keys begin with
+        in errors. Raises ConfigurationError, also for ``servers`` that match none of ``names``."""
+        default, rules = compile_rules_for_servers(root, names, inside=inside)
+        return {name: cls(some, default=default) for name, some in rules.items()}
 
     @classmethod
     def _compile(cls, root: loader.Node) -> "Policy":

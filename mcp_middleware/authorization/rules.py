@@ -1,16 +1,25 @@
 """The rules of a policy: what a well-formed one says, and every reason to refuse one that says nothing. Pure."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from mcp_middleware.errors import ConfigurationError
 
-from .globs import Glob
+from .globs import Glob, matcher
 from .loader import Node
 
-__all__ = ["CONDITIONS", "TARGETS", "Effect", "Rule", "compile_rules"]
+__all__ = [
+    "CONDITIONS",
+    "POLICY_KEYS",
+    "RULE_KEYS",
+    "TARGETS",
+    "Effect",
+    "Rule",
+    "compile_rules",
+    "compile_rules_for_servers",
+]
 
 Effect: TypeAlias = Literal["allow", "deny"]
 
@@ -19,8 +28,26 @@ CONDITIONS: Final = ("agents", "subjects", "issuers", "roles")
 TARGETS: Final[Mapping[str, str]] = {"tools": "tool", "prompts": "prompt", "resources": "resource"}
 """A rule's keys that say what it is about, with the kind of target that their globs name."""
 
-_POLICY_KEYS: Final = ("default", "rules")
-_RULE_KEYS: Final = ("effect", *CONDITIONS, *TARGETS, "scopes")
+POLICY_KEYS: Final[Mapping[str, str]] = {
+    "default": "What happens where no rule matches: `allow` or `deny`. Without it: `deny`.",
+    "rules": "The rules. One that denies wins over all that allow.",
+}
+"""A policy's keys, with what they are for."""
+RULE_KEYS: Final[Mapping[str, str]] = {
+    "effect": "`allow` or `deny`. Without it: `allow`.",
+    "agents": "Globs of client ids; the rule is for those agents only.",
+    "subjects": "Globs of `sub` claims: the people an agent acts for.",
+    "issuers": "Globs of issuers.",
+    "roles": "Globs of roles, one of which the caller must have.",
+    "servers": "Globs of servers' names; the rule is about those servers only.",
+    "tools": "Globs of the tools it is about.",
+    "prompts": "Globs of the prompts it is about.",
+    "resources": "Globs of the resources' URIs it is about.",
+    "scopes": "Scopes that a token must have, all of them, for the rule to allow.",
+}
+"""A rule's keys, with what they are for. ``servers`` has a meaning only where there are several: in the gateway."""
+_SERVERS: Final = "servers"
+_NO_RULES: Final = Node("", "list")
 _EFFECTS: Final[Mapping[str, Effect]] = {"allow": "allow", "deny": "deny"}
 _ANY: Final = Glob("*")
 _SCOPE: Final = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+")
@@ -64,29 +91,75 @@ class Rule:
 
 def compile_rules(root: Node) -> tuple[Effect, tuple[Rule, ...]]:
     """What happens where no rule matches, and the rules. Raises ConfigurationError naming everything wrong at once."""
-    problems = _Problems()
+    problems = _Problems("")
+    default, read = _policy(root, problems, several_servers=False)
+    _refuse_idle([read], problems)
+    problems.raise_if_any()
+    return default, tuple(one.rule for one in read)
+
+
+def compile_rules_for_servers(
+    root: Node, names: Collection[str], *, inside: str = ""
+) -> tuple[Effect, Mapping[str, tuple[Rule, ...]]]:
+    """As ``compile_rules``, for each server the rules whose ``servers`` match its name, and those without any.
+
+    ``inside`` is what the places of the policy's keys begin with in errors, such as ``access.``.
+    """
+    problems = _Problems(inside)
+    default, read = _policy(root, problems, several_servers=True)
+    for one in read:
+        for glob in one.servers or ():
+            if names and not any(_names(glob, name) for name in names):
+                text = f"{one.rule.name}.servers has the glob {glob.text[:200]!r}, which matches no server"
+                problems.at(one.servers_node or one.node, f"{inside}{text}; the servers are {', '.join(names)}")
+    by_server = {name: [one for one in read if one.is_about(name)] for name in names}
+    _refuse_idle(list(by_server.values()), problems)
+    problems.raise_if_any()
+    return default, {name: tuple(one.rule for one in rules) for name, rules in by_server.items()}
+
+
+class _Read(NamedTuple):
+    """A sound rule, with the servers it is about (None: all), and where it stands."""
+
+    rule: Rule
+    node: Node
+    servers: frozenset[Glob] | None = None
+    servers_node: Node | None = None
+
+    def is_about(self, server: str) -> bool:
+        return self.servers is None or any(_names(glob, server) for glob in self.servers)
+
+
+def _names(glob: Glob, server: str) -> bool:
+    return matcher([glob]).fullmatch(server) is not None
+
+
+def _policy(root: Node, problems: "_Problems", *, several_servers: bool) -> tuple[Effect, list[_Read]]:
     default: Effect = "deny"
-    rules: list[Rule] = []
+    name = problems.inside.removesuffix(".") or "the policy"
     if root.kind != "mapping":
-        problems.at(root, f"the policy is {root.describe()}; it must be a mapping with the keys default and rules")
-    problems.unknown_keys(root, "the policy", _POLICY_KEYS)
+        problems.at(root, f"{name} is {root.describe()}; it must be a mapping with the keys default and rules")
+    problems.unknown_keys(root, name, tuple(POLICY_KEYS))
     if "default" in root.members:
-        default = problems.effect(root.members["default"], "default") or default
-    if "rules" in root.members:
-        listed = root.members["rules"]
-        if listed.kind != "list":
-            problems.at(listed, f"rules is {listed.describe()}; it must be a list")
-        compiled = [(_rule(node, index, problems), node) for index, node in enumerate(listed.items)]
-        sound = [(rule, node) for rule, node in compiled if rule is not None]
-        rules = [rule for rule, _ in sound]
-        _refuse_idle(sound, problems)
-    if problems:
-        raise ConfigurationError("\n".join(problems))
-    return default, tuple(rules)
+        default = problems.effect(root.members["default"], f"{problems.inside}default") or default
+    listed = root.members.get("rules", _NO_RULES)
+    if listed.kind != "list":
+        problems.at(listed, f"{problems.inside}rules is {listed.describe()}; it must be a list")
+    rules = [_rule(node, index, problems, several_servers) for index, node in enumerate(listed.items)]
+    return default, [rule for rule in rules if rule is not None]
 
 
 class _Problems(list[str]):
     """Everything wrong with a policy, and the checks that more than one key needs."""
+
+    def __init__(self, inside: str) -> None:
+        super().__init__()
+        self.inside = inside
+        """What the places of the policy's keys begin with."""
+
+    def raise_if_any(self) -> None:
+        if self:
+            raise ConfigurationError("\n".join(self))
 
     def at(self, node: Node, text: str) -> None:
         self.append(f"{node.place}: {text}")
@@ -94,7 +167,8 @@ class _Problems(list[str]):
     def unknown_keys(self, node: Node, name: str, known: Sequence[str]) -> None:
         for key, value in node.members.items():
             if key not in known:
-                self.at(value, f"{name} has the key {key[:200]!r}; allowed are {', '.join(known)}")
+                where = ", which only the gateway's access section knows" if key == _SERVERS else ""
+                self.at(value, f"{name} has the key {key[:200]!r}{where}; allowed are {', '.join(known)}")
 
     def effect(self, node: Node, name: str) -> Effect | None:
         effect = _EFFECTS.get(node.text) if node.kind == "string" else None
@@ -126,7 +200,8 @@ class _Problems(list[str]):
             try:
                 globs.add(Glob(text))
             except ValueError as error:
-                self.at(item, f"{name} has the glob {text[:200]!r}: {error}")
+                why = error if item.written is None else "with the environment's values it is none"
+                self.at(item, f"{name} has the glob {item.describe()}: {why}")
         return frozenset(globs)
 
     def scopes(self, node: Node, name: str, effect: Effect) -> tuple[str, ...]:
@@ -135,21 +210,22 @@ class _Problems(list[str]):
         scopes = self.strings(node, name)
         for item, text in scopes:
             if not _SCOPE.fullmatch(text):
-                self.at(item, f"{name} has {text[:200]!r}; a scope is printable ASCII, no space, quote, backslash")
+                self.at(item, f"{name} has {item.describe()}; a scope is printable ASCII, no space, quote, backslash")
             elif text == "offline_access":
                 self.at(item, f"{name} has offline_access, which asks for a refresh token and permits nothing")
         return tuple(text for _, text in scopes)
 
 
-def _rule(node: Node, index: int, problems: _Problems) -> Rule | None:
+def _rule(node: Node, index: int, problems: _Problems, several_servers: bool) -> _Read | None:
     """The rule in a node, or None where something is wrong with it."""
-    name = f"rules[{index}]"
+    own_name = f"rules[{index}]"
+    name = problems.inside + own_name
     before = len(problems)
     if node.kind != "mapping":
         problems.at(node, f"{name} is {node.describe()}; it must be a mapping, such as {{agents: [...], tools: [...]}}")
         return None
-    problems.unknown_keys(node, name, _RULE_KEYS)
     members = node.members
+    problems.unknown_keys(node, name, [key for key in RULE_KEYS if several_servers or key != _SERVERS])
     effect = problems.effect(members["effect"], f"{name}.effect") if "effect" in members else "allow"
     conditions = {key: problems.globs(members[key], f"{name}.{key}") for key in CONDITIONS if key in members}
     targets = {kind: problems.globs(members[key], f"{name}.{key}") for key, kind in TARGETS.items() if key in members}
@@ -158,29 +234,45 @@ def _rule(node: Node, index: int, problems: _Problems) -> Rule | None:
     scopes: tuple[str, ...] = ()
     if "scopes" in members:
         scopes = problems.scopes(members["scopes"], f"{name}.scopes", effect or "allow")
+    listed = members.get(_SERVERS) if several_servers else None
+    servers = problems.globs(listed, f"{name}.{_SERVERS}") if listed is not None else None
     if effect is None or len(problems) > before:
         return None
-    return Rule(name, effect, conditions, targets, scopes)
+    return _Read(Rule(own_name, effect, conditions, targets, scopes), node, servers, listed)
 
 
-def _refuse_idle(rules: Sequence[tuple[Rule, Node]], problems: _Problems) -> None:
-    """Refuse rules that change nothing: repeated ones, and allowing ones of which other rules deny everything."""
+def _refuse_idle(groups: Sequence[Sequence[_Read]], problems: _Problems) -> None:
+    """Refuse rules that change nothing in any of the groups they are in: repeated ones, and allowing ones of which
+    other rules deny everything. A group is the rules of one server."""
+    found: dict[str, tuple[Node, list[str | None]]] = {}
+    for group in groups:
+        for one, reason in zip(group, _idleness([one.rule for one in group]), strict=True):
+            found.setdefault(one.rule.name, (one.node, []))[1].append(reason)
+    for name, (node, reasons) in found.items():
+        if None not in reasons:
+            problems.at(node, f"{problems.inside}{name} {', or '.join(dict.fromkeys(filter(None, reasons)))}")
+
+
+def _idleness(rules: Sequence[Rule]) -> Iterator[str | None]:
+    """Of each rule, why it changes nothing; None for one that does."""
     denied = [
         (kind, glob, rule)
-        for rule, _ in rules
+        for rule in rules
         if rule.effect == "deny"
         for kind, globs in rule.targets.items()
         for glob in globs
     ]
     seen: dict[object, Rule] = {}
-    for rule, node in rules:
+    for rule in rules:
         first = seen.setdefault(rule.content, rule)
-        if first is not rule:
-            problems.at(node, f"{rule.name} says the same as {first.name}; keep one")
         over = _shadowing(rule, denied) if rule.effect == "allow" else None
-        if over:
+        if first is not rule:
+            yield f"says the same as {first.name}; keep one"
+        elif over:
             names = " and ".join(dict.fromkeys(deny.name for deny in over))
-            problems.at(node, f"{rule.name} allows only what {names} denies, and deny wins; remove it")
+            yield f"allows only what {names} denies, and deny wins; remove it"
+        else:
+            yield None
 
 
 def _shadowing(rule: Rule, denied: Sequence[tuple[str, Glob, Rule]]) -> list[Rule] | None:

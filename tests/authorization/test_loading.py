@@ -210,7 +210,7 @@ def nested() -> dict[str, Any]:
         ({"rules": [{"tools": [b"echo"]}]}, "here: rules[0].tools[0] is b'echo' (a bytes); it must be a string"),
         ({"rules": [{1: []}]}, "here: the key is 1; keys must be strings"),
         ({"default": None}, "here: default is empty; it must be allow or deny"),
-        (nested(), "here: nested too deeply for a policy"),
+        (nested(), "here: nested too deeply"),
         (["rules"], "here: the policy is a list"),
     ],
 )
@@ -229,7 +229,10 @@ def test_any_text_is_a_policy_or_refused(text: str) -> None:
     assert said.startswith(("allow", "deny", "policy.yaml"))
 
 
-@pytest.mark.parametrize(("load", "named"), [(Policy.from_file, "path is None"), (Policy.from_text, "text is None")])
+@pytest.mark.parametrize(
+    ("load", "named"),
+    [(Policy.from_file, "the path of the policy is None"), (Policy.from_text, "the text of the policy is None")],
+)
 def test_what_is_no_file_and_no_text_is_refused_by_name(load: Any, named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         load(None)

@@ -1,0 +1,434 @@
+"""What the gateway's file says, as typed values. Reading it opens no socket and no database, and changes nothing.
+
+Everything wrong is reported at once, each with its line, its value and what is allowed. Values that came from the
+environment or from a secret's file are never part of an error, a repr or a log line.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from mcp_middleware.authorization import Policy
+from mcp_middleware.authorization.loader import Node, read_file, read_mapping
+from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.member import Bounds
+from mcp_middleware.ratelimit.rate import AgentLimits, Rate
+from mcp_middleware.resource_server.tokens import Issuer
+from mcp_middleware.resource_server.urls import is_loopback
+
+from .keys import FILE
+from .source import INVALID, Reading, with_environment
+
+__all__ = [
+    "AuditConfig",
+    "AuthConfig",
+    "Config",
+    "ConfigErrors",
+    "LimitsConfig",
+    "ServerConfig",
+    "SessionsConfig",
+    "TLSConfig",
+    "TracingConfig",
+    "from_mapping",
+    "load",
+]
+
+WHAT: Final = "the configuration"
+
+
+class ConfigErrors(ConfigurationError):
+    """Everything that is wrong with a configuration: one line each, in the order of the file."""
+
+    def __init__(self, errors: tuple[str, ...]) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """One MCP server, served at ``/{name}/mcp``."""
+
+    name: str
+    instances: tuple[str, ...]
+    """The URLs of its MCP endpoint, at least one."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Added to each request: names in lower case, values that may be secrets."""
+    timeout: float = 60.0
+    """Seconds until an answer must have begun."""
+    stream_idle: float = 300.0
+    """Seconds that a stream may be silent."""
+    probe_interval: float = 5.0
+    """Seconds between two questions whether an instance is back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthConfig:
+    """Whose access tokens are accepted."""
+
+    issuers: tuple[Issuer, ...]
+    scopes: tuple[str, ...] = ()
+    """What every token must have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsConfig:
+    """As ``RateLimitMiddleware`` takes them; None does not limit."""
+
+    requests: Rate | None = None
+    tokens: Rate | None = None
+    agents: Mapping[str, AgentLimits] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionsConfig:
+    """As ``SessionAffinityMiddleware`` takes them."""
+
+    keys: tuple[str, ...] = field(default=(), repr=False)
+    """The first seals, all open. Empty: a key has to be made, for this process alone."""
+    idle: float = 1800.0
+    """Seconds."""
+    lifetime: float = 43_200.0
+    """Seconds."""
+    per_agent: int | None = 100
+    """Open sessions of one agent; None does not limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracingConfig:
+    """Where traces and metrics go, and the options of ``TraceContextMiddleware``."""
+
+    otlp: str
+    """The base URL of an OTLP receiver over HTTP."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    baggage: tuple[str, ...] = ()
+    trust: Literal["none", "authenticated", "all"] = "none"
+    capture_content: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig:
+    """Where the audit trail goes: one file or both."""
+
+    sqlite: Path | None = None
+    jsonl: Path | None = None
+    on_failure: Literal["refuse", "continue"] = "refuse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TLSConfig:
+    """PEM files."""
+
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A whole configuration, checked."""
+
+    source: str
+    """Where it was read from, as errors name it."""
+    host: str
+    """Address to listen on, an IPv6 one without brackets."""
+    port: int
+    """0 takes any that is free."""
+    public_url: str
+    """Without a slash at its end."""
+    servers: Mapping[str, ServerConfig]
+    auth: AuthConfig | None
+    """None: off."""
+    policies: Mapping[str, Policy | None]
+    """For each server the rules that are about it; None where there is no access section."""
+    limits: LimitsConfig | None = None
+    sessions: SessionsConfig = field(default_factory=SessionsConfig)
+    tracing: TracingConfig | None = None
+    audit: AuditConfig | None = None
+    state: str = field(default="memory", repr=False)
+    """``memory``, or a Redis URL, which may hold a password."""
+    workers: int = 1
+    tls: TLSConfig | None = None
+    hosts: tuple[str, ...] = ()
+    """``Host`` values besides those of ``public_url`` and of the address, in lower case."""
+    origins: tuple[str, ...] = ()
+    """As ``allowed_origins`` of ``OAuthResourceServerMiddleware``."""
+    bounds: Bounds = field(default_factory=Bounds)
+    drain: float = 30.0
+    """Seconds that calls in flight get to finish."""
+    connections_per_agent: int = 1000
+    warnings: tuple[str, ...] = ()
+    """What is dangerous about it, a sentence each."""
+
+    @property
+    def state_name(self) -> str:
+        """``state`` as it may be shown: without user and password."""
+        if self.state == "memory":
+            return self.state
+        parts = urlsplit(self.state)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def resource(self, server: str) -> str:
+        """The URL of one server's endpoint, which is its resource identifier (RFC 8707)."""
+        return f"{self.public_url}/{server}/mcp"
+
+
+def load(path: str | os.PathLike[str], *, environ: Mapping[str, str] = os.environ) -> Config:
+    """The configuration in a YAML file. Relative paths in it start where the file is.
+
+    Raises ConfigErrors, a ConfigurationError.
+    """
+    reading = Reading(environ, Path(path).absolute().parent if isinstance(path, str | os.PathLike) else Path())
+    try:
+        root = read_file(path, what=WHAT, problems=reading.problems)
+    except ConfigurationError as error:
+        raise ConfigErrors(tuple(str(error).splitlines())) from None
+    return _read(root, str(path), reading)
+
+
+def from_mapping(
+    mapping: Mapping[str, Any], *, environ: Mapping[str, str] = os.environ, source: str = "configuration"
+) -> Config:
+    """The configuration in Python values of the file's form. Relative paths in it start at the current directory.
+
+    ``source`` is its name in errors. Raises ConfigErrors, a ConfigurationError.
+    """
+    try:
+        root = read_mapping(mapping, source=source)
+    except ConfigurationError as error:
+        raise ConfigErrors(tuple(str(error).splitlines())) from None
+    return _read(root, source, Reading(environ, Path.cwd()))
+
+
+def _read(root: Node, source: str, reading: Reading) -> Config:
+    root = with_environment(root, "", reading)
+    values = FILE.values(root, "", reading)
+    if values is INVALID:
+        raise ConfigErrors(_in_order(reading.problems, source))
+    parts = _Parts(root, values, reading)
+    config = parts.config(source)
+    if reading.problems or config is None:
+        raise ConfigErrors(_in_order(reading.problems, source))
+    return config
+
+
+def _in_order(problems: list[str], source: str) -> tuple[str, ...]:
+    """Problems as the lines of the file come, those of other files last."""
+
+    def place(problem: str) -> tuple[bool, int]:
+        match = re.match(r":(\d+): ", problem.removeprefix(source))
+        return not problem.startswith(source), int(match[1]) if match else 0
+
+    return tuple(sorted(dict.fromkeys(problems), key=place))
+
+
+class _Parts:
+    """The sections of a file, checked against each other. A value that is wrong by itself is INVALID, and no reason to
+    find fault with another."""
+
+    def __init__(self, root: Node, values: Mapping[str, Any], reading: Reading) -> None:
+        self.root = root
+        self.values = values
+        self.reading = reading
+        self.warnings: list[str] = []
+
+    def node(self, *keys: str) -> Node:
+        """The node at a key, or the nearest around it that is there."""
+        node = self.root
+        for key in keys:
+            node = node.members.get(key, node)
+        return node
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def config(self, source: str) -> Config | None:
+        values = self.values
+        made = {
+            "servers": self.servers(),
+            "policies": self.policies(),
+            "public_url": self.public_url(),
+            "auth": self.auth(),
+            "limits": self.limits(),
+            "sessions": self.sessions(),
+            "tracing": self.tracing(),
+            "audit": self.audit(),
+            "tls": self.tls(),
+        }
+        self.workers(made["limits"], made["sessions"])
+        if self.reading.problems:
+            return None
+        host, port = values["listen"]
+        same = ("state", "workers", "hosts", "origins", "bounds", "drain", "connections_per_agent")
+        return Config(
+            source=source,
+            host=host,
+            port=port,
+            **made,
+            **{name: values[name] for name in same},
+            warnings=tuple(self.warnings),
+        )
+
+    def servers(self) -> Any:
+        found = self.values["servers"]
+        if found is INVALID:
+            return INVALID
+        servers: dict[str, ServerConfig] = {}
+        for name, given in found.items():
+            given = dict(given)
+            url, instances = given.pop("url"), given.pop("instances")
+            if (url is None) == (instances is None):
+                both = "has url and instances" if url else "has neither url nor instances"
+                self.reading.at(self.node("servers", name), f"servers.{name} {both}; it must have one of them")
+                continue
+            servers[name] = ServerConfig(name=name, instances=instances or (url,), **given)
+        return servers
+
+    def policies(self) -> Any:
+        access = self.values["access"]
+        servers = self.root.members.get("servers")
+        names = tuple(servers.members) if servers else ()
+        if access is None:
+            self.warn("access is not given: every caller may see and call everything")
+            return dict.fromkeys(names)
+        if access is INVALID:
+            return INVALID
+        prefix = "access."
+        try:
+            if not isinstance(access, Node):
+                prefix = ""
+                access = read_file(self.reading.path(access["file"]))
+            return Policy.for_servers(access, names, inside=prefix)
+        except ConfigurationError as error:
+            self.reading.problems += str(error).splitlines()
+            return INVALID
+
+    def public_url(self) -> Any:
+        url, listen, tls = (self.values[key] for key in ("public_url", "listen", "tls"))
+        if url is INVALID or listen is INVALID:
+            return INVALID
+        host, port = listen
+        node = self.node("public_url")
+        if url is None:
+            if not is_loopback(host) or not port:
+                return self.reading.at(
+                    node, "public_url is missing; it must be the URL that clients know the gateway by"
+                )
+            return f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
+        parts = urlsplit(url)
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            if self.values["auth"] != "off":
+                return self.reading.wrong(node, "public_url", "be https: it is what access tokens are for (RFC 9728)")
+            self.warn("public_url is http: everybody on the way can read and change what is said")
+        return url
+
+    def auth(self) -> Any:
+        auth = self.values["auth"]
+        if auth is INVALID:
+            return INVALID
+        if auth != "off":
+            issuers = [Issuer(issuer) if isinstance(issuer, str) else issuer for issuer in auth["issuers"]]
+            names = [issuer.issuer for issuer in issuers]
+            for name in dict.fromkeys(names):
+                if names.count(name) > 1:
+                    return self.reading.at(self.node("auth", "issuers"), "auth.issuers has an issuer twice; keep one")
+            return AuthConfig(issuers=tuple(issuers), scopes=auth["scopes"])
+        self.warn("auth is off: nobody is asked who they are, and all callers are one agent")
+        listen, allowed = self.values["listen"], self.values["allow_unauthenticated"]
+        if listen is not INVALID and allowed is False and not is_loopback(listen[0]):
+            self.reading.at(
+                self.node("auth"),
+                "auth is off, and listen is an address that other machines reach; it must be a mapping with issuers, "
+                "or listen be 127.0.0.1, or allow_unauthenticated be true",
+            )
+        return None
+
+    def limits(self) -> Any:
+        limits = self.values["limits"]
+        if limits is None:
+            self.warn("limits is not given: one agent can take all that the servers have")
+        if limits is None or limits is INVALID:
+            return limits
+        rates = {name: None if limits[name] == "off" else limits[name] for name in ("requests", "tokens")}
+        if not limits["agents"] and rates["requests"] is None and rates["tokens"] is None:
+            return self.reading.at(
+                self.node("limits"), "limits limits nothing; it must have requests, tokens or agents"
+            )
+        return LimitsConfig(agents=limits["agents"], **rates)
+
+    def sessions(self) -> Any:
+        sessions = self.values["sessions"]
+        if sessions is INVALID:
+            return INVALID
+        if not sessions["keys"]:
+            self.warn(
+                "sessions.keys is not given: a key is made for this process alone, and a restart ends all sessions"
+            )
+        per_agent = sessions["per_agent"]
+        return SessionsConfig(**{**sessions, "per_agent": None if per_agent == "off" else per_agent})
+
+    def tracing(self) -> Any:
+        tracing = self.values["tracing"]
+        if tracing is None or tracing is INVALID:
+            return tracing
+        if tracing["capture_content"]:
+            self.warn("tracing.capture_content is true: spans hold arguments and results, which may hold secrets")
+        if tracing["trust"] == "all":
+            self.warn("tracing.trust is all: every caller decides what is sampled")
+        return TracingConfig(**tracing)
+
+    def audit(self) -> Any:
+        audit = self.values["audit"]
+        if audit is None:
+            self.warn("audit is not given: nobody will know who called what")
+        if audit is None or audit is INVALID:
+            return audit
+        paths: dict[str, Path | None] = {"sqlite": None, "jsonl": None}
+        for name in paths:
+            if audit[name] is not None:
+                paths[name] = path = self.reading.path(audit[name])
+                if not path.parent.is_dir() or path.is_dir():
+                    self.reading.wrong(
+                        self.node("audit", name), f"audit.{name}", "name a file in a directory that exists"
+                    )
+        if paths["sqlite"] is None and paths["jsonl"] is None:
+            return self.reading.at(self.node("audit"), "audit names no file; it must have sqlite, jsonl or both")
+        if audit["on_failure"] == "continue":
+            self.warn("audit.on_failure is continue: calls go on while they cannot be recorded")
+        return AuditConfig(on_failure=audit["on_failure"], **paths)
+
+    def tls(self) -> Any:
+        tls = self.values["tls"]
+        if tls is None or tls is INVALID:
+            return tls
+        paths = {name: self.reading.path(text) for name, text in tls.items()}
+        for name, path in paths.items():
+            if not path.is_file() or not os.access(path, os.R_OK):
+                self.reading.wrong(self.node("tls", name), f"tls.{name}", "name a file that can be read")
+        return TLSConfig(**paths)
+
+    def workers(self, limits: Any, sessions: Any) -> None:
+        """Several workers count together or not at all."""
+        workers, state = self.values["workers"], self.values["state"]
+        if workers is INVALID or workers == 1:
+            return
+        node = self.node("workers")
+        if isinstance(sessions, SessionsConfig) and not sessions.keys:
+            must = "be 1, or sessions.keys be given: each worker would make a key of its own"
+            self.reading.wrong(node, "workers", must)
+        if state != "memory":
+            return
+        counted = []
+        if limits is not None:
+            counted.append("limits")
+        if sessions is not INVALID and sessions.per_agent is not None:
+            counted.append("sessions.per_agent")
+        if counted:
+            must = (
+                f"be 1, or state be a Redis URL, or {' and '.join(counted)} be off: each worker would count by itself"
+            )
+            self.reading.wrong(node, "workers", must)
+        else:
+            self.warn("workers do not share their state: a session that was ended or idle is so to one worker only")
