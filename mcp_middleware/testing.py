@@ -4,6 +4,8 @@ A storage's own tests derive from ``LimitStorageContract`` in a class that pytes
 
     class TestMyStorage(LimitStorageContract):
         def storage(self, clock): return MyStorage(clock=clock)
+
+A storage with connections closes them itself, in a fixture of that class.
 """
 # ruff: noqa: S101  # assertions are what these tests are made of
 
@@ -197,6 +199,47 @@ class LimitStorageContract(ABC):
             await _refused(storage, 0)
         clock.advance(1)
         await _admitted(storage, 0)
+
+    async def test_changed_limits_hold_for_what_is_settled_later(self) -> None:
+        storage = self.storage(FakeClock())
+        reservation = await _admitted(storage, 900)
+        larger = Limits(Limit(20, 1), Limit(5000, 10))
+        await _admitted(storage, 0, larger)
+        await storage.settle(reservation, 0)
+        assert (await _admitted(storage, 0, larger)).remaining_tokens == 1000
+
+    async def test_a_long_pause_fills_both_buckets(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        await storage.settle(await _admitted(storage, 1000), 2000)
+        clock.advance(10**7)
+        after = await _admitted(storage, 1000)
+        assert (after.remaining_requests, after.remaining_tokens) == (9, 0)
+
+    async def test_fractions_are_kept_to_the_last_digit(self) -> None:
+        clock = FakeClock(1_790_000_000.123_456_7)
+        storage = self.storage(clock)
+        limits = Limits(Limit(60, 60 / 7), Limit(50_000, 50_000 / 3))
+        for _ in range(20):
+            await storage.settle(await _admitted(storage, 1000 / 3, limits), 100 / 7)
+            clock.advance(0.000_1)
+        exact, tokens = 60.0, 50_000.0
+        at = now = 1_790_000_000.123_456_7
+        for _ in range(20):
+            exact = min(60.0, exact + 60 / 7 * (now - at)) - 1
+            tokens = min(50_000.0, tokens + 50_000 / 3 * (now - at)) - 1000 / 3
+            at = now
+            tokens = min(50_000.0, tokens + (1000 / 3 - 100 / 7))
+            now += 0.000_1
+        after = await _admitted(storage, 0, limits)
+        assert after.remaining_requests == min(60.0, exact + 60 / 7 * (now - at)) - 1
+        assert after.remaining_tokens == min(50_000.0, tokens + 50_000 / 3 * (now - at))
+
+    async def test_closing_twice_does_no_harm(self) -> None:
+        storage = self.storage(FakeClock())
+        await _admitted(storage, 0)
+        await storage.aclose()
+        await storage.aclose()
 
     async def test_case_27_concurrent_callers_get_no_more_than_the_burst(self) -> None:
         storage = self.storage(FakeClock())

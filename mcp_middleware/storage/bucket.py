@@ -21,6 +21,7 @@ __all__ = [
     "refill",
     "seconds_until_full",
     "settle",
+    "shortage",
     "take",
     "takeable",
 ]
@@ -139,6 +140,11 @@ def takeable(limits: Limits, tokens: float) -> float:
 def _fits(level: float, limit: Limit | None, cost: float) -> bool:
     # A request that takes nothing is not held up by another's debt.
     return limit is None or cost <= 0 or level + limit.rate * _TOLERANCE >= cost
+
+
+def shortage(levels: Levels, limits: Limits, tokens: float, now: float) -> Shortage:
+    """Why ``tokens`` tokens, which do not fit at ``now``, do not: for a store that has decided it by itself."""
+    return _shortage(levels, refill(levels, limits, now), limits, takeable(limits, tokens), now)
 
 
 def _shortage(levels: Levels, there: Levels, limits: Limits, tokens: float, now: float) -> Shortage:

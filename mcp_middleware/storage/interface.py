@@ -1,12 +1,22 @@
 """What a limiter asks of a storage, whichever keeps the buckets: memory now, a server shared by replicas as well."""
 
+import math
 from typing import Protocol
 
 import msgspec
 
 from .bucket import Limits, Shortage
 
-__all__ = ["LimitStorage", "Reservation"]
+__all__ = ["LimitStorage", "Reservation", "StorageUnavailableError", "check_tokens"]
+
+
+class StorageUnavailableError(Exception):
+    """A store that is shared by several processes does not answer, or not in time."""
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+        """Whether the store may have done, or may still do, what it was asked."""
 
 
 class Reservation(msgspec.Struct, eq=False):
@@ -49,3 +59,9 @@ class LimitStorage(Protocol):
     async def aclose(self) -> None:
         """Let go of connections, when the application shuts down."""
         ...
+
+
+def check_tokens(tokens: float) -> None:
+    """Raise ValueError for what is no number of tokens."""
+    if not 0 <= tokens < math.inf:
+        raise ValueError(f"tokens is {tokens!r}; it must be a finite number of at least 0")

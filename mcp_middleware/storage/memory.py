@@ -10,7 +10,7 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.types import Clock
 
 from .bucket import Levels, Limits, Shortage, full, seconds_until_full, settle, take, takeable
-from .interface import Reservation
+from .interface import Reservation, check_tokens
 
 __all__ = ["MemoryStorage"]
 
@@ -50,7 +50,7 @@ class MemoryStorage:
 
     async def reserve(self, key: bytes, limits: Limits, tokens: float) -> Reservation | Shortage:
         """See ``LimitStorage.reserve``."""
-        _check(tokens)
+        check_tokens(tokens)
         now = self._clock()
         found = self._buckets.get(key)
         if found is None:
@@ -67,7 +67,7 @@ class MemoryStorage:
 
     async def settle(self, reservation: Reservation, tokens: float) -> None:
         """See ``LimitStorage.settle``."""
-        _check(tokens)
+        check_tokens(tokens)
         now = self._clock()
         if now >= reservation.expires_at:
             return
@@ -98,8 +98,3 @@ class MemoryStorage:
         if len(buckets) >= self._max_keys:
             candidates = islice(buckets, _CANDIDATES)
             del buckets[min(candidates, key=lambda key: seconds_until_full(*buckets[key], now))]
-
-
-def _check(tokens: float) -> None:
-    if not 0 <= tokens < math.inf:
-        raise ValueError(f"tokens is {tokens!r}; it must be a finite number of at least 0")
