@@ -18,7 +18,7 @@ every value below them byte for byte as it came, so that numbers and strings are
 import base64
 import binascii
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from itertools import accumulate
 from typing import Any, Final, TypeAlias
 
@@ -141,11 +141,16 @@ _NULL: Final = Raw(b"null")
 _VERSION: Final = Raw(b'"2.0"')
 
 
-class _Message(msgspec.Struct, frozen=True):
-    """What requests and notifications share: the canonical envelope, and the parts a member may judge."""
+class _Message(msgspec.Struct, frozen=True, gc=False):
+    """What requests and notifications share: the canonical envelope, and the parts a member may judge.
 
-    envelope: dict[str, Raw]
-    params: dict[str, Raw]
+    The parts stand inside each other, and are written out once, by ``encode()``.
+    """
+
+    envelope: dict[str, Any]
+    """Names to raw values; ``params``, where it says anything, is the dict below."""
+    params: dict[str, Any]
+    """Names to raw values; ``_meta``, where it says anything, is the dict below."""
     meta: dict[str, Raw]
     method: str
 
@@ -166,7 +171,7 @@ class _Message(msgspec.Struct, frozen=True):
             return None
 
 
-class Request(_Message, frozen=True, tag=False):
+class Request(_Message, frozen=True, gc=False, tag=False):
     """A call that is owed an answer with its id."""
 
     id: int | str
@@ -176,11 +181,11 @@ class Request(_Message, frozen=True, tag=False):
     """``tool``, ``prompt``, ``resource`` or ``task``."""
 
 
-class Notification(_Message, frozen=True, tag=False):
+class Notification(_Message, frozen=True, gc=False, tag=False):
     """A message that nobody answers."""
 
 
-class Response(msgspec.Struct, frozen=True):
+class Response(msgspec.Struct, frozen=True, gc=False):
     """A client's answer to a request of the server (legacy era)."""
 
     envelope: dict[str, Raw]
@@ -218,7 +223,7 @@ def parse(body: bytes) -> Message | Batch | Rejection:
     """The message or batch in ``body``, or why it is refused. Never raises."""
     try:
         _check_text(body)
-        is_batch = body.lstrip(b" \t\r\n")[:1] == b"["
+        is_batch = body.lstrip(b" \t\r\n").startswith(b"[")
         message = _parse_batch(body) if is_batch else _parse_one(body)
         _check_depth(body)
         return message
@@ -240,24 +245,11 @@ def _check_text(body: bytes) -> None:
 
 def _check_depth(body: bytes) -> None:
     """Rule 1's levels. The decoder has passed the body: every string ends, so the scan is linear."""
-    if not _has_more_openers(body, MAX_DEPTH):
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
     brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
     if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
         raise _RefusedError(PARSE_ERROR, f"the body is nested deeper than {MAX_DEPTH} levels")
-
-
-def _has_more_openers(body: bytes, limit: int) -> bool:
-    """Whether ``body`` has more opening brackets than ``limit``: a few quick searches, even in a large text."""
-    count = 0
-    for bracket in (b"[", b"{"):
-        at = body.find(bracket)
-        while at >= 0:
-            count += 1
-            if count > limit:
-                return True
-            at = body.find(bracket, at + 1)
-    return False
 
 
 def _parse_batch(body: bytes) -> Batch:
@@ -277,7 +269,7 @@ def _parse_batch(body: bytes) -> Batch:
 
 def _parse_one(body: bytes | Raw) -> Message:
     try:
-        envelope = _object.decode(body)
+        envelope: dict[str, Any] = _object.decode(body)
     except msgspec.ValidationError:
         raise _RefusedError(INVALID_REQUEST, "the body must be one JSON-RPC object") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -296,7 +288,7 @@ def _parse_one(body: bytes | Raw) -> Message:
         raise _RefusedError(refused.rejection.code or INVALID_REQUEST, str(refused), request_id=request_id) from None
 
 
-def _request_id(envelope: dict[str, Raw]) -> int | str | None:
+def _request_id(envelope: dict[str, Any]) -> int | str | None:
     raw = envelope.get("id")
     if raw is None:
         return None
@@ -308,7 +300,7 @@ def _request_id(envelope: dict[str, Raw]) -> int | str | None:
         raise _RefusedError(INVALID_REQUEST, "id must be a string or an integer") from None
 
 
-def _response(envelope: dict[str, Raw], response_id: int | str | None) -> Response:
+def _response(envelope: dict[str, Any], response_id: int | str | None) -> Response:
     if ("result" in envelope) == ("error" in envelope):
         raise _RefusedError(INVALID_REQUEST, "a message needs a method, or exactly one of result and error")
     if "id" not in envelope:
@@ -316,23 +308,23 @@ def _response(envelope: dict[str, Raw], response_id: int | str | None) -> Respon
     return Response(envelope, response_id)
 
 
-def _call(envelope: dict[str, Raw], request_id: int | str | None) -> Request | Notification:
+def _call(envelope: dict[str, Any], request_id: int | str | None) -> Request | Notification:
     try:
         method = _string.decode(envelope["method"])
     except msgspec.DecodeError:
         raise _RefusedError(INVALID_REQUEST, "method must be a string") from None
-    params = _member("params", envelope, INVALID_REQUEST)
+    params: dict[str, Any] = _member("params", envelope, INVALID_REQUEST)
     meta: dict[str, Raw] = {}
     if params:
         _check_spelling("params", params, _PARAM_KEYS)
         meta = _member("params._meta", params, INVALID_PARAMS)
         if meta:
             _check_spelling("params._meta", meta, _META_KEYS)
-            params["_meta"] = Raw(_encode(meta))
+            params["_meta"] = meta
         nested = _NESTED.get(method)
         if nested is not None and nested in params:
             params[nested] = _canonical(f"params.{nested}", params[nested])
-        envelope["params"] = Raw(_encode(params))
+        envelope["params"] = params
     if request_id is None:
         if not method.startswith("notifications/"):
             raise _RefusedError(
@@ -349,7 +341,7 @@ def _call(envelope: dict[str, Raw], request_id: int | str | None) -> Request | N
     return Request(envelope, params, meta, method, request_id, target, kind)
 
 
-def _member(name: str, parent: dict[str, Raw], code: int) -> dict[str, Raw]:
+def _member(name: str, parent: dict[str, Any], code: int) -> dict[str, Raw]:
     """The object called ``name`` in its parent; absent and null (which the parent then loses) are an empty one."""
     key = name.rpartition(".")[2]
     raw = parent.get(key)
@@ -364,7 +356,7 @@ def _member(name: str, parent: dict[str, Raw], code: int) -> dict[str, Raw]:
         raise _RefusedError(code, f"{name} must be an object") from None
 
 
-def _check_spelling(place: str, values: dict[str, Raw], known: Mapping[str, str]) -> None:
+def _check_spelling(place: str, values: Mapping[str, Any], known: Mapping[str, str]) -> None:
     """Rule 3. The decoder has already kept one value for names that are equal."""
     if values.keys() <= _WELL_SPELT:
         return
@@ -393,21 +385,28 @@ def with_meta(message: Request | Notification, values: Mapping[str, str | None])
             meta.pop(key, None)
         else:
             meta[key] = Raw(_encode(value))
-    params = dict(message.params)
+    params, envelope = message.params, message.envelope
     if meta or "_meta" in params:
-        params["_meta"] = Raw(_encode(meta))
-    envelope = {key: raw for key, raw in message.envelope.items() if key != "params"}
+        params = {**params, "_meta": meta}
     if params:
-        envelope["params"] = Raw(_encode(params))
+        envelope = {**envelope, "params": params}
     return msgspec.structs.replace(message, envelope=envelope, params=params, meta=meta)
 
 
-class Standing(msgspec.Struct, frozen=True):
+class Standing(msgspec.Struct, frozen=True, gc=False):
     """The revision a message stands under."""
 
     era: Era
     version: str | None
     """``MCP-Protocol-Version``; None where a legacy client sent none."""
+
+
+_STANDINGS: Final[dict[bytes | None, Standing]] = {
+    None: Standing("legacy", None),
+    **{version.encode(): Standing("legacy", version) for version in LEGACY_VERSIONS},
+    **{version.encode(): Standing("modern", version) for version in MODERN_VERSIONS},
+}
+"""By the version header."""
 
 
 def check_headers(
@@ -419,65 +418,62 @@ def check_headers(
     more than once. Header checks come before the version is looked up, so that a client which disagrees with itself is
     told so. Sources: SH "Server Validation", VER; 2025-11-25 transports for an absent header.
     """
-    request_id = message.id if isinstance(message, Request) else None
-
-    def refuse(code: int, text: str, data: Mapping[str, Any] | None = None) -> Rejection:
-        reason = "header_mismatch" if code == HEADER_MISMATCH else "invalid_message"
-        return Rejection(400, code, text, reason, data=data, request_id=request_id)
-
     for header in repeated:
         if header in _ROUTING_HEADERS:
-            return refuse(HEADER_MISMATCH, f"the {header.decode()} header appears more than once")
+            return _refusal(message, HEADER_MISMATCH, f"the {header.decode()} header appears more than once")
     raw_version = headers.get(_VERSION_HEADER)
-    version = raw_version.decode("latin-1") if raw_version is not None else None
-    if version is None or version in LEGACY_VERSIONS:
-        return _legacy(message, version, headers, refuse)
-
-    if isinstance(message, Batch):
-        return refuse(INVALID_REQUEST, f"batches exist in revision {BATCH_VERSION} only")
-    if isinstance(message, Response):
-        return refuse(INVALID_REQUEST, f"revision {version[:40]!r} has no responses from clients")
+    standing = _STANDINGS.get(raw_version)
+    if standing is not None and standing.era == "legacy":
+        return _check_legacy(message, standing, headers)
+    version = (raw_version or b"").decode("latin-1")
     if isinstance(message, Request):
         if PROTOCOL_VERSION_KEY not in message.meta or CLIENT_CAPABILITIES_KEY not in message.meta:
             missing = [key for key in (PROTOCOL_VERSION_KEY, CLIENT_CAPABILITIES_KEY) if key not in message.meta]
-            return refuse(INVALID_PARAMS, f"params._meta is missing {' and '.join(missing)}")
+            return _refusal(message, INVALID_PARAMS, f"params._meta is missing {' and '.join(missing)}")
         if message.text("_meta", PROTOCOL_VERSION_KEY) != version:
-            return refuse(HEADER_MISMATCH, "the mcp-protocol-version header differs from params._meta")
+            return _refusal(message, HEADER_MISMATCH, "the mcp-protocol-version header differs from params._meta")
         if _METHOD_HEADER not in headers:
-            return refuse(HEADER_MISMATCH, "the mcp-method header is missing")
+            return _refusal(message, HEADER_MISMATCH, "the mcp-method header is missing")
         if message.method in _MIRRORED and _NAME_HEADER not in headers:
-            return refuse(HEADER_MISMATCH, "the mcp-name header is missing")
+            return _refusal(message, HEADER_MISMATCH, "the mcp-name header is missing")
+    elif isinstance(message, Batch):
+        return _refusal(message, INVALID_REQUEST, f"batches exist in revision {BATCH_VERSION} only")
+    elif isinstance(message, Response):
+        return _refusal(message, INVALID_REQUEST, f"revision {version[:40]!r} has no responses from clients")
     mismatch = _mirror_mismatch(message, headers)
     if mismatch is not None:
-        return refuse(HEADER_MISMATCH, mismatch)
-    if version not in MODERN_VERSIONS:
-        return refuse(
+        return _refusal(message, HEADER_MISMATCH, mismatch)
+    if standing is None:
+        return _refusal(
+            message,
             UNSUPPORTED_PROTOCOL_VERSION,
             "Unsupported protocol version",
             {"supported": list(MODERN_VERSIONS), "requested": version},
         )
-    return Standing("modern", version)
+    return standing
 
 
-def _legacy(
-    message: Message | Batch,
-    version: str | None,
-    headers: Mapping[bytes, bytes],
-    refuse: Callable[[int, str], Rejection],
-) -> Standing | Rejection:
+def _check_legacy(message: Message | Batch, standing: Standing, headers: Mapping[bytes, bytes]) -> Standing | Rejection:
     """The legacy half of ``check_headers``: mirrored headers mean nothing here, so one that lies is refused."""
-    if isinstance(message, Batch):
-        if version not in (None, BATCH_VERSION):
-            return refuse(INVALID_REQUEST, f"batches exist in revision {BATCH_VERSION} only, this is {version}")
-        return Standing("legacy", version)
-    if isinstance(message, Response):
-        return Standing("legacy", version)
-    if PROTOCOL_VERSION_KEY in message.meta:
-        claimed = message.text("_meta", PROTOCOL_VERSION_KEY)
-        if claimed not in LEGACY_VERSIONS or version not in (None, claimed):
-            return refuse(HEADER_MISMATCH, "the mcp-protocol-version header is missing or differs from params._meta")
-    mismatch = _mirror_mismatch(message, headers)
-    return refuse(HEADER_MISMATCH, mismatch) if mismatch is not None else Standing("legacy", version)
+    if isinstance(message, Request | Notification):
+        if PROTOCOL_VERSION_KEY in message.meta:
+            claimed = message.text("_meta", PROTOCOL_VERSION_KEY)
+            if claimed not in LEGACY_VERSIONS or standing.version not in (None, claimed):
+                text = "the mcp-protocol-version header is missing or differs from params._meta"
+                return _refusal(message, HEADER_MISMATCH, text)
+        mismatch = _mirror_mismatch(message, headers)
+        if mismatch is not None:
+            return _refusal(message, HEADER_MISMATCH, mismatch)
+    elif isinstance(message, Batch) and standing.version not in (None, BATCH_VERSION):
+        text = f"batches exist in revision {BATCH_VERSION} only, this is {standing.version}"
+        return _refusal(message, INVALID_REQUEST, text)
+    return standing
+
+
+def _refusal(message: Message | Batch, code: int, text: str, data: Mapping[str, Any] | None = None) -> Rejection:
+    reason = "header_mismatch" if code == HEADER_MISMATCH else "invalid_message"
+    request_id = message.id if isinstance(message, Request) else None
+    return Rejection(400, code, text, reason, data=data, request_id=request_id)
 
 
 def _mirror_mismatch(message: Request | Notification, headers: Mapping[bytes, bytes]) -> str | None:
@@ -507,14 +503,14 @@ def decode_header_value(value: bytes) -> str | None:
         return None
 
 
-class ErrorObject(msgspec.Struct, frozen=True):
+class ErrorObject(msgspec.Struct, frozen=True, gc=False):
     """The ``error`` of a JSON-RPC answer."""
 
     code: int
     message: str = ""
 
 
-class Content(msgspec.Struct, frozen=True):
+class Content(msgspec.Struct, frozen=True, gc=False):
     """One content block of a tool result, as far as members look at it."""
 
     type: str = ""
@@ -524,7 +520,9 @@ class Content(msgspec.Struct, frozen=True):
     resource: Raw = Raw()
 
 
-class ToolResult(msgspec.Struct, frozen=True, rename={"structured": "structuredContent", "is_error": "isError"}):
+class ToolResult(
+    msgspec.Struct, frozen=True, gc=False, rename={"structured": "structuredContent", "is_error": "isError"}
+):
     """A ``tools/call`` result, as far as members look at it."""
 
     content: list[Content] = []
@@ -533,7 +531,7 @@ class ToolResult(msgspec.Struct, frozen=True, rename={"structured": "structuredC
     _meta: Raw = Raw()
 
 
-class ServerMessage(msgspec.Struct):
+class ServerMessage(msgspec.Struct, gc=False):
     """A message from the server, decoded once for every member that observes it."""
 
     raw: Raw | bytes = b""
@@ -577,7 +575,7 @@ class ServerMessage(msgspec.Struct):
         return ServerMessage(raw, self.id, error=ErrorObject(code, message), status=status)
 
 
-class _Wire(msgspec.Struct):
+class _Wire(msgspec.Struct, gc=False):
     id: int | str | None = None
     method: str | None = None
     result: Raw | msgspec.UnsetType = msgspec.UNSET
