@@ -40,7 +40,7 @@ __all__ = [
 WHAT: Final = "the configuration"
 
 
-class ConfigErrors(ConfigurationError):
+class ConfigErrors(ConfigurationError):  # noqa: N818 - it is several
     """Everything that is wrong with a configuration: one line each, in the order of the file."""
 
     def __init__(self, errors: tuple[str, ...]) -> None:
@@ -62,7 +62,7 @@ class ServerConfig:
     stream_idle: float = 300.0
     """Seconds that a stream may be silent."""
     probe_interval: float = 5.0
-    """Seconds between two questions whether an instance is back."""
+    """Seconds after which an instance that failed is asked whether it is back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

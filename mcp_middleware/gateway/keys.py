@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from mcp_middleware.affinity.sealing import KeyRing
 from mcp_middleware.authorization.loader import Node
 from mcp_middleware.authorization.rules import POLICY_KEYS, RULE_KEYS
-from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.member import Bounds
 from mcp_middleware.ratelimit.rate import AgentLimits, Rate
 from mcp_middleware.resource_server.keys import ALGORITHMS
@@ -23,10 +22,10 @@ from mcp_middleware.resource_server.tokens import Issuer
 from mcp_middleware.resource_server.urls import absolute_url
 from mcp_middleware.tracing.propagation import is_baggage_key
 
-from .shapes import Duration, Either, Flag, Key, ListOf, MapOf, Off, OneOf, Secret, Section, Shape, Size, Text, Whole
+from .shapes import Duration, Either, Flag, Key, ListOf, MapOf, Off, OneOf, Secret, Section, Size, Text, Whole
 from .source import Reading
 
-__all__ = ["ACCESS", "FILE"]
+__all__ = ["FILE"]
 
 _MAX_NAME: Final = 64
 _RESERVED: Final = frozenset({"healthz", "readyz"})
@@ -132,7 +131,7 @@ def _origin(text: str) -> str:
 
 
 def _host(text: str) -> str:
-    host, colon, port = text.rpartition(":")
+    _, colon, port = text.rpartition(":")
     if not text.endswith("]") and colon and port.isdigit():
         _host_and_port(text)
     elif not _HOST.fullmatch(text):
@@ -209,8 +208,7 @@ _JWKS: Final = _text(
 )
 _SERVER_NAMED: Final = _text(
     "the server's name",
-    f"be a name of at most {_MAX_NAME} of a-z, 0-9, - and _, not - or _ first, and neither healthz nor readyz: it is the "
-    "first part of a path",
+    f"be at most {_MAX_NAME} of a-z, 0-9, - and _, with a letter or digit first, and neither healthz nor readyz",
     _server_name,
     rf"^(?!(healthz|readyz)$)[a-z0-9][a-z0-9_-]{{0,{_MAX_NAME - 1}}}$",
     "search",
@@ -265,47 +263,39 @@ _RATE: Final = Either(
 )
 
 
-class _Access(Shape):
-    """A policy: here, or in a file of its own. Read as its node, and how its place begins in errors; the rules of a
-    policy are for ``authorization.rules``."""
-
-    label = "policy, or mapping (`file`)"
-    kinds = ("mapping",)
-
-    def _read(self, node: Node, path: str, reading: Reading) -> Any:
-        if node.kind != "mapping" or "file" not in node.members:
-            return node
-        return _POLICY_FILE.read(node, path, reading)
-
-    def schema(self) -> dict[str, Any]:
-        rule = {
-            "type": "object",
-            "properties": {name: _rule_schema(name) | {"description": about} for name, about in RULE_KEYS.items()},
-            "additionalProperties": False,
-        }
-        shapes = {"default": {"enum": ["allow", "deny"]}, "rules": {"type": "array", "items": rule}}
-        policy = {
-            "type": "object",
-            "properties": {name: shapes[name] | {"description": about} for name, about in POLICY_KEYS.items()},
-            "additionalProperties": False,
-        }
-        return {"anyOf": [policy, _POLICY_FILE.schema()]}
-
-    def sections(self) -> list[Section]:
-        return []
-
-
-def _rule_schema(name: str) -> dict[str, Any]:
-    if name == "effect":
-        return {"enum": ["allow", "deny"]}
-    return {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "uniqueItems": True}
-
-
+_WORDS: Final = ListOf(Text("string", "be a string"))
+_EFFECT: Final = OneOf(("allow", "deny"))
+_RULE: Final = Section(
+    "access.rules[]",
+    tuple(Key(name, _EFFECT if name == "effect" else _WORDS, about) for name, about in RULE_KEYS.items()),
+)
+_POLICY: Final = Section(
+    "access",
+    tuple(
+        Key(name, {"default": _EFFECT, "rules": ListOf(_RULE, least=0)}[name], POLICY_KEYS[name])
+        for name in POLICY_KEYS
+    ),
+)
+"""What ``authorization.rules`` reads, for the schema and the reference."""
 _POLICY_FILE: Final = Section(
     "access",
-    (Key("file", _PATH, "A policy file; its rules may have `servers` too.", required=True),),
+    (
+        Key(
+            "file", _PATH, "A policy file, in place of the keys above; its rules may have `servers` too.", required=True
+        ),
+    ),
 )
-ACCESS: Final = _Access()
+
+
+class _Access(Either):
+    """A policy: here, or in a file of its own. Read as its node, or as the file's section: the rules of a policy are
+    for ``authorization.rules``."""
+
+    def _read(self, node: Node, path: str, reading: Reading) -> Any:
+        return _POLICY_FILE.read(node, path, reading) if "file" in node.members else node
+
+
+_ACCESS: Final = _Access((_POLICY, _POLICY_FILE), "be a policy, or a mapping with file")
 
 _SERVER: Final = Section(
     "servers.<name>",
@@ -337,8 +327,8 @@ _ISSUER_SECTION: Final = Section(
         Key(
             "typ",
             OneOf(("at+jwt", "any")),
-            "`at+jwt`: only tokens that say they are access tokens (RFC 9068). `any`: also those of type `JWT` or of none, "
-            "which many servers issue; ID tokens are told apart by their claims.",
+            "`at+jwt`: only tokens that say they are access tokens (RFC 9068). `any`: also those of type `JWT` or of "
+            "none, which many servers issue; ID tokens are told apart by their claims.",
             "at+jwt",
         ),
         Key(
@@ -386,7 +376,7 @@ _LIMITS: Final = Section(
         Key(
             "agents",
             MapOf(_text("glob of client ids", "not be empty"), _AGENT_LIMITS),
-            "What differs for agents whose client id matches a glob (`*`, `?`, `[...]`); the first that matches counts.",
+            "What differs for agents whose client id matches a glob (`*`, `?`, `[...]`); the first match counts.",
             {},
         ),
     ),
@@ -406,8 +396,8 @@ _SESSIONS: Final = Section(
                 ),
                 least=0,
             ),
-            "The keys that seal session ids: the first seals, all open, so that keys can be replaced in turn. Every replica "
-            "needs the same. Without any, a key is made for this process alone, and a restart ends all sessions.",
+            "The keys that seal session ids: the first seals, all open, so that keys can be replaced in "
+            "turn. Every replica needs the same. Without any, a key is made for this process alone, and a restart ends all sessions.",
             [],
         ),
         Key("idle", Duration(), "How long a session may be without a request.", "30m"),
@@ -489,8 +479,8 @@ FILE: Final = Section(
         Key(
             "public_url",
             _PUBLIC_URL,
-            "The URL clients know this gateway by. The resource identifier of each server, which its tokens must name, is this "
-            "and `/{server}/mcp`. Without it: the address of `listen`, where that is a loopback one.",
+            "The URL clients know this gateway by. The resource identifier of each server, which its tokens must name, "
+            "is this and `/{server}/mcp`. Without it: the address of `listen`, where that is a loopback one.",
         ),
         Key(
             "servers",
@@ -510,7 +500,7 @@ FILE: Final = Section(
             "Permits `auth: off` on an address that other machines reach.",
             False,
         ),
-        Key("access", ACCESS, "Who may see and call what. Without it, everybody may call everything."),
+        Key("access", _ACCESS, "Who may see and call what. Without it, everybody may call everything."),
         Key("limits", _LIMITS, "Limits of each agent, over all servers. Without it there are none."),
         Key("sessions", _SESSIONS, "Sessions of the revisions that have them (up to 2025-11-25).", {}),
         Key("tracing", _TRACING, "Traces and metrics by OpenTelemetry. Without it none are made."),
@@ -523,7 +513,8 @@ FILE: Final = Section(
                 _state,
                 ("memory", "redis://127.0.0.1:6379/0"),
             ),
-            "Where buckets and sessions are counted: `memory` is one process's own; Redis is shared by workers and replicas.",
+            "Where buckets and sessions are counted: `memory` is one process's own, Redis is shared by workers and "
+            "replicas.",
             "memory",
         ),
         Key("workers", Whole(256), "Processes that serve the address.", 1),

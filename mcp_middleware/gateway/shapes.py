@@ -275,9 +275,8 @@ class ListOf(Shape):
         return tuple(values)
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "array", "items": self.item.schema(), "uniqueItems": True} | (
-            {"minItems": self.least} if self.least else {}
-        )
+        least = {"minItems": self.least} if self.least else {}
+        return {"type": "array", "items": self.item.schema(), "uniqueItems": True, **least}
 
     def sections(self) -> "Sequence[Section]":
         return self.item.sections()
@@ -354,9 +353,7 @@ class Section(Shape):
     about: str = ""
     kinds: ClassVar[tuple[str, ...]] = ("mapping",)
 
-    @property
-    def label(self) -> str:  # type: ignore[override]
-        return f"mapping ({', '.join(f'`{key.name}`' for key in self.keys)})"
+    label = "section"
 
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
         values = self.values(node, path, reading)
