@@ -9,7 +9,8 @@ One request goes through four steps:
 
 1. ``on_headers`` of every member, outermost first: who calls? Nothing of the body has been read.
 2. The body is read, parsed and checked (``exchange.read_message``).
-3. ``on_request`` of every member, outermost first. The first Rejection, here or above, is the answer.
+3. ``on_request`` of every member, outermost first. The first Rejection, here or above, is the answer. If there is
+   none, ``on_forward``: what must be known before the server can act.
 4. The server is called. Its messages pass ``on_response_message`` of every member, innermost first.
 
 Then, whatever happened, ``on_finish`` of every member, innermost first.
@@ -105,6 +106,10 @@ class Member:
         """Judge a request; ``exchange.message`` is None for a GET or DELETE."""
         return None
 
+    def on_forward(self, exchange: Exchange) -> Rejection | None:
+        """Note that a request which every member accepted goes on to the server now; a Rejection still keeps it."""
+        return None
+
     def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
         """See the answer's status, and change its headers in place."""
 
@@ -130,6 +135,7 @@ class _Pipeline:
         self.server = server
         self.on_headers = hooks("on_headers")
         self.on_request = hooks("on_request")
+        self.on_forward = hooks("on_forward")
         self.on_response_start = hooks("on_response_start", innermost_first=True)
         self.on_response_message = hooks("on_response_message", innermost_first=True)
         self.on_finish = hooks("on_finish", innermost_first=True)
@@ -153,6 +159,7 @@ class _Pipeline:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request, from its headers to the last hook."""
         exchange, opened = open_exchange(scope, receive)
+        cutoff = Cutoff()
         try:
             answer = await self._judge_headers(exchange)
             exchange.overhead += time.monotonic() - exchange.started
@@ -164,6 +171,7 @@ class _Pipeline:
                 message = await read_message(
                     exchange,
                     exchange.receive,
+                    cutoff,
                     max_bytes=self.bounds.max_body_bytes,
                     seconds=self.bounds.body_timeout,
                 )
@@ -171,11 +179,11 @@ class _Pipeline:
                     return
                 if isinstance(message, Batch):
                     exchange.silent = True
-                    await self._serve_batch(exchange, message, send)
+                    await self._serve_batch(exchange, message, send, cutoff)
                     return
                 if isinstance(message, Rejection):
                     answer = message
-            await self._serve_judged(exchange, answer, send)
+            await self._serve_judged(exchange, answer, send, cutoff)
         except BaseException as error:
             exchange.failed = error
             raise
@@ -184,16 +192,21 @@ class _Pipeline:
             if opened:
                 exchange.close()
 
-    async def _serve_judged(self, exchange: Exchange, rejection: Rejection | None, send: Send) -> None:
+    async def _serve_judged(self, exchange: Exchange, rejection: Rejection | None, send: Send, cutoff: Cutoff) -> None:
         if rejection is None:
             began = time.monotonic()
             for on_request in self.on_request:
                 rejection = await on_request(exchange)
                 if rejection is not None:
                     break
+            else:
+                for on_forward in self.on_forward:
+                    rejection = on_forward(exchange)
+                    if rejection is not None:
+                        break
             exchange.overhead += time.monotonic() - began
         if rejection is None:
-            await self._call_server(exchange, send)
+            await self._call_server(exchange, send, cutoff)
             return
         exchange.rejection = rejection
         exchange.status = rejection.status
@@ -224,14 +237,14 @@ class _Pipeline:
             except Exception:  # one member's failure must not keep the others from settling and recording
                 logger.exception("a member failed while finishing a request")
 
-    async def _serve_batch(self, exchange: Exchange, batch: Batch, send: Send) -> None:
+    async def _serve_batch(self, exchange: Exchange, batch: Batch, send: Send, cutoff: Cutoff) -> None:
         """Judge and serve each message by itself, one after the other, and put the answers together (A16)."""
         answer = _BatchAnswer(send)
         for message in batch.messages:
             child = exchange.child(message)
             before = answer.parts
             try:
-                await self._serve_judged(child, None, answer.sender(child))
+                await self._serve_judged(child, None, answer.sender(child), cutoff)
                 if answer.parts == before:
                     await answer.fail(child)
             except Exception as error:
@@ -243,23 +256,23 @@ class _Pipeline:
                 child.close()
         await answer.end()
 
-    async def _call_server(self, exchange: Exchange, send: Send) -> None:
+    async def _call_server(self, exchange: Exchange, send: Send, cutoff: Cutoff) -> None:
         receive = exchange.receive
         if exchange.message is not None:
             receive = _replay(exchange)
             _fit_headers(exchange)
-        answer = _Answer(self, exchange, send, Cutoff())
+        answer = _Answer(self, exchange, send, cutoff)
         try:
             await self.server(exchange.scope, receive, answer.send)
         except asyncio.CancelledError:
-            if not answer.cutoff.absorbs():
+            if not cutoff.absorbs():
                 raise
             await answer.end_stream(UNAUTHORIZED, "the token that opened this stream has expired")
         except Exception:
             await answer.end_stream(INTERNAL_ERROR, "the server failed before it answered")
             raise
         finally:
-            answer.cutoff.stop()
+            cutoff.stop()
 
 
 def _check_method(exchange: Exchange) -> Rejection | None:
@@ -322,6 +335,19 @@ class _Answer:
     """
 
     __slots__ = ("body", "cutoff", "decoder", "dropped", "ended", "exchange", "pipeline", "send_on", "size", "start")
+
+    __slots__ = (
+        "body",
+        "cutoff",
+        "decoder",
+        "dropped",
+        "ended",
+        "exchange",
+        "pipeline",
+        "send_on",
+        "size",
+        "start",
+    )
 
     def __init__(self, pipeline: _Pipeline, exchange: Exchange, send: Send, cutoff: Cutoff) -> None:
         self.pipeline = pipeline

@@ -4,7 +4,7 @@ from .jsonl import JSONLinesSink
 from .middleware import AuditLogMiddleware
 from .query import AuditFilter, AuditTrail, TrailError
 from .record import AuditDecision, AuditOutcome, AuditRecord
-from .sinks import AuditSink, QueuedSink, Store
+from .sinks import AuditSink, DurableSink, QueuedSink, Store
 from .sqlite import SQLiteSink
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "AuditRecord",
     "AuditSink",
     "AuditTrail",
+    "DurableSink",
     "JSONLinesSink",
     "QueuedSink",
     "SQLiteSink",

@@ -30,7 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status: 0, or 1 if the trail cannot be read (wrong usage exits with 2)."""
     options = _parser(datetime.now(UTC)).parse_args(arguments)
     wanted = AuditFilter(
-        agent=options.agent, tool=options.tool, decision=options.decision, since=options.since, until=options.until
+        agent=options.agent,
+        server=options.server,
+        tool=options.tool,
+        decision=options.decision,
+        since=options.since,
+        until=options.until,
     )
     trail = AuditTrail(options.path)
     try:
@@ -58,6 +63,7 @@ def _parser(now: datetime) -> argparse.ArgumentParser:
     time = _argument(lambda text: parse_time(text, now))
     parser.add_argument("path", help="a file written by SQLiteSink or JSONLinesSink")
     parser.add_argument("--agent", help="only this OAuth client")
+    parser.add_argument("--server", help="only messages for this server")
     parser.add_argument("--tool", help="only calls of this tool")
     parser.add_argument("--since", type=time, metavar="TIME", help="only messages that arrived then or later")
     parser.add_argument("--until", type=time, metavar="TIME", help="only messages that arrived earlier")

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, cast
 
 from mcp_middleware.errors import UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange, name_session
@@ -12,8 +12,8 @@ from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request
 from mcp_middleware.types import Headers, Rejection
 
-from .record import build_record
-from .sinks import AuditSink
+from .record import MAX_TEXT, AuditRecord, build_record
+from .sinks import AuditSink, DurableSink
 from .sqlite import SQLiteSink
 
 __all__ = ["AuditLogMiddleware"]
@@ -36,6 +36,7 @@ class AuditLogMiddleware(Member):
 
     :param sink: where records go; ``SQLiteSink("audit.db")`` if neither it nor ``sinks`` is given.
     :param sinks: several sinks; each gets every record.
+    :param server: the governed server's name for the records' ``server``, where several have one trail.
     :param on_failure: ``"refuse"`` answers requests with 503 while any sink cannot take records, before the server
         sees them; ``"continue"`` serves them, and the log counts what is lost.
     :param bounds: limits of one request, see ``Bounds``.
@@ -50,6 +51,7 @@ class AuditLogMiddleware(Member):
         *,
         sink: AuditSink | None = None,
         sinks: Sequence[AuditSink] = (),
+        server: str | None = None,
         on_failure: Literal["refuse", "continue"] = "refuse",
         bounds: Bounds | None = None,
     ) -> None:
@@ -57,6 +59,10 @@ class AuditLogMiddleware(Member):
         if on_failure not in ("refuse", "continue"):
             raise ConfigurationError(
                 f"AuditLogMiddleware: on_failure is {on_failure!r}; it must be 'refuse' or 'continue'"
+            )
+        if server is not None and (not isinstance(server, str) or not 0 < len(server) <= MAX_TEXT):
+            raise ConfigurationError(
+                f"AuditLogMiddleware: server is {server!r}; it must be a name of 1 to {MAX_TEXT} characters"
             )
         if not isinstance(sinks, list | tuple):
             raise ConfigurationError(f"AuditLogMiddleware: sinks is {sinks!r}; it must be a list of sinks")
@@ -68,6 +74,8 @@ class AuditLogMiddleware(Member):
                     "or an object with accepting, write, flush and close"
                 )
         self._sinks: tuple[AuditSink, ...] = tuple(given) or (SQLiteSink("audit.db"),)
+        self._durable = [one for one in self._sinks if isinstance(one, DurableSink)]
+        self._server_name = server
         self._refuses = on_failure == "refuse"
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
@@ -79,32 +87,64 @@ class AuditLogMiddleware(Member):
                 return _UNAVAILABLE
         return None
 
+    def on_forward(self, exchange: Exchange) -> Rejection | None:
+        """Note the message in every sink that keeps what has only begun, before the server can act on it."""
+        if not self._durable or exchange.http_method not in ("POST", "DELETE") or self._begin(exchange):
+            return None
+        return _UNAVAILABLE if self._refuses and isinstance(exchange.message, Request) else None
+
+    def _begin(self, exchange: Exchange) -> bool:
+        """Whether every sink that could keep the beginning has done so."""
+        state = exchange.state[self] = _State()
+        record = self._record(exchange, None)
+        for sink in self._durable:
+            try:
+                state.tickets[sink] = sink.begin(record)
+            except Exception as error:
+                if not isinstance(error, OSError):  # an OSError is the sink's own state, which it has logged
+                    logger.exception("the beginning of a call was not recorded: %s failed", sink)
+                return False
+        return True
+
     def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
         """Note what the record needs of the answer's headers: the session that begins, or that a GET is a stream."""
         message = exchange.message
         if message is None:
             if exchange.http_method == "GET" and _header(headers, b"content-type").startswith(b"text/event-stream"):
-                exchange.state[self] = None
+                if not self._durable:
+                    exchange.state[self] = _State()
+                elif self not in exchange.state:
+                    self._begin(exchange)
         elif status < 300 and isinstance(message, Request) and message.method == "initialize":
-            exchange.state[self] = _header(headers, _SESSION_HEADER)
+            state = exchange.state.setdefault(self, _State())
+            state.session = _header(headers, _SESSION_HEADER)
 
     async def on_finish(self, exchange: Exchange) -> None:
         """Record the exchange, if it is a message, a refusal, the end of a session or the end of a stream."""
         if exchange.silent or not self._concerns(exchange):
             return
-        session_id = exchange.state.pop(self, None)
+        state: _State | None = exchange.state.pop(self, None)
+        record = self._record(exchange, state)
+        for sink in self._sinks:
+            ticket = state.tickets.get(sink) if state is not None else None
+            try:
+                if ticket is not None:
+                    cast(DurableSink, sink).end(ticket, record)
+                else:
+                    sink.write(record)
+            except Exception:
+                logger.exception("an audit record was lost: %s failed", sink)
+
+    def _record(self, exchange: Exchange, state: "_State | None") -> AuditRecord:
+        session_id = state.session if state is not None else b""
         if not session_id and exchange.era == "legacy":
-            session_id = exchange.headers.get(_SESSION_HEADER)
-        record = build_record(
+            session_id = exchange.headers.get(_SESSION_HEADER, b"")
+        return build_record(
             exchange,
             finished=time.monotonic(),
             session=name_session(session_id) if session_id else None,
+            server=self._server_name,
         )
-        for sink in self._sinks:
-            try:
-                sink.write(record)
-            except Exception:
-                logger.exception("an audit record was lost: %s failed", sink)
 
     def _concerns(self, exchange: Exchange) -> bool:
         if exchange.http_method in ("POST", "DELETE") or exchange.rejection is not None:
@@ -118,6 +158,17 @@ class AuditLogMiddleware(Member):
                 await asyncio.to_thread(sink.close)
             except Exception:
                 logger.exception("the audit sink %s failed while closing", sink)
+
+
+class _State:
+    """What is known of an exchange between its hooks."""
+
+    __slots__ = ("session", "tickets")
+
+    def __init__(self) -> None:
+        self.session = b""
+        """The id of the session that this exchange begins."""
+        self.tickets: dict[AuditSink, int] = {}
 
 
 def _header(headers: Headers, wanted: bytes) -> bytes:

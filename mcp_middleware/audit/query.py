@@ -5,17 +5,19 @@ import re
 import sqlite3
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from .journal import NEW, Contents, generation_of, is_alive, is_at, journals_of, parse
 from .record import DECISIONS, AuditDecision, AuditRecord
-from .sqlite import APPLICATION_ID, COLUMNS, SCHEMA_VERSION
+from .sqlite import APPLICATION_ID, COLUMNS, READABLE, RECOVERED, SCHEMA_VERSION
 
 __all__ = ["AuditFilter", "AuditTrail", "TrailError", "parse_time"]
 
@@ -24,6 +26,7 @@ _MAX_LINE: Final = 1024 * 1024
 _RELATIVE: Final = re.compile(r"([0-9]{1,6})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _BUSY_TIMEOUT: Final = 5.0
+_ATTEMPTS: Final = 100
 _LAST: Final = datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
 
 _decode: Final = msgspec.json.Decoder(AuditRecord).decode
@@ -39,6 +42,8 @@ class AuditFilter:
 
     agent: str | None = None
     """The OAuth client, exactly."""
+    server: str | None = None
+    """The governed server's name, exactly."""
     tool: str | None = None
     """The name of a tool, exactly."""
     decision: AuditDecision | None = None
@@ -59,6 +64,7 @@ class AuditFilter:
         """The filter as SQL conditions and their parameters."""
         tests = {
             "agent = ?": self.agent,
+            "server = ?": self.server,
             "target = ?": self.tool,
             "decision = ?": self.decision,
             "time >= ?": _timestamp(self.since),
@@ -74,6 +80,7 @@ class AuditFilter:
         since, until = _timestamp(self.since), _timestamp(self.until)
         return (
             (self.agent is None or record.agent == self.agent)
+            and (self.server is None or record.server == self.server)
             and (self.tool is None or (record.target_kind == "tool" and record.target == self.tool))
             and (self.decision is None or record.decision == self.decision)
             and (since is None or record.time >= since)
@@ -121,43 +128,95 @@ class AuditTrail:
         archived = not os.access(self._path.parent, os.W_OK) and not wal.exists()
         mode = "immutable=1" if archived else "mode=ro"  # where SQLite could not make the files it shares with a writer
         try:
-            return sqlite3.connect(f"{self._path.as_uri()}?{mode}", uri=True, timeout=_BUSY_TIMEOUT)
+            return sqlite3.connect(
+                f"{self._path.as_uri()}?{mode}", uri=True, timeout=_BUSY_TIMEOUT, isolation_level=None
+            )
         except sqlite3.Error as error:
             raise TrailError(f"{str(self._path)!r} cannot be read: {error}") from None
 
     def _rows(self, wanted: AuditFilter, limit: int | None) -> Iterator[AuditRecord]:
+        with closing(self._connect()) as connection:
+            try:
+                version = self._version(connection)
+                if not version:
+                    return
+                late = self._uncommitted(connection) if version > 1 else []
+                records = chain(self._committed(connection, version, wanted, limit), filter(wanted.matches, late))
+                yield from records if limit is None else _last(records, limit)
+            except sqlite3.Error as error:
+                raise TrailError(f"{str(self._path)!r} cannot be read: {error}") from None
+            except OSError as error:
+                raise TrailError(f"{str(self._path)!r}: a journal beside it cannot be read: {error}") from None
+
+    def _committed(
+        self, connection: sqlite3.Connection, version: int, wanted: AuditFilter, limit: int | None
+    ) -> Iterator[AuditRecord]:
         conditions, parameters = wanted.conditions()
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         columns = ", ".join(COLUMNS)
-        select = f"SELECT id, {columns} FROM records {where} ORDER BY id"  # noqa: S608 (own names only)
+        table = "records" if version > 1 else "(SELECT *, NULL AS server FROM records)"
+        select = f"SELECT id, {columns} FROM {table} {where} ORDER BY id"  # noqa: S608 (own names only)
         values: list[object] = [*parameters]
         if limit is not None:
             select = f"SELECT * FROM ({select} DESC LIMIT ?) ORDER BY id"  # noqa: S608
             values.append(limit)
-        with closing(self._connect()) as connection:
-            try:
-                if self._is_empty(connection):
-                    return
-                for _, *row in connection.execute(select, values):
-                    record = _from_row(row)
-                    if record is None:
-                        self.damaged += 1
-                    else:
-                        yield record
-            except sqlite3.Error as error:
-                raise TrailError(f"{str(self._path)!r} cannot be read: {error}") from None
+        for _, *row in connection.execute(select, values):
+            record = _from_row(row)
+            if record is None:
+                self.damaged += 1
+            else:
+                yield record
 
-    def _is_empty(self, connection: sqlite3.Connection) -> bool:
+    def _uncommitted(self, connection: sqlite3.Connection) -> list[AuditRecord]:
+        """The records that only journals have yet. Calls without an end are among them if their process is dead.
+
+        ``connection`` stays in the transaction to which they are what is missing. The journals are opened before it
+        begins and read after: what is committed in between is then in the transaction, and known to be.
+        """
+        for _ in range(_ATTEMPTS):
+            with ExitStack() as stack:
+                opened = [(path, stack.enter_context(file)) for path, file in _open_journals(self._path)]
+                connection.execute("BEGIN")
+                rows = connection.execute("SELECT name, generation, committed FROM journals")
+                noted = {name: (generation, committed) for name, generation, committed in rows}
+                late = [self._late(path, file, noted.get(path.name)) for path, file in opened]
+            complete = [records for records in late if records is not None]
+            if len(complete) == len(late):
+                return [record for records in complete for record in records]
+            connection.execute("ROLLBACK")
+        raise TrailError(f"{str(self._path)!r} changes faster than it can be read; try again")
+
+    def _late(self, path: Path, file: BufferedReader, noted: tuple[int, int] | None) -> list[AuditRecord] | None:
+        """What the transaction lacks of one journal. None: the journal was begun anew, or taken over, before the
+        transaction began, and another look is needed."""
+        generation, committed = noted or (0, 0)
+        if generation == RECOVERED:
+            return []
+        alive = is_alive(file.fileno())
+        data = file.read()
+        own = generation_of(data)
+        if own is None:
+            raise TrailError(f"{str(path)!r} was written by another release")
+        if own < generation or (noted is None and not is_at(file.fileno(), path)):
+            return None
+        contents = parse(data, generation, committed) or Contents([], [], 0)
+        self.damaged += contents.damaged
+        return contents.ended if alive else [*contents.ended, *contents.begun]
+
+    def _version(self, connection: sqlite3.Connection) -> int:
+        """The schema's version; 0 for a file that nobody has written yet."""
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if tables and application != APPLICATION_ID:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        if not tables:
+            return 0
+        if application != APPLICATION_ID:
             raise TrailError(f"{str(self._path)!r} is a SQLite database, but no audit trail")
-        if tables and version != SCHEMA_VERSION:
+        if version not in READABLE:
             raise TrailError(
                 f"{str(self._path)!r} has schema version {version}; this release reads version {SCHEMA_VERSION}"
             )
-        return not tables
+        return version
 
     def _lines(self) -> Iterator[AuditRecord]:
         intact = 0
@@ -200,6 +259,13 @@ def _timestamp(moment: datetime | None) -> str | None:
     if moment.microsecond % 1000:
         moment += timedelta(microseconds=1000 - moment.microsecond % 1000)
     return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+def _open_journals(trail: Path) -> Iterator[tuple[Path, BufferedReader]]:
+    for path in journals_of(trail):
+        if not path.name.endswith(NEW):
+            with suppress(FileNotFoundError):  # retired since
+                yield path, path.open("rb")
 
 
 def _from_row(row: list[Any]) -> AuditRecord | None:

@@ -76,6 +76,8 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     cost: float | None = None
     session: str | None = None
     """Names the session, opens nothing."""
+    server: str | None = None
+    """The governed server the message was for, as ``AuditLogMiddleware(server=...)`` names it."""
     instance: str | None = None
     """The server instance the session lives on."""
     trace_id: str | None = None
@@ -91,8 +93,11 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The peer's address as the ASGI server saw it."""
 
 
-def build_record(exchange: Exchange, *, finished: float, session: str | None = None) -> AuditRecord:
-    """The record of a finished exchange.
+def build_record(
+    exchange: Exchange, *, finished: float, session: str | None = None, server: str | None = None
+) -> AuditRecord:
+    """The record of an exchange: of a finished one, or of one that goes on to the server, as it is to read if its end
+    is never known.
 
     ``finished`` is a ``time.monotonic`` value in seconds; ``session`` stands in where the exchange names none.
     """
@@ -146,6 +151,7 @@ def build_record(exchange: Exchange, *, finished: float, session: str | None = N
         output_tokens=usage.output_tokens if usage else None,
         cost=exchange.cost,
         session=session,
+        server=server,
         instance=instance,
         trace_id=trace.trace_id if trace else None,
         span_id=trace.span_id if trace else None,

@@ -26,6 +26,7 @@ _COLUMNS: Final[Mapping[str, Callable[[AuditRecord], object]]] = {
     "TIME": lambda record: record.time,
     "AGENT": lambda record: record.agent,
     "SUBJECT": lambda record: record.subject,
+    "SERVER": lambda record: record.server,
     "METHOD": lambda record: record.method or record.http_method,
     "TARGET": lambda record: record.target,
     "DECISION": lambda record: record.decision,
@@ -42,9 +43,14 @@ _NUMBERS: Final = frozenset({"STATUS", "CODE", "MS", "IN", "OUT"})
 
 
 def as_table(records: Iterable[AuditRecord]) -> Iterator[str]:
-    """Lines for a person: the columns that answer who did what and how it ended."""
-    rows = ([_cell(value(record)) for value in _COLUMNS.values()] for record in records)
-    head = list(_COLUMNS)
+    """Lines for a person: the columns that answer who did what and how it ended. Servers have a column only where
+    there are several to tell apart, or one that has a name."""
+    records = iter(records)
+    first = list(islice(records, _PAGE))
+    named = any(record.server is not None for record in first)
+    columns = {name: value for name, value in _COLUMNS.items() if named or name != "SERVER"}
+    rows = ([_cell(value(record)) for value in columns.values()] for record in chain(first, records))
+    head = list(columns)
     page = list(islice(rows, _PAGE))
     widths = [max(map(len, column)) for column in zip(head, *page, strict=True)]
     for row in chain([head], page, rows):

@@ -9,19 +9,16 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import ClassVar, Final, Protocol, runtime_checkable
 
 from mcp_middleware.errors import ConfigurationError
 
 from .record import AuditRecord
 
-__all__ = ["AuditSink", "QueuedSink", "Store", "file_path"]
+__all__ = ["AuditSink", "DurableSink", "QueuedSink", "Store", "file_path"]
 
 logger = logging.getLogger("mcp_middleware.audit")
 
-_LINGER: Final = 0.02
-"""Seconds a first record waits for company: at most 50 batches a second, and at most this much lost to a SIGKILL."""
-_MAX_BATCH: Final = 256
 _RETRY: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between attempts while the store is down; the last one repeats."""
 
@@ -44,6 +41,18 @@ class AuditSink(Protocol):
         """Flush and let go of resources. May wait. A later ``write`` opens the sink again."""
 
 
+@runtime_checkable
+class DurableSink(AuditSink, Protocol):
+    """A sink that also keeps what has only begun, so that no death of the process takes a call out of the trail."""
+
+    def begin(self, record: AuditRecord) -> int:
+        """Keep the record of a call that goes on to the server, as it is to read if its end is never known. Called on
+        the event loop. Returns a ticket above 0. Raises OSError if it cannot be kept."""
+
+    def end(self, ticket: int, record: AuditRecord) -> None:
+        """Take the record of the call that began with ``ticket``; otherwise as ``write``."""
+
+
 class Store(Protocol):
     """What a queued sink writes to. Lives and dies in the writer thread."""
 
@@ -61,6 +70,10 @@ class QueuedSink(ABC):
     process ends. Up to ``queue_size`` records wait; ``accepting`` is False from then on. Records of calls which the
     server has already seen find room for as many again, so that refusals do not crowd them out.
     """
+
+    linger: ClassVar[float] = 0.02
+    """Seconds a first record waits for company: at most 50 batches a second, and at most this much lost to a crash."""
+    max_batch: ClassVar[int] = 256
 
     def __init__(self, *, queue_size: int = 10_000) -> None:
         if isinstance(queue_size, bool) or not isinstance(queue_size, int) or queue_size < 1:
@@ -91,18 +104,31 @@ class QueuedSink(ABC):
 
     def write(self, record: AuditRecord) -> None:
         """Queue a record. Never waits; what finds no room is counted as lost and logged."""
-        if self._pid != os.getpid():  # a fork: the parent's thread is not here, and what it queued is the parent's
-            self._lost = 0
-            self._start_over()
+        if self._pid != os.getpid():
+            self._begin_in_fork()
+        if self._has_room(record):
+            self._queue(record)
+
+    def _begin_in_fork(self) -> None:
+        """The parent's thread is not here, and what it queued is the parent's."""
+        self._lost = 0
+        self._start_over()
+
+    def _has_room(self, record: AuditRecord) -> bool:
         room = self._queue_size if record.decision != "allowed" else 2 * self._queue_size
-        if self._waiting() >= room:
-            self._lose(1, "its queue is full")
-            return
+        if self._waiting() < room:
+            return True
+        self._lose(1, "its queue is full")
+        return False
+
+    def _queue(self, record: AuditRecord) -> None:
         self._records.append(record)
         if self._thread is None:
             self._start_thread()
         if not self._wake.is_set():
             self._wake.set()
+        if 2 * len(self._records) > self._queue_size and not (self._failing or self._hurry.is_set()):
+            self._hurry.set()
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until the records written so far are kept, at most ``timeout`` seconds; returns whether they are.
@@ -131,7 +157,7 @@ class QueuedSink(ABC):
         late = self._records  # written by another thread while this one ended
         self._start_over()
         for record in late:
-            self.write(record)
+            self._queue(record)
 
     def _start_over(self) -> None:
         self._pid = os.getpid()
@@ -167,9 +193,12 @@ class QueuedSink(ABC):
     def _run(self) -> None:
         """The writer thread. The store is a local of it: after a fork nothing in the child touches the parent's."""
         store: Store | None = None
+        again: float | None = None
         while True:
-            self._wake.wait()
-            self._hurry.wait(_LINGER)
+            if not self._wake.wait(again):
+                again = self._tend()
+                continue
+            self._hurry.wait(self.linger)
             self._wake.clear()
             closing = self._closing
             self._hurry.clear()
@@ -177,6 +206,7 @@ class QueuedSink(ABC):
                 batch = self._take()
                 store = self._keep(store, batch)
                 self._in_hand = 0
+                again = self._tend()
                 with self._progress:
                     self._progress.notify_all()
                 closing = closing or self._closing
@@ -187,9 +217,22 @@ class QueuedSink(ABC):
                 store.close()
 
     def _take(self) -> list[AuditRecord]:
-        count = min(len(self._records), _MAX_BATCH)
+        count = min(len(self._records), self.max_batch)
         self._in_hand = count  # before they leave the queue, so that nobody sees it empty too early
         return [self._records.popleft() for _ in range(count)]
+
+    def _tend(self) -> float | None:
+        """Called in the writer thread between batches. Returns the seconds after which it wants to be called again even
+        if no record comes."""
+        return None
+
+    def _settle(self, count: int) -> None:  # noqa: B027 (most sinks have nothing to do)
+        """Called in the writer thread when the next ``count`` records are in the store, or will never be."""
+
+    def _give_up(self, batch: list[AuditRecord]) -> None:
+        """Let go of ``batch`` and all that waits behind it: the process ends, and the store is down."""
+        self._lose(len(batch) + len(self._records), "it is down and the process ends")
+        self._records.clear()
 
     def _keep(self, store: Store | None, batch: list[AuditRecord]) -> Store | None:
         """Write a batch, however long it takes, unless the sink is being closed. Returns the store if it is open."""
@@ -205,8 +248,7 @@ class QueuedSink(ABC):
                 store = None
                 self._failed(error)
                 if self._closing:
-                    self._lose(len(batch) + len(self._records), "it is down and the process ends")
-                    self._records.clear()
+                    self._give_up(batch)
                     return None
                 self._hurry.wait(_RETRY[min(attempt, len(_RETRY) - 1)])
                 self._hurry.clear()
@@ -215,11 +257,13 @@ class QueuedSink(ABC):
                 if len(batch) == 1:
                     logger.exception("an audit record was lost: %s cannot take it", self)
                     self._lost += 1
+                    self._settle(1)
                     return store
                 for record in batch:
                     store = self._keep(store, [record])
                 return store
             else:
+                self._settle(len(batch))
                 self._recovered()
                 return store
 
