@@ -1,0 +1,675 @@
+"""The innermost application of the gateway: sends a judged request to an instance of its server, and the answer back.
+
+What goes on is the canonical body that the members judged, and the caller's headers without these:
+
+- hop-by-hop headers, and those that ``Connection`` names, unless MCP needs them (RFC 9110 section 7.6.1; an option
+  that names ``mcp-protocol-version`` would make the server read another message than the one that was judged);
+- credentials (``Authorization``, ``Cookie``, ...): the caller's token was issued for us (F1). The server gets those of
+  its configuration;
+- what proxies say of a caller (``Forwarded``, ``X-Forwarded-*``, ``X-Auth-Request-*``, ...), in either spelling of the
+  hyphen: a caller who sends them has made them up.
+
+All others go on as they came, unknown ``Mcp-Param-*`` too (A1), without white space around their values (A6).
+
+Of the answer go on: the status, the headers without hop-by-hop ones, cookies and challenges, and the body. JSON is
+sent when it is whole, because the members look at it whole, so that an answer which breaks off becomes an error with
+the right status. Everything else, event streams above all, is passed on as it arrives (A13).
+
+These answers of a server become 502, because they are between it and us:
+
+- a redirect: following one would carry the request, and our credential, to where nobody configured;
+- 401, 407, and 403 with a challenge: our credential was refused, not the caller's. As a 401 they would make the
+  caller's client throw its good token away, or ask for scopes that mean nothing here;
+- an encoding that nobody asked for and that we cannot undo.
+
+When a request fails, what counts is whether the server may have acted (``client.UpstreamError``):
+
+=============================  ==================================================================================
+no connection                  the next instance; none left: 502, or 404 where the request is bound to a session
+                               whose instance is gone, so that the client opens a new one
+no instance may be used        503 with ``Retry-After``
+no answer                      502, never again sent; recorded as failed
+no answer in time              504, likewise
+answer ends too early          502; in an event stream one error event with the request's id, by the pipeline
+client gone                    2026-07-28: the server's connection is closed, which cancels the call (A12).
+                               Earlier: an event stream of a GET is closed; a call goes on, as long as ``timeout``
+                               says, because there a lost connection cancels nothing
+=============================  ==================================================================================
+
+The deprecated HTTP+SSE transport of 2024-11-05 is not forwarded (its event stream names a URL of its own).
+"""
+
+import asyncio
+import logging
+import math
+import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+from msgspec import Raw
+
+from mcp_middleware.errors import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, UNAVAILABLE
+from mcp_middleware.exchange import Exchange, Receive, Scope, Send, exchange_of, open_exchange
+from mcp_middleware.member import Bounds
+from mcp_middleware.message import Request
+from mcp_middleware.responses import error_body, headers_of, rejection_answer
+from mcp_middleware.sse import encode
+from mcp_middleware.types import Headers, Rejection
+
+from .client import (
+    Answer,
+    BrokenAnswerError,
+    NotSentError,
+    SlowAnswerError,
+    UpstreamClient,
+    UpstreamError,
+)
+from .upstream import UNAVAILABLE_STATUSES, Upstream
+
+if TYPE_CHECKING:
+    from mcp_middleware.tracing.upstream import ClientSpans
+
+__all__ = ["Forwarder"]
+
+logger = logging.getLogger("mcp_middleware.gateway")
+
+_BOUNDS: Final = Bounds()
+_PIECE: Final = 64 * 1024
+"""Bytes that are decompressed at once."""
+_MAX_TAIL: Final = 4
+
+_METHODS: Final = {"POST": b"POST", "GET": b"GET", "DELETE": b"DELETE"}
+_SESSION_HEADER: Final = b"mcp-session-id"
+_LISTEN: Final = "subscriptions/listen"
+_SUBSCRIPTION_KEY: Final = "io.modelcontextprotocol/subscriptionId"
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+_NOT_SENT: Final = _HOP_BY_HOP | {
+    b"accept-encoding",
+    b"authorization",
+    b"content-length",
+    b"cookie",
+    b"cookie2",
+    b"expect",
+    b"forwarded",
+    b"host",
+    b"http2-settings",
+    b"remote-user",
+    b"x-real-ip",
+    b"x-user",
+    b"x-user-email",
+    b"x-user-id",
+}
+_NOT_SENT_PREFIXES: Final = (b"x-forwarded-", b"x-auth-request-", b"x-authenticated-", b"x-remote-", b"x-original-")
+_NEEDED: Final = frozenset({b"accept", b"content-type", b"last-event-id", b"close", b"keep-alive"})
+_NOT_RETURNED: Final = _HOP_BY_HOP | {
+    b"alt-svc",
+    b"authentication-info",
+    b"content-encoding",
+    b"content-length",
+    b"date",  # ours is added on the way out
+    b"server",
+    b"set-cookie",
+    b"set-cookie2",
+    b"strict-transport-security",
+    b"www-authenticate",
+}
+
+
+class _ClientGoneError(Exception):
+    """The caller has left, and its request with it."""
+
+
+class _DrainingError(Exception):
+    """The gateway is about to stop."""
+
+
+class _Task(msgspec.Struct, rename="camel"):
+    task_id: str | None = None
+
+
+class _TaskResult(msgspec.Struct, rename="camel"):
+    """Where a result says which task it began (SEP-2663)."""
+
+    task_id: str | None = None
+    task: _Task = msgspec.field(default_factory=_Task)
+
+
+class _ErrorObject(msgspec.Struct):
+    code: int = 0
+
+
+class _Answered(msgspec.Struct):
+    error: _ErrorObject | None = None
+
+
+_task_result: Final = msgspec.json.Decoder(_TaskResult)
+_answered: Final = msgspec.json.Decoder(_Answered)
+
+
+class _Source(Protocol):
+    """Where a body comes from, piece by piece; empty at its end."""
+
+    async def read(self) -> bytes: ...
+
+
+class Forwarder:
+    """Sends requests to the instances of ``upstream``.
+
+    Inside the members it reads which instance a request is for from their Exchange; without them it chooses one.
+    ``spans`` makes a span for each request to an instance. Once ``draining`` is set, streams that would stay open end
+    properly, and no new ones begin. An event stream that breaks off raises ``UpstreamError``.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        client: UpstreamClient,
+        *,
+        spans: "ClientSpans | None" = None,
+        draining: asyncio.Event | None = None,
+    ) -> None:
+        self._upstream = upstream
+        self._client = client
+        self._spans = spans
+        self._draining = draining
+        self._streams: set[Answer] = set()
+        self._ending: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        exchange = exchange_of(scope)
+        if exchange is not None:
+            await self._forward(exchange, receive, send)
+            return
+        exchange, _ = open_exchange(scope, receive)
+        exchange.instance = self._upstream.choose()
+        try:
+            await self._forward(exchange, receive, send)
+        finally:
+            exchange.close()
+
+    async def _forward(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        scope, message = exchange.scope, exchange.message
+        method = _METHODS.get(scope["method"])
+        if method is None:
+            allow = ((b"allow", b"GET, POST, DELETE"),)
+            text = "use POST, GET or DELETE"
+            await _refuse(exchange, send, Rejection(405, INVALID_REQUEST, text, "method_not_allowed", headers=allow))
+            return
+        body = await _read_body(receive) if method == b"POST" else b""
+        if body is None:
+            return
+        request = message if isinstance(message, Request) else None
+        streams = method == b"GET" or (request is not None and request.method == _LISTEN)
+        if streams and self._draining is not None and self._draining.is_set():
+            await _refuse(exchange, send, _unavailable("the gateway is about to stop", 1.0))
+            return
+        call = _Call(self, exchange, receive, send, method, body, streams)
+        try:
+            await call.run()
+        finally:
+            call.close()
+
+    def follow(self, answer: Answer) -> None:
+        """End ``answer`` when the gateway drains."""
+        if self._draining is None:
+            return
+        self._streams.add(answer)
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end_streams(self._draining), name="end streams")
+
+    async def _end_streams(self, draining: asyncio.Event) -> None:
+        await draining.wait()
+        self._ending = None
+        for answer in list(self._streams):
+            answer.interrupt(_DrainingError())
+
+
+class _Call:
+    """One request on its way to an instance, and its answer on the way back."""
+
+    __slots__ = (
+        "answer",
+        "body",
+        "exchange",
+        "forwarder",
+        "method",
+        "name",
+        "receive",
+        "request",
+        "send",
+        "span",
+        "streams",
+        "upstream",
+        "watch",
+    )
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        exchange: Exchange,
+        receive: Receive,
+        send: Send,
+        method: bytes,
+        body: bytes,
+        streams: bool,
+    ) -> None:
+        self.forwarder = forwarder
+        self.upstream = forwarder._upstream
+        self.exchange = exchange
+        self.receive = receive
+        self.send = send
+        self.method = method
+        self.body = body
+        self.streams = streams
+        self.request = exchange.message if isinstance(exchange.message, Request) else None
+        self.name: str | None = None
+        self.answer: Answer | None = None
+        self.watch: asyncio.Task[None] | None = None
+        self.span: Any = None
+
+    async def run(self) -> None:
+        """Forward the request and its answer."""
+        exchange, upstream, request = self.exchange, self.upstream, self.request
+        modern_task = request is not None and request.target_kind == "task" and exchange.era == "modern"
+        if modern_task and request is not None and len(upstream) > 1:
+            await self._run_task(request.target or "")
+            return
+        if await self._begin(exchange.instance, set()):
+            await self._answer()
+
+    # Out
+
+    async def _begin(self, name: str | None, tried: set[str]) -> bool:
+        """Send the request to ``name``, or where no connection can be made to another instance, and wait until the
+        answer begins. Whether it has; if not, the caller has been answered."""
+        exchange, upstream = self.exchange, self.upstream
+        bound = exchange.era == "legacy" and _SESSION_HEADER in exchange.headers
+        failure: NotSentError | None = None
+        while True:
+            endpoint = None if name is None else upstream.endpoint(name)
+            if name is None or endpoint is None:
+                await self._refuse_unsent(bound and name is not None, failure)
+                return False
+            tried.add(name)
+            exchange.instance = name
+            spans = self.forwarder._spans
+            if spans is not None:
+                self.span = spans.start(exchange, endpoint.host, endpoint.port)
+                if self.span is not None and exchange.body is not None:
+                    self.body = exchange.body  # it names the span as its parent now
+            lines = _forwarded(exchange.scope["headers"], upstream.own_headers)
+            if lines is None:
+                text = "a header has a line break in it"
+                await _refuse(exchange, self.send, Rejection(400, INVALID_REQUEST, text, "bad_header"))
+                return False
+            try:
+                connection = await self.forwarder._client.connect(endpoint)
+            except NotSentError as error:
+                self._end_span(error)
+                failure = error
+                if not error.ours:
+                    upstream.failed(name, str(error))
+                if bound:
+                    await self._refuse_unsent(error.gone, error)
+                    return False
+                name = upstream.choose(tried)
+                continue
+            break
+        length = b"content-length: %d\r\n\r\n" % len(self.body) if self.method == b"POST" else b"\r\n"
+        self.name = name
+        upstream.enter(name)
+        self.answer = answer = connection.request(
+            self.method + endpoint.start + lines + length,
+            self.body,
+            timeout=upstream.timeout,
+            idle=upstream.stream_idle,
+        )
+        if self.streams:
+            self.forwarder.follow(answer)
+            self._watch()
+        else:
+            answer.on_slow = self._watch
+        try:
+            await answer.head()
+        except UpstreamError as error:
+            if isinstance(error, SlowAnswerError):
+                upstream.slow(name)
+                await self._fail(504, str(error), error)
+            else:
+                upstream.failed(name, str(error))
+                await self._fail(502, str(error), error)
+            return False
+        except _ClientGoneError:
+            return False
+        except _DrainingError:
+            await self._send_error(503, UNAVAILABLE, "the gateway is about to stop", ((b"retry-after", b"1"),))
+            return False
+        upstream.answered(name, answer.status)
+        return True
+
+    async def _run_task(self, task: str) -> None:
+        """A task is on the instance that began it. Where that is not known, ask each in turn: one that does not know
+        it says so (C13) and has done nothing."""
+        upstream, tried = self.upstream, set[str]()
+        name = upstream.task_instance(task) or self.exchange.instance
+        while True:
+            if not await self._begin(name, tried) or self.answer is None:
+                return
+            following = upstream.choose(tried) if _media_type(self.answer.headers) == b"application/json" else None
+            if following is None:
+                await self._answer()
+                return
+            data = await self._read_whole(self.answer)
+            if data is None:
+                return
+            if _error_code(data) != INVALID_PARAMS:
+                if self.name is not None:
+                    upstream.remember_task(task, self.name)
+                await self._send_whole(self.answer, data)
+                return
+            self.close()
+            name = following
+
+    # Back
+
+    async def _answer(self) -> None:
+        """Pass the answer on that has begun."""
+        answer = self.answer
+        if answer is None:
+            return
+        refusal = _unfit(answer)
+        if refusal is not None:
+            await self._fail(502, refusal, BrokenAnswerError(refusal))
+            return
+        media = _media_type(answer.headers)
+        if answer.status in UNAVAILABLE_STATUSES and media != b"application/json":
+            retry = tuple(line for line in answer.headers if line[0] == b"retry-after")
+            text = "the server is not available"
+            self.exchange.failed = BrokenAnswerError(f"the server answered {answer.status}")
+            await self._send_error(answer.status, INTERNAL_ERROR, text, retry)
+        elif media == b"application/json" or answer.complete:
+            data = await self._read_whole(answer)
+            if data is not None:
+                await self._send_whole(answer, data)
+                self._note_task()
+        else:
+            await self._stream(answer)
+            self._note_task()
+
+    async def _read_whole(self, answer: Answer) -> bytes | None:
+        """The whole body; None where there is none, and the caller has been answered."""
+        source: _Source = _decoded(answer)
+        try:
+            data = await source.read()
+            if not answer.complete or source is not answer or len(data) > _BOUNDS.max_answer_bytes:
+                parts, size = [data], len(data)
+                while data and size <= _BOUNDS.max_answer_bytes:
+                    data = await source.read()
+                    parts.append(data)
+                    size += len(data)
+                if size > _BOUNDS.max_answer_bytes:
+                    raise BrokenAnswerError("the server's answer is too large")
+                data = b"".join(parts)
+        except UpstreamError as error:
+            if self.name is not None and not answer.complete:
+                self.upstream.failed(self.name, str(error))
+            await self._fail(502, str(error), error)
+            return None
+        except _ClientGoneError:
+            return None
+        return data
+
+    async def _send_whole(self, answer: Answer, data: bytes) -> None:
+        headers = _returned(answer.headers)
+        headers.append((b"content-length", str(len(data)).encode()))
+        await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def _stream(self, answer: Answer) -> None:
+        send, source = self.send, _decoded(answer)
+        await send({"type": "http.response.start", "status": answer.status, "headers": _returned(answer.headers)})
+        tail = b"\n\n"
+        try:
+            while data := await source.read():
+                tail = (tail + data)[-_MAX_TAIL:] if len(data) < _MAX_TAIL else data[-_MAX_TAIL:]
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        except UpstreamError as error:
+            if self.name is not None:
+                self.upstream.failed(self.name, str(error))
+            raise
+        except _ClientGoneError:
+            return
+        except _DrainingError:
+            data = self._farewell() if tail.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")) else b""
+        await send({"type": "http.response.body", "body": data, "more_body": False})
+
+    def _farewell(self) -> bytes:
+        """The result that ends a subscription properly (2026-07-28, subscriptions; A17). A GET stream just ends."""
+        if self.request is None or self.exchange.answer is not None:
+            return b""
+        result = {"resultType": "complete", "_meta": {_SUBSCRIPTION_KEY: self.request.id}}
+        return encode(msgspec.json.encode({"jsonrpc": "2.0", "id": self.request.id, "result": result}))
+
+    def _note_task(self) -> None:
+        """Remember where a task is that this answer began."""
+        answer, request = self.exchange.answer, self.request
+        if answer is None or request is None or self.name is None or len(self.upstream) == 1:
+            return
+        if (
+            request.method != "tools/call"
+            or not isinstance(answer.result, Raw)
+            or b'"taskId"' not in bytes(answer.result)
+        ):
+            return
+        try:
+            result = _task_result.decode(answer.result)
+        except (msgspec.DecodeError, RecursionError):
+            return
+        task = result.task_id or result.task.task_id
+        if task is not None:
+            self.upstream.remember_task(task, self.name)
+
+    # What goes wrong
+
+    async def _refuse_unsent(self, session: bool, failure: NotSentError | None) -> None:
+        """Say that nothing was sent."""
+        if session:
+            refusal = Rejection(404, INVALID_REQUEST, "Session not found", "session_instance_down")
+        elif failure is not None and not failure.ours:
+            text = "the server cannot be reached; nothing was sent to it"
+            refusal = Rejection(502, UNAVAILABLE, text, "upstream_unreachable")
+        else:
+            refusal = _unavailable("no instance of the server is available", self.upstream.retry_after())
+        await _refuse(self.exchange, self.send, refusal)
+
+    async def _fail(self, status: int, text: str, error: Exception) -> None:
+        """Answer for a server that may have acted and has not said so."""
+        self.exchange.failed = error
+        logger.warning("%s: the instance %s failed: %s", self.upstream.name, self.name, text)
+        await self._send_error(status, INTERNAL_ERROR, text, ())
+
+    async def _send_error(self, status: int, code: int, text: str, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+        body = error_body(code, text, self.exchange.request_id)
+        lines = [(b"content-type", b"application/json"), *headers, (b"content-length", str(len(body)).encode())]
+        await self.send({"type": "http.response.start", "status": status, "headers": lines})
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+    # The caller's connection
+
+    def _watch(self) -> None:
+        """Begin to look whether the caller leaves. Most answers are there before that is worth a task."""
+        if self.watch is None and self.answer is not None:
+            self.watch = asyncio.ensure_future(self._await_disconnect(self.answer))
+
+    async def _await_disconnect(self, answer: Answer) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        if self.exchange.era == "modern" or self.method == b"GET":
+            answer.interrupt(_ClientGoneError())
+        else:
+            answer.end_within(self.upstream.timeout)
+
+    def close(self) -> None:
+        """Be done with the answer, however it ended."""
+        if self.watch is not None:
+            self.watch.cancel()
+            self.watch = None
+        if self.answer is not None:
+            if self.streams:
+                self.forwarder._streams.discard(self.answer)
+            self.answer.close()
+            self.answer = None
+            if self.name is not None:
+                self.upstream.leave(self.name)
+        self._end_span(None)
+
+    def _end_span(self, error: Exception | None) -> None:
+        span, self.span = self.span, None
+        if span is not None and self.forwarder._spans is not None:
+            self.forwarder._spans.end(span, self.exchange, error)
+
+
+def _unavailable(text: str, seconds: float) -> Rejection:
+    wait = max(1, math.ceil(seconds))
+    data: Mapping[str, Any] = {"retryAfterMs": wait * 1000}
+    headers = ((b"retry-after", str(wait).encode()),)
+    return Rejection(503, UNAVAILABLE, text, "upstream_unavailable", data=data, headers=headers)
+
+
+async def _refuse(exchange: Exchange, send: Send, rejection: Rejection) -> None:
+    """Answer a request of which nothing was sent."""
+    exchange.rejection = rejection
+    document = rejection_answer(rejection, exchange.request_id)
+    await send({"type": "http.response.start", "status": document.status, "headers": headers_of(document)})
+    await send({"type": "http.response.body", "body": document.body, "more_body": False})
+
+
+async def _read_body(receive: Receive) -> bytes | None:
+    """The body, in one piece where members have read it; None if the caller left before it was whole."""
+    event = await receive()
+    if event["type"] == "http.disconnect":
+        return None
+    body: bytes = event.get("body", b"")
+    while event.get("more_body", False):
+        event = await receive()
+        if event["type"] == "http.disconnect" or len(body) > _BOUNDS.max_body_bytes:
+            return None
+        body += event.get("body", b"")
+    return body
+
+
+def _forwarded(headers: Headers, own: frozenset[bytes]) -> bytes | None:
+    """The header lines for the server; None where one would be several."""
+    named: frozenset[bytes] = frozenset()
+    parts: list[bytes] = []
+    for name, value in headers:
+        plain = name.replace(b"_", b"-") if b"_" in name else name
+        if plain in _NOT_SENT or plain.startswith(_NOT_SENT_PREFIXES) or plain in own:
+            if name == b"connection":
+                named |= _named(value)
+            continue
+        parts += (name, b": ", value.strip(b" \t"), b"\r\n")
+    if named:
+        kept = [parts[place : place + 4] for place in range(0, len(parts), 4) if parts[place] not in named]
+        parts = [part for line in kept for part in line]
+    lines = b"accept-encoding: identity\r\n" + b"".join(parts)
+    count = len(parts) // 4 + 1
+    return lines if lines.count(b"\n") == count == lines.count(b"\r") and b"\0" not in lines else None
+
+
+def _named(value: bytes) -> frozenset[bytes]:
+    """The headers that a ``Connection`` header keeps on this hop."""
+    tokens = {token.strip().lower() for token in value.split(b",")} - _NEEDED
+    return frozenset(token for token in tokens if not token.startswith(b"mcp-"))
+
+
+def _returned(headers: Headers) -> Headers:
+    """The headers for the caller."""
+    lines: Headers = []
+    named: frozenset[bytes] = frozenset()
+    for line in headers:
+        if line[0] not in _NOT_RETURNED:
+            lines.append(line)
+        elif line[0] == b"connection":
+            named |= _named(line[1])
+    return [line for line in lines if line[0] not in named] if named else lines
+
+
+def _media_type(headers: Headers) -> bytes:
+    for name, value in headers:
+        if name == b"content-type":
+            return value.partition(b";")[0].strip().lower()
+    return b""
+
+
+def _unfit(answer: Answer) -> str | None:
+    """Why this answer of the server is none for the caller."""
+    status = answer.status
+    if 300 <= status < 400:
+        return f"the server redirects ({status}); its configured URL must be the final one"
+    if status in (401, 407) or (status == 403 and any(name == b"www-authenticate" for name, _ in answer.headers)):
+        return f"the server refuses the gateway's credential ({status})"
+    if _encoding(answer.headers) is None:
+        return "the server compresses its answer in a way that nobody asked for"
+    return None
+
+
+def _encoding(headers: Headers) -> bytes | None:
+    """How the body is encoded, ``gzip``, ``deflate`` or empty for not at all; None for what cannot be undone."""
+    found = [value.strip().lower() for name, value in headers if name == b"content-encoding"]
+    if not found or found in ([b"identity"], [b""]):
+        return b""
+    if found in ([b"gzip"], [b"x-gzip"]):
+        return b"gzip"
+    return b"deflate" if found == [b"deflate"] else None
+
+
+def _decoded(answer: Answer) -> _Source:
+    encoding = _encoding(answer.headers)
+    return _Inflated(answer) if encoding else answer
+
+
+class _Inflated:
+    """The body of an answer that is compressed although nobody asked, plain again, piece by piece: however much it
+    inflates, no more than a piece is held."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by its own header
+
+    async def read(self) -> bytes:
+        """The next piece; empty at the end. Raises BrokenAnswerError where the data is not what it claims to be."""
+        try:
+            while not self._inflate.eof:
+                data = self._inflate.unconsumed_tail or await self._answer.read()
+                if not data:
+                    raise BrokenAnswerError("the server's compressed answer is cut off")
+                if piece := self._inflate.decompress(data, _PIECE):
+                    return piece
+        except zlib.error:
+            raise BrokenAnswerError("the server's compressed answer cannot be read") from None
+        return b""
+
+
+def _error_code(data: bytes) -> int | None:
+    try:
+        error = _answered.decode(data).error
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return None if error is None else error.code

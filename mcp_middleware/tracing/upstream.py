@@ -1,0 +1,144 @@
+"""The gateway's spans and metrics: one CLIENT span for each message that is sent to an instance of a server.
+
+It is a child of the message's SERVER span, and what the server reads as its parent (conventions for MCP, "Context
+propagation"). Nothing is done, and nothing costs, where neither a tracer nor a meter provider is set.
+"""
+
+import logging
+import time
+from typing import Final
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context, get_current
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider, set_span_in_context
+
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.message import Notification, Request
+
+from . import conventions as names
+from .attributes import Attributes, KnownTargets, Outcome, label_of, metric_labels, outcome_of, span_attributes
+from .carrier import introduce
+from .propagation import TRACEPARENT, TRACESTATE, format_traceparent
+
+__all__ = ["ClientSpan", "ClientSpans"]
+
+logger = logging.getLogger("mcp_middleware")
+
+LOOK_INTERVAL: Final = 1.0
+"""Seconds between two looks for a global provider."""
+
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+OPERATION_DURATION: Final = "mcp.client.operation.duration"
+
+_SERVER_ONLY: Final = (
+    names.CLIENT_ADDRESS,
+    names.CLIENT_PORT,
+    names.NETWORK_PROTOCOL_VERSION,
+    names.DECISION,
+    names.RULE,
+    names.AGENT,
+    names.USER,
+    names.INPUT_TOKENS,
+    names.OUTPUT_TOKENS,
+)
+"""What the SERVER span says of the caller; said twice, tokens would count twice."""
+
+
+class ClientSpan:
+    """One message under way to an instance."""
+
+    __slots__ = ("address", "context", "name", "port", "span", "started")
+
+    def __init__(self, name: str, address: str, port: int, span: Span, context: Context | None) -> None:
+        self.name = name
+        self.address = address
+        self.port = port
+        self.span = span
+        self.context = context
+        self.started = time.monotonic()
+
+
+class ClientSpans:
+    """Traces and measures messages to servers. The providers are given, or the global ones."""
+
+    def __init__(
+        self, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
+    ) -> None:
+        self._tracer_provider = tracer_provider
+        self._meter_provider = meter_provider
+        self._tracer = trace.get_tracer(names.SCOPE, tracer_provider=tracer_provider)
+        meter = metrics.get_meter(names.SCOPE, meter_provider=meter_provider)
+        self._durations = meter.create_histogram(
+            OPERATION_DURATION,
+            unit="s",
+            description="Time from sending an MCP request or notification to the end of its answer",
+            explicit_bucket_boundaries_advisory=names.DURATION_BOUNDARIES,
+        )
+        self._known = KnownTargets()
+        self._tracing = self._measuring = False
+        self._next_look = 0.0
+
+    def start(self, exchange: Exchange, address: str, port: int) -> ClientSpan | None:
+        """Begin the span of the message of ``exchange``, and let the message name it as its parent.
+
+        None where nobody listens, and for what is no request or notification.
+        """
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._look(now)
+        if not (self._tracing or self._measuring) or not isinstance(exchange.message, Request | Notification):
+            return None
+        name = label_of(exchange, self._known)
+        span: Span = trace.INVALID_SPAN
+        context: Context | None = None
+        if self._tracing:
+            try:
+                current = get_current()
+                span = self._tracer.start_span(name, current, kind=SpanKind.CLIENT)
+                context = set_span_in_context(span, current)
+                _introduce(exchange, span)
+            except Exception:
+                logger.exception("the tracer failed; the request is sent without a span")
+        return ClientSpan(name, address, port, span, context)
+
+    def end(self, started: ClientSpan, exchange: Exchange, error: Exception | None) -> None:
+        """The answer has ended; ``error`` is why nothing could be sent, if so."""
+        outcome = outcome_of(exchange) if error is None else Outcome(type(error).__qualname__, None, True)
+        self._known.learn(exchange, outcome)
+        span = started.span
+        where: Attributes = {SERVER_ADDRESS: started.address, SERVER_PORT: started.port}
+        if span.is_recording():
+            name = label_of(exchange, self._known)
+            if name != started.name:
+                span.update_name(name)
+            found = span_attributes(exchange, outcome, session=exchange.session, content=False)
+            span.set_attributes({key: value for key, value in found.items() if key not in _SERVER_ONLY} | where)
+            if outcome.fault or outcome.error_type is not None:  # to a client, its own faults are errors as well
+                span.set_status(StatusCode.ERROR)
+        span.end()
+        if self._measuring:
+            labels: Attributes = metric_labels(exchange, outcome, self._known) | where
+            labels.pop(names.DECISION, None)
+            self._durations.record(time.monotonic() - started.started, labels, started.context)
+
+    def _look(self, now: float) -> None:
+        """Note whether anybody set a provider: the API's own ones make and record nothing."""
+        self._next_look = now + LOOK_INTERVAL
+        tracers = self._tracer_provider or trace.get_tracer_provider()
+        meters = self._meter_provider or metrics.get_meter_provider()
+        self._tracing = not type(tracers).__module__.startswith("opentelemetry.trace")
+        self._measuring = not type(meters).__module__.startswith("opentelemetry.metrics")
+
+
+def _introduce(exchange: Exchange, span: Span) -> None:
+    """Let the server read ``span`` as the parent: in ``_meta``, and in a header that said otherwise (never both)."""
+    own = span.get_span_context()
+    if not own.is_valid:
+        return
+    introduce(exchange, own)
+    if TRACEPARENT.encode() in exchange.headers:
+        exchange.set_header(TRACEPARENT.encode(), format_traceparent(own).encode())
+        state = own.trace_state.to_header() if own.trace_state else None
+        exchange.set_header(TRACESTATE.encode(), state.encode("latin-1") if state else None)
