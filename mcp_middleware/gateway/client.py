@@ -222,6 +222,7 @@ class Connection(asyncio.Protocol):
         "_endpoint",
         "_head_bytes",
         "_interim",
+        "_kept",
         "_loop",
         "_parser",
         "_paused",
@@ -240,6 +241,7 @@ class Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._head_bytes = 0
         self._interim = 0
+        self._kept = False
         self._paused = False
         self.idle_since = 0.0
         self.lost = False
@@ -266,7 +268,7 @@ class Connection(asyncio.Protocol):
         self._answer = None
         self._client._busy.discard(self)
         answer.on_slow = None
-        if answer.complete and not self.lost and self._parser.should_keep_alive():
+        if answer.complete and not self.lost and self._kept:
             if self._paused:
                 self.resume()
             self._client._keep(self._endpoint, self)
@@ -374,6 +376,7 @@ class Connection(asyncio.Protocol):
         answer = self._answer
         if answer is not None and answer.started:
             answer.complete = True
+            self._kept = self._parser.should_keep_alive()  # only now: the parser is ready for the next answer after it
 
 
 def _ends_with_connection(headers: Headers) -> bool:
