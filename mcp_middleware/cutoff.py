@@ -1,7 +1,7 @@
 """Ends what a task waits for at a given time.
 
-``asyncio.timeout`` does the same; it costs a tenth of all our work on a request that never runs into it, and two of
-them stand on every request's path.
+``asyncio.timeout`` does the same; it costs a tenth of all our work on a request that never runs into it, and a body's
+arrival is timed in every one.
 """
 
 import asyncio
@@ -13,20 +13,23 @@ __all__ = ["Cutoff"]
 class Cutoff:
     """Cancels a task, the one that made it, unless it is stopped before.
 
-    ``start`` may come later and from another task, such as one that the server runs for its answer. The task catches
-    its ``CancelledError`` and asks ``absorbs()`` whether this cutoff alone was the cause.
+    ``start`` may come later and from another task, such as one that the server runs for its answer; after ``stop`` it
+    may come again. The task catches its ``CancelledError`` and asks ``absorbs()`` whether this cutoff alone was the
+    cause.
     """
 
     __slots__ = ("_cancelling", "_fired", "_handle", "_task")
 
     def __init__(self) -> None:
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
-        self._cancelling = self._task.cancelling() if self._task is not None else 0
+        self._cancelling = 0
         self._fired = False
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self, seconds: float) -> None:
         """Fire ``seconds`` from now."""
+        if self._task is not None:
+            self._cancelling = self._task.cancelling()
         self._handle = asyncio.get_running_loop().call_later(seconds, self._fire)
 
     def _fire(self) -> None:

@@ -6,12 +6,22 @@ Each field has one writer, named beside it; everybody else only reads.
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Set
 from typing import Any, Final, TypeAlias
 
 from .cutoff import Cutoff
 from .errors import INVALID_REQUEST
-from .message import Batch, Message, Request, ServerMessage, Standing, check_headers, parse
+from .message import (
+    Batch,
+    Message,
+    Notification,
+    Request,
+    Response,
+    ServerMessage,
+    Standing,
+    check_headers,
+    parse,
+)
 from .types import ANONYMOUS, Decision, Era, Headers, Principal, Rejection, Usage
 
 __all__ = [
@@ -48,9 +58,10 @@ class Exchange:
     """One HTTP request and its answer."""
 
     __slots__ = (
+        "_body",
+        "_edits",
         "answer",
         "base_scopes",
-        "body",
         "cost",
         "decision",
         "disconnected",
@@ -89,13 +100,15 @@ class Exchange:
         """The server's own ``receive``; after the body has been read, what is left of it is the disconnect."""
         self.http_method: str = scope["method"]
         self.path: str = scope["path"]
+        self._edits: dict[bytes, bytes | None] = {}
+        """What becomes of request headers on their way to the server: a value, or None for none."""
         self.read_headers()
 
         # The request. Written by the pipeline; `message` is replaced only through `replace_message`.
         self.message: Message | None = None
         self.era: Era = "legacy"
         self.version: str | None = None
-        self.body: bytes | None = None
+        self._body: bytes | None = None
         self.request_bytes = 0
         self.started = time.monotonic()
         self.started_at = time.time()
@@ -129,30 +142,41 @@ class Exchange:
     def read_headers(self) -> None:
         """Index ``scope["headers"]``, and take the white space off the ``mcp-*`` values that go on: a server behind
         httptools would compare it (RFC 9110 section 5.5 makes it no part of the value)."""
-        self.headers: dict[bytes, bytes] = {}
-        """Lower-case names, values without surrounding white space; of a repeated header the first."""
-        self.repeated: set[bytes] = set()
-        self.header_bytes = 0
-        trimmed = False
-        lines: Headers = []
+        headers: dict[bytes, bytes] = {}
+        repeated: set[bytes] = set()
+        size = 0
+        blanks = False
         for name, value in self.scope["headers"]:
-            self.header_bytes += len(name) + len(value)
+            size += len(name) + len(value)
             bare = value.strip(b" \t")
-            if name in self.headers:
-                self.repeated.add(name)
+            if bare is not value:
+                blanks = True
+            if name in headers:
+                repeated.add(name)
             else:
-                self.headers[name] = bare
-            if bare is not value and name.startswith(_MCP_HEADER_PREFIX) and bare != value:
-                trimmed = True
-                value = bare
-            lines.append((name, value))
-        if trimmed:
-            self.scope["headers"] = lines
+                headers[name] = bare
+        self.headers = headers
+        """Lower-case names, values without surrounding white space; of a repeated header the first."""
+        self.repeated = repeated
+        self.header_bytes = size
+        if blanks:
+            self.scope["headers"] = [
+                (name, value.strip(b" \t") if name.startswith(_MCP_HEADER_PREFIX) else value)
+                for name, value in self.scope["headers"]
+            ]
 
     @property
     def caller(self) -> Principal:
         """The principal, or ANONYMOUS where nobody authenticated one."""
         return self.principal or ANONYMOUS
+
+    @property
+    def body(self) -> bytes | None:
+        """What the server receives; None where there is no message. Written out once it is asked for, because members
+        may replace the message before."""
+        if self._body is None and self.message is not None:
+            self._body = self.message.encode()
+        return self._body
 
     @property
     def request_id(self) -> int | str | None:
@@ -161,21 +185,39 @@ class Exchange:
 
     def set_header(self, name: bytes, value: bytes | None) -> None:
         """Set a request header for the server, or remove it with None."""
-        self.remove_headers((name,))
+        self._edits[name] = value
         if value is not None:
-            self.scope["headers"].append((name, value))
             self.headers[name] = value
+        else:
+            self.headers.pop(name, None)
 
-    def remove_headers(self, names: Collection[bytes]) -> None:
+    def remove_headers(self, names: Set[bytes]) -> None:
         """Keep the headers called one of ``names`` from the server."""
-        for name in self.headers.keys() & names:
+        for name in names & self.headers.keys():
+            self._edits[name] = None
             del self.headers[name]
-        self.scope["headers"] = [line for line in self.scope["headers"] if line[0] not in names]
+
+    def edit_headers(self) -> None:
+        """Make ``scope["headers"]`` what the server is to get: what members set and removed, with the length of the
+        body, and without a wish for an encoding in which members could not read the answer."""
+        edits, headers, body = self._edits, self.headers, self.body
+        if body is not None:
+            if b"accept-encoding" in headers:
+                edits[b"accept-encoding"] = None
+            length = str(len(body)).encode()
+            if headers.get(b"content-length", length) != length:
+                edits[b"content-length"] = length
+        if not edits:
+            return
+        lines: Headers = [line for line in self.scope["headers"] if line[0] not in edits]
+        lines.extend([(name, value) for name, value in edits.items() if value is not None])
+        self.scope["headers"] = lines
+        self._edits = {}
 
     def replace_message(self, message: Message) -> None:
         """Make ``message`` what the server receives."""
         self.message = message
-        self.body = message.encode()
+        self._body = None
 
     def close(self) -> None:
         """Let go of the server's objects, which refer to this one: a cycle for each request would leave all of it to
@@ -186,6 +228,7 @@ class Exchange:
 
     def child(self, message: Message) -> "Exchange":
         """An exchange for one message of a batch: same caller and headers, an answer of its own."""
+        self.edit_headers()
         scope = dict(self.scope)
         child = Exchange(scope, self.receive)
         scope[_SCOPE_KEY] = child
@@ -229,7 +272,10 @@ def name_session(session_id: bytes) -> str:
 
 def _foreign_principal(scope: Scope) -> Principal | None:
     """The caller as another layer authenticated it: the MCP SDK's and FastMCP's user carries an access token."""
-    token = getattr(scope.get("user"), "access_token", None)
+    user = scope.get("user")
+    if user is None:
+        return None
+    token = getattr(user, "access_token", None)
     client = getattr(token, "client_id", None)
     if not isinstance(client, str):
         return None
@@ -246,18 +292,17 @@ def _foreign_principal(scope: Scope) -> Principal | None:
 
 
 async def read_message(
-    exchange: Exchange, receive: Receive, *, max_bytes: int, seconds: float
+    exchange: Exchange, receive: Receive, cutoff: Cutoff, *, max_bytes: int, seconds: float
 ) -> Message | Batch | Rejection | None:
     """Read the body of a POST, parse it once, and check the headers against it. None: the client went away.
 
     A body that members further out have parsed already is not parsed again, unless it was changed since.
 
-    ``max_bytes`` bounds the body, ``seconds`` the time until its last byte.
+    ``max_bytes`` bounds the body, ``seconds`` the time until its last byte, by way of ``cutoff``.
     """
     refused = _check_content_headers(exchange.headers, max_bytes)
     if refused is not None:
         return refused
-    cutoff = Cutoff()
     cutoff.start(seconds)
     try:
         body = await _read_body(receive, max_bytes)
@@ -272,15 +317,16 @@ async def read_message(
         return None
     if len(body) > max_bytes:
         return _too_large(max_bytes)
-    message: Message | Batch | Rejection
+    message: Message | Batch
     if exchange.message is not None and body == exchange.body:
         message = exchange.message
     else:
         exchange.request_bytes = len(body)
-        message = parse(body)
-        if isinstance(message, Rejection):
-            return message
-        if not isinstance(message, Batch):
+        parsed = parse(body)
+        if isinstance(parsed, Rejection):
+            return parsed
+        message = parsed
+        if isinstance(message, Request | Notification | Response):
             exchange.replace_message(message)  # also for a refusal below: the record says what was asked
     standing = check_headers(message, exchange.headers, exchange.repeated)
     if not isinstance(standing, Standing):
@@ -310,7 +356,7 @@ def _check_content_headers(headers: Mapping[bytes, bytes], max_bytes: int) -> Re
         charset = parameters.replace(b" ", b"").replace(b'"', b"")
         if media.strip() != b"application/json" or charset not in (b"", b"charset=utf-8"):
             return Rejection(415, INVALID_REQUEST, "Content-Type must be application/json in UTF-8", "content_type")
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+    if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
         return Rejection(415, INVALID_REQUEST, "Content-Encoding is not supported; send the body plain", "encoding")
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and len(length) < 20 and int(length) > max_bytes:

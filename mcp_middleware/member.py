@@ -257,10 +257,9 @@ class _Pipeline:
         await answer.end()
 
     async def _call_server(self, exchange: Exchange, send: Send, cutoff: Cutoff) -> None:
-        receive = exchange.receive
-        if exchange.message is not None:
-            receive = _replay(exchange)
-            _fit_headers(exchange)
+        exchange.edit_headers()
+        body = exchange.body
+        receive = exchange.receive if body is None else _replay(exchange, body)
         answer = _Answer(self, exchange, send, cutoff)
         try:
             await self.server(exchange.scope, receive, answer.send)
@@ -299,10 +298,10 @@ def _leaves_body_unread(exchange: Exchange) -> bool:
     return b"transfer-encoding" in exchange.headers or (length.isdigit() and int(length[:19]) > _LEFT_UNREAD)
 
 
-def _replay(exchange: Exchange) -> Receive:
+def _replay(exchange: Exchange, body: bytes) -> Receive:
     """The canonical body once, then the real ``receive``: a server that waits for the disconnect must get it."""
     pending = True
-    body, receive_on = exchange.body, exchange.receive
+    receive_on = exchange.receive
 
     async def receive() -> MutableMapping[str, Any]:
         nonlocal pending
@@ -315,16 +314,6 @@ def _replay(exchange: Exchange) -> Receive:
         return event
 
     return receive
-
-
-def _fit_headers(exchange: Exchange) -> None:
-    """Make the request's headers true of the canonical body, and keep the answer readable to the members."""
-    length = str(len(exchange.body or b"")).encode()
-    exchange.scope["headers"] = [
-        (name, length if name == b"content-length" else value)
-        for name, value in exchange.scope["headers"]
-        if name != b"accept-encoding"
-    ]
 
 
 class _Answer:

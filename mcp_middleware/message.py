@@ -245,11 +245,24 @@ def _check_text(body: bytes) -> None:
 
 def _check_depth(body: bytes) -> None:
     """Rule 1's levels. The decoder has passed the body: every string ends, so the scan is linear."""
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+    if not _has_more_openers(body, MAX_DEPTH):
         return
     brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
     if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
         raise _RefusedError(PARSE_ERROR, f"the body is nested deeper than {MAX_DEPTH} levels")
+
+
+def _has_more_openers(body: bytes, limit: int) -> bool:
+    """Whether ``body`` has more opening brackets than ``limit``: a few quick searches, even in a large text."""
+    count = 0
+    for bracket in (b"[", b"{"):
+        at = body.find(bracket)
+        while at >= 0:
+            count += 1
+            if count > limit:
+                return True
+            at = body.find(bracket, at + 1)
+    return False
 
 
 def _parse_batch(body: bytes) -> Batch:

@@ -14,7 +14,8 @@ class Verifier:
         return AccessToken(token=token, client_id="agent", scopes=[], subject="alice", claims=claims)
 
 
-async def test_case_8_identity_headers_that_a_caller_invents_stop_here() -> None:
+@pytest.mark.parametrize("batch", [False, True])
+async def test_case_8_identity_headers_that_a_caller_invents_stop_here(batch: bool) -> None:
     server = EchoServer()
     app = OAuthResourceServerMiddleware(
         server,
@@ -24,13 +25,17 @@ async def test_case_8_identity_headers_that_a_caller_invents_stop_here() -> None
     )
     invented = ["x-forwarded-user", "x-remote-user", "remote-user", "x-auth-request-email", "proxy-authorization"]
     headers = [("authorization", "Bearer good"), ("x-kept", "1"), *((name, "root") for name in invented)]
-    call = Call(app, rpc("ping"), headers=headers)
+    if batch:
+        headers.append(("mcp-protocol-version", "2025-03-26"))
+    call = Call(app, [rpc("ping"), rpc("ping", request_id=2)] if batch else rpc("ping"), headers=headers)
     call.scope["query_string"] = b"a=1&access_token=good&access%5Ftoken=good&ACCESS_TOKEN=good&b=2"
     assert (await call.run()).status == 200
-    sent = dict(server.scopes[0]["headers"])
-    assert sent[b"x-kept"] == b"1"
-    assert not {b"authorization", *(name.encode() for name in invented)} & sent.keys()
-    assert server.scopes[0]["query_string"] == b"a=1&b=2"
+    assert len(server.scopes) == 1 + batch
+    for scope in server.scopes:
+        sent = dict(scope["headers"])
+        assert sent[b"x-kept"] == b"1"
+        assert not {b"authorization", *(name.encode() for name in invented)} & sent.keys()
+        assert scope["query_string"] == b"a=1&b=2"
 
 
 @pytest.mark.parametrize("query", [b"", b"a=1", b"token=1&x", b"access_tokens=1"])
