@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         ProtectedResource,
         metadata_routes,
     )
-    from .storage import MemoryStorage
+    from .storage import MemorySessions, MemoryStorage, RedisConnection, RedisSessions, RedisStorage
     from .tracing import TraceContextMiddleware
     from .types import Decision, Principal
 
@@ -40,6 +40,7 @@ __all__ = [
     "JSONLinesSink",
     "JWTVerifier",
     "Member",
+    "MemorySessions",
     "MemoryStorage",
     "OAuthResourceServerMiddleware",
     "Policy",
@@ -47,6 +48,9 @@ __all__ = [
     "ProtectedResource",
     "Rate",
     "RateLimitMiddleware",
+    "RedisConnection",
+    "RedisSessions",
+    "RedisStorage",
     "SQLiteSink",
     "SessionAffinityMiddleware",
     "TokenCounter",
@@ -72,7 +76,7 @@ _HOMES = {
         "ProtectedResource",
         "metadata_routes",
     ),
-    "storage": ("MemoryStorage",),
+    "storage": ("MemorySessions", "MemoryStorage", "RedisConnection", "RedisSessions", "RedisStorage"),
     "tracing": ("TraceContextMiddleware",),
     "types": ("Decision", "Principal"),
 }

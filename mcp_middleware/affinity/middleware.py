@@ -9,16 +9,17 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final, cast
+from typing import ClassVar, Final, cast
 
-from mcp_middleware.errors import HEADER_MISMATCH, INVALID_REQUEST, RATE_LIMITED, ConfigurationError
+from mcp_middleware.errors import HEADER_MISMATCH, INVALID_REQUEST, RATE_LIMITED, UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import LEGACY_VERSIONS, Request
+from mcp_middleware.storage import MemorySessions, SessionStore, StorageUnavailableError
+from mcp_middleware.storage.sessions import Agent, Place, Use
 from mcp_middleware.types import Clock, Headers, Instances, Rejection
 
 from .sealing import MAX_UPSTREAM_BYTES, KeyRing, Session, bind_caller
-from .sessions import Agent, SessionTable, Use
 
 __all__ = ["SessionAffinityMiddleware"]
 
@@ -29,16 +30,29 @@ _VERSION_HEADER: Final = b"mcp-protocol-version"
 _LEGACY_VERSIONS: Final = frozenset(version.encode() for version in LEGACY_VERSIONS)
 _VISIBLE_ASCII: Final = bytes(range(0x21, 0x7F))
 _MAX_INSTANCE: Final = 64
+_STORE_RETRY: Final = 2
+"""Seconds after which a store that was away is asked again at the latest."""
 
 
 class _Opening:
-    """An ``initialize`` under way: a reserved place for the session it may open."""
+    """An ``initialize`` under way: a place for the session it may open, and then that session."""
 
-    __slots__ = ("agent", "endpoint")
+    __slots__ = ("endpoint", "place", "use")
 
-    def __init__(self, agent: Agent, endpoint: str) -> None:
-        self.agent = agent
+    def __init__(self, place: Place, endpoint: str) -> None:
+        self.place = place
         self.endpoint = endpoint
+        self.use: Use | None = None
+
+
+class _Closing:
+    """The last request of a session: the server ended it, or no longer knows it."""
+
+    __slots__ = ("ended", "use")
+
+    def __init__(self, use: Use, *, ended: bool) -> None:
+        self.use = use
+        self.ended = ended
 
 
 class SessionAffinityMiddleware(Member):
@@ -52,7 +66,9 @@ class SessionAffinityMiddleware(Member):
     sends each request where ``exchange.instance`` says: a session's to the instance that opened it, any other to the
     one that is least busy. A session whose instance cannot be used is unknown, so that its client starts anew.
     ``max_sessions``: the most sessions to remember; of those used least
-    recently beyond it, idle time and count are forgotten while their ids stay good. ``clock``: Unix seconds.
+    recently beyond it, idle time and count are forgotten while their ids stay good. ``store``: where that is kept
+    instead, shared by several members (``MemorySessions``) or replicas (``RedisSessions``); each endpoint then has a
+    count of its own. ``clock``: Unix seconds.
 
     Raises ConfigurationError for a wrong option; it never shows a key.
     """
@@ -70,6 +86,7 @@ class SessionAffinityMiddleware(Member):
         instance: str = "",
         instances: Instances | None = None,
         max_sessions: int = 100_000,
+        store: SessionStore | None = None,
         clock: Clock = time.time,
         bounds: Bounds | None = None,
     ) -> None:
@@ -79,11 +96,12 @@ class SessionAffinityMiddleware(Member):
         self._instance = _instance(instance)
         self._instances = _instances(instances, instance)
         self._clock = clock
-        self._sessions = SessionTable(
-            idle=_seconds("idle", idle),
-            per_agent=_count("per_agent", per_agent) if per_agent is not None else None,
-            max_sessions=_count("max_sessions", max_sessions),
-        )
+        self._idle = _seconds("idle", idle)
+        self._per_agent = _count("per_agent", per_agent) if per_agent is not None else None
+        self._shared = store is not None
+        own = MemorySessions(max_sessions=_count("max_sessions", max_sessions))
+        self._store: SessionStore = own if store is None else _store(store)
+        self._sessions = self._store.table
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         """Turn the caller's id into the server's, or refuse it."""
@@ -94,7 +112,7 @@ class SessionAffinityMiddleware(Member):
         if not _is_legacy(exchange) or initializes:
             if presented is not None:
                 exchange.set_header(_SESSION_HEADER, None)  # modern: means nothing; initialize: never adopted
-            refused = self._reserve(exchange) if initializes and _is_legacy(exchange) else None
+            refused = await self._reserve(exchange) if initializes and _is_legacy(exchange) else None
             if refused is None and self._instances is not None:
                 exchange.instance = self._instances.choose()
             return refused
@@ -107,21 +125,29 @@ class SessionAffinityMiddleware(Member):
             return Rejection(400, HEADER_MISMATCH, text, "session_repeated")
         now = self._clock()
         found = self._find(exchange, presented, now)
+        if isinstance(found, Use) and (
+            self._sessions.find(presented) is not found or self._sessions.is_idle(found, now, self._idle)
+        ):
+            found = await self._look_up(found, now)
+        if isinstance(found, Use) and self._instances is not None:
+            if self._instances.is_usable(found.instance):
+                exchange.instance = found.instance
+            else:  # its place is free for the one that the client opens now
+                self._sessions.forget(found)
+                await self._store.forget(found)
+                found = "session_instance_down"
         if isinstance(found, str):
             return Rejection(404, INVALID_REQUEST, "Session not found", found)
         self._sessions.enter(found, now)
         exchange.state[self] = found
-        if self._instances is not None:
-            exchange.instance = found.session.instance
-        exchange.set_header(_SESSION_HEADER, found.session.upstream)
+        exchange.set_header(_SESSION_HEADER, found.upstream)
         return None
 
     def _find(self, exchange: Exchange, token: bytes, now: float) -> Use | str:
-        """The caller's session, or the reason why ``token`` is none."""
+        """The caller's session, which the table may not know yet, or the reason why ``token`` is none."""
         endpoint, agent = _endpoint(exchange), exchange.caller.key
         use = self._sessions.find(token)
         if use is None or use.endpoint != endpoint or use.agent != agent:
-            use = None
             session = self._keys.unseal(token, endpoint)
             if session is None:
                 return "session_unknown"
@@ -130,59 +156,86 @@ class SessionAffinityMiddleware(Member):
                 return "session_elsewhere"
             if session.caller != bind_caller(agent):
                 return "session_foreign"
-        else:
-            session, exchange.session = use.session, use.name
-        if now >= session.expires:
-            return "session_expired"
-        if use is None:
-            if self._sessions.has_ended(exchange.session):
-                return "session_ended"
-            use = Use(token, session, endpoint=endpoint, path=exchange.path, agent=agent, now=now)
-            self._sessions.learn(use, now)
-        elif self._sessions.is_idle(use, now):
+            use = self._use(token, session, endpoint, exchange, now)
+        exchange.session = use.name
+        return use if now < use.expires else "session_expired"
+
+    async def _look_up(self, use: Use, now: float) -> Use | str:
+        """Ask the store for a session that this process sees for the first time, or has not seen for long."""
+        known = self._sessions.find(use.token) is use
+        if not known and self._sessions.has_ended(use.name):
+            return "session_ended"
+        if await self._store.is_over(use, idle=self._idle, now=now, known=known):
             self._sessions.end(use)
+            if not known:
+                return "session_ended"
+            await self._store.end(use, idle=self._idle, now=now)
             return "session_idle"
-        if self._instances is not None and not self._instances.is_usable(session.instance):
-            self._sessions.forget(use)  # its place is free for the one that the client opens now
-            return "session_instance_down"
+        learnt = self._sessions.find(use.token)  # perhaps by another request, meanwhile
+        if learnt is not None:
+            return learnt
+        self._sessions.learn(use, now)
         return use
 
-    def _reserve(self, exchange: Exchange) -> Rejection | None:
+    def _use(self, token: bytes, session: Session, endpoint: str, exchange: Exchange, now: float) -> Use:
         agent = exchange.caller.key
-        wait = self._sessions.reserve(agent, self._clock())
-        if wait is None:
-            exchange.state[self] = _Opening(agent, _endpoint(exchange))
-            return None
-        seconds = max(1, math.ceil(wait))
-        return Rejection(
-            429,
-            RATE_LIMITED,
-            "Too many open sessions; end one with DELETE, or wait until one has been idle long enough",
-            "session_limit",
-            data={"retryAfterMs": seconds * 1000},
-            headers=((b"retry-after", str(seconds).encode()),),
+        return Use(
+            token,
+            upstream=session.upstream,
+            instance=session.instance,
+            expires=session.expires,
+            endpoint=endpoint,
+            path=exchange.path,
+            agent=agent,
+            counted=self._counted(endpoint, agent),
+            now=now,
         )
+
+    def _counted(self, endpoint: str, agent: Agent) -> Agent:
+        """Several servers share a store, and one's sessions take no places from another's. Where there is no more than
+        one server, whatever paths it answers, its callers have no more places by inventing paths."""
+        return (endpoint, *agent) if self._shared else agent
+
+    async def _reserve(self, exchange: Exchange) -> Rejection | None:
+        endpoint = _endpoint(exchange)
+        try:
+            place = await self._store.reserve(
+                self._counted(endpoint, exchange.caller.key),
+                per_agent=self._per_agent,
+                idle=self._idle,
+                now=self._clock(),
+            )
+        except StorageUnavailableError:
+            return _refused(503, UNAVAILABLE, "Sessions cannot be opened now", "session_store_down", _STORE_RETRY)
+        if isinstance(place, Place):
+            exchange.state[self] = _Opening(place, endpoint)
+            return None
+        text = "Too many open sessions; end one with DELETE, or wait until one has been idle long enough"
+        return _refused(429, RATE_LIMITED, text, "session_limit", max(1, math.ceil(place)))
 
     def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
         """Put the caller's id in place of the server's."""
         upstream = [value for name, value in headers if name.lower() == _SESSION_HEADER]
-        held: _Opening | Use | None = exchange.state.get(self)
+        held = exchange.state.get(self)
+        if isinstance(held, _Opening) and upstream and 200 <= status < 300:
+            held.use = self._open(exchange, held, upstream)
+        use: Use | None = held if isinstance(held, Use) else held.use if isinstance(held, _Opening) else None
         if upstream:
             headers[:] = [line for line in headers if line[0].lower() != _SESSION_HEADER]
-            if isinstance(held, _Opening) and 200 <= status < 300:
-                held = self._open(exchange, held, upstream)
-            if isinstance(held, Use):
-                headers.append((_SESSION_HEADER, held.token))
-        if not isinstance(held, Use):
+            if use is not None:
+                headers.append((_SESSION_HEADER, use.token))
+        if not isinstance(held, Use) or exchange.rejection is not None:
             return
         # On the same endpoint with a slash more, a 404 may be the router's and say nothing about the session.
         lost = status == 404 and exchange.path == held.path
         if exchange.http_method == "DELETE" and (lost or 200 <= status < 300):
             self._sessions.end(held)
+            exchange.state[self] = _Closing(held, ended=True)
         elif lost:
             self._sessions.forget(held)  # the next answer is the server's as well
+            exchange.state[self] = _Closing(held, ended=False)
 
-    def _open(self, exchange: Exchange, opening: _Opening, upstream: list[bytes]) -> _Opening | Use:
+    def _open(self, exchange: Exchange, opening: _Opening, upstream: list[bytes]) -> Use | None:
         """The new session, remembered as in use by this request; without one where the server's id is not fit."""
         value = upstream[0]
         if len(upstream) > 1 or not 0 < len(value) <= MAX_UPSTREAM_BYTES or value.translate(None, _VISIBLE_ASCII):
@@ -190,26 +243,47 @@ class SessionAffinityMiddleware(Member):
                 "the server's session id was withheld: it must be one of 1 to %d visible ASCII characters",
                 MAX_UPSTREAM_BYTES,
             )
-            return opening
+            return None
         now = self._clock()
         # As it is now: who forwarded the request may have found the chosen instance dead, and taken another.
         instance = self._instance if self._instances is None else exchange.instance or ""
-        session = Session(instance, value, bind_caller(opening.agent), now, now + self._lifetime)
+        session = Session(instance, value, bind_caller(exchange.caller.key), now, now + self._lifetime)
         token = self._keys.seal(session, opening.endpoint)
-        use = Use(token, session, endpoint=opening.endpoint, path=exchange.path, agent=opening.agent, now=now)
+        use = self._use(token, session, opening.endpoint, exchange, now)
         self._sessions.open(use)
         self._sessions.enter(use, now)
-        exchange.state[self] = use
         exchange.session = use.name
         return use
 
     async def on_finish(self, exchange: Exchange) -> None:
-        """Start the idle time, or give back the place of a session that was not opened."""
-        held: Any = exchange.state.pop(self, None)
+        """Start the idle time, or give back the place of a session that was not opened; tell the store."""
+        held = exchange.state.pop(self, None)
+        now = self._clock()
         if isinstance(held, Use):
-            self._sessions.leave(held, self._clock())
+            self._sessions.leave(held, now)
+            if now >= held.keep_at:
+                await self._store.keep(held, idle=self._idle, now=now)
         elif isinstance(held, _Opening):
-            self._sessions.release(held.agent)
+            if held.use is None:
+                await self._store.release(held.place)
+            else:
+                self._sessions.leave(held.use, now)
+                await self._store.opened(held.place, held.use, idle=self._idle, now=now)
+        elif isinstance(held, _Closing):
+            self._sessions.leave(held.use, now)
+            if held.ended:
+                await self._store.end(held.use, idle=self._idle, now=now)
+            else:
+                await self._store.forget(held.use)
+
+    async def aclose(self) -> None:
+        """Close the store."""
+        await self._store.aclose()
+
+
+def _refused(status: int, code: int, text: str, reason: str, seconds: int) -> Rejection:
+    retry_after = ((b"retry-after", str(seconds).encode()),)
+    return Rejection(status, code, text, reason, data={"retryAfterMs": seconds * 1000}, headers=retry_after)
 
 
 def _is_legacy(exchange: Exchange) -> bool:
@@ -254,6 +328,14 @@ def _instances(value: object, instance: str) -> Instances | None:
             "process, instances for those behind a gateway"
         )
     return cast(Instances, value)
+
+
+def _store(value: SessionStore) -> SessionStore:
+    if not callable(getattr(value, "is_over", None)):
+        raise ConfigurationError(
+            f"SessionAffinityMiddleware: store is {value!r}; it must be a SessionStore, such as MemorySessions"
+        )
+    return value
 
 
 def _instance(value: object) -> str:

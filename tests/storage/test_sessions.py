@@ -2,42 +2,66 @@
 
 import tracemalloc
 from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mcp_middleware.affinity import sessions
-from mcp_middleware.affinity.sealing import Session
-from mcp_middleware.affinity.sessions import Agent, SessionTable, Use
+from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.storage import MemorySessions, sessions
+from mcp_middleware.storage.sessions import Agent, SessionTable, Use
 
 ALICE: Agent = ("https://login.example.com", "agent", "alice")
 BOB: Agent = ("https://login.example.com", "agent", "bob")
 _serial = count()
 
 
-def use_of(agent: Agent, now: float, lifetime: float = 1000.0) -> Use:
-    token = b"token-%d" % next(_serial)
+class Bound:
+    """A table and what a member asks it with."""
+
+    def __init__(self, *, idle: float, per_agent: int | None, max_sessions: int) -> None:
+        self.table = SessionTable(max_sessions)
+        self.idle = idle
+        self.per_agent = per_agent
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.table, name)
+
+    def reserve(self, agent: Agent, now: float) -> float | None:
+        return self.table.reserve(agent, now, idle=self.idle, per_agent=self.per_agent)
+
+    def is_idle(self, use: Use, now: float) -> bool:
+        return self.table.is_idle(use, now, self.idle)
+
+
+def use_of(agent: Agent, now: float, lifetime: float = 1000.0, token: bytes | None = None, path: str = "/mcp") -> Use:
     return Use(
-        token,
-        Session("", b"upstream", bytes(16), now, now + lifetime),
-        endpoint="/mcp",
-        path="/mcp",
+        token or b"token-%d" % next(_serial),
+        upstream=b"upstream",
+        instance="",
+        expires=now + lifetime,
+        endpoint=path,
+        path=path,
         agent=agent,
+        counted=agent,
         now=now,
     )
 
 
-def opened(table: SessionTable, agent: Agent, now: float, lifetime: float = 1000.0) -> Use:
+def opened(table: Bound, agent: Agent, now: float, lifetime: float = 1000.0) -> Use:
     assert table.reserve(agent, now) is None
     use = use_of(agent, now, lifetime)
     table.open(use)
     return use
 
 
-def make_table(*, idle: float = 100.0, per_agent: int | None = 2, max_sessions: int = 1000) -> SessionTable:
-    return SessionTable(idle=idle, per_agent=per_agent, max_sessions=max_sessions)
+def make_table(*, idle: float = 100.0, per_agent: int | None = 2, max_sessions: int = 1000) -> Bound:
+    return Bound(idle=idle, per_agent=per_agent, max_sessions=max_sessions)
 
 
 def test_case_22_a_flood_meets_its_cap_and_others_notice_nothing() -> None:
@@ -127,7 +151,7 @@ def test_a_session_forgotten_and_learnt_again_ends_once_and_leaves_nothing() -> 
     first = opened(table, ALICE, 0.0)
     table.enter(first, 0.0)
     table.forget(first)
-    again = Use(first.token, first.session, endpoint="/mcp", path="/mcp", agent=first.agent, now=1.0)
+    again = use_of(ALICE, 1.0, token=first.token)
     table.learn(again, 1.0)
     table.end(first)
     table.leave(first, 2.0)
@@ -179,16 +203,18 @@ def test_a_session_costs_less_than_four_kibibytes() -> None:
         for number in range(2000):
             token = b"%0172d" % number
             agent = ("https://login.example.com/" + str(number), f"agent-{number}", f"user-{number}")
-            session = Session("pod-1", b"%032d" % number, b"%016d" % number, number + 0.5, number + 1e6)
             use = Use(
                 token,
-                session,
+                upstream=b"%032d" % number,
+                instance="http://127.0.0.1:9002/mcp",
+                expires=number + 1e6,
                 endpoint=f"/servers/{number}/mcp",
                 path=f"/servers/{number}/mcp",
                 agent=agent,
+                counted=(f"/servers/{number}/mcp", *agent),
                 now=number + 0.25,
             )
-            assert table.reserve(agent, 0.0) is None
+            assert table.reserve(use.counted, 0.0) is None
             table.open(use)
         used = tracemalloc.get_traced_memory()[0] - before
     finally:
@@ -205,7 +231,7 @@ class Table(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = SessionTable(idle=50.0, per_agent=self.CAP, max_sessions=8)
+        self.table = Bound(idle=50.0, per_agent=self.CAP, max_sessions=8)
         self.now = 0.0
         self.uses: list[Use] = []
         self.reserved: list[Agent] = []
@@ -253,7 +279,7 @@ class Table(RuleBasedStateMachine):
         elif what == "forget":
             self.table.forget(use)
         elif self.table.find(use.token) is None:
-            again = Use(use.token, use.session, endpoint="/mcp", path="/mcp", agent=use.agent, now=self.now)
+            again = use_of(use.agent, self.now, token=use.token)
             self.table.learn(again, self.now)
             self.uses.append(again)
 
@@ -282,3 +308,9 @@ def test_case_22_waiting_as_long_as_told_is_enough(steps: list[int]) -> None:
             now += wait
             assert table.reserve(ALICE, now) is None
         table.open(use_of(ALICE, now))
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "100", None])
+def test_a_wrong_bound_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="MemorySessions: max_sessions is"):
+        MemorySessions(max_sessions=value)
