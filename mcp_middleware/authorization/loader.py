@@ -23,6 +23,8 @@ MAX_DEPTH: Final = 8
 """Levels of nesting; a policy has four, and two more where it stands in the gateway's file."""
 POLICY: Final = "the policy"
 
+_MAX_BITS: Final = 256
+
 _KINDS: Final = {
     "tag:yaml.org,2002:str": "string",
     "tag:yaml.org,2002:null": "empty",
@@ -74,8 +76,9 @@ def read_file(path: str | PathLike[str], *, what: str = POLICY, problems: list[s
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {what} cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a character that no path has
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"{path}: {what} cannot be read: {reason}") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -170,4 +173,6 @@ def _python_node(value: object, place: str, depth: int) -> Node:
         )
     if isinstance(value, list | tuple):
         return Node(place, "list", items=tuple(_python_node(child, place, depth + 1) for child in value))
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:  # Python refuses to print the largest
+        return Node(place, "number", "more than any limit")
     return Node(place, _PYTHON_KINDS.get(type(value), type(value).__name__), str(value))

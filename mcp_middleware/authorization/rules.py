@@ -108,10 +108,10 @@ def compile_rules_for_servers(
     problems = _Problems(inside)
     default, read = _policy(root, problems, several_servers=True)
     for one in read:
-        for glob in one.servers or ():
-            if names and not any(_names(glob, name) for name in names):
-                text = f"{one.rule.name}.servers has the glob {glob.text[:200]!r}, which matches no server"
-                problems.at(one.servers_node or one.node, f"{inside}{text}; the servers are {', '.join(names)}")
+        for item in one.listed:
+            if names and not any(_names(Glob(item.text), name) for name in names):
+                text = f"{one.rule.name}.servers has the glob {item.describe()}, which matches no server"
+                problems.at(item, f"{inside}{text}; the servers are {', '.join(names)}")
     by_server = {name: [one for one in read if one.is_about(name)] for name in names}
     _refuse_idle(list(by_server.values()), problems)
     problems.raise_if_any()
@@ -124,7 +124,8 @@ class _Read(NamedTuple):
     rule: Rule
     node: Node
     servers: frozenset[Glob] | None = None
-    servers_node: Node | None = None
+    listed: tuple[Node, ...] = ()
+    """The items of ``servers``."""
 
     def is_about(self, server: str) -> bool:
         return self.servers is None or any(_names(glob, server) for glob in self.servers)
@@ -238,7 +239,8 @@ def _rule(node: Node, index: int, problems: _Problems, several_servers: bool) ->
     servers = problems.globs(listed, f"{name}.{_SERVERS}") if listed is not None else None
     if effect is None or len(problems) > before:
         return None
-    return _Read(Rule(own_name, effect, conditions, targets, scopes), node, servers, listed)
+    rule = Rule(own_name, effect, conditions, targets, scopes)
+    return _Read(rule, node, servers, listed.items if listed is not None else ())
 
 
 def _refuse_idle(groups: Sequence[Sequence[_Read]], problems: _Problems) -> None:

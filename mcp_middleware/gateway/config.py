@@ -159,6 +159,10 @@ class Config:
     drain: float = 30.0
     """Seconds that calls in flight get to finish."""
     connections_per_agent: int = 1000
+    access_log: bool = True
+    """Whether a line is written for each request."""
+    files: tuple[Path, ...] = ()
+    """What else was read: the policy and secrets that are in files of their own."""
     warnings: tuple[str, ...] = ()
     """What is dangerous about it, a sentence each."""
 
@@ -224,6 +228,11 @@ def _in_order(problems: list[str], source: str) -> tuple[str, ...]:
     return tuple(sorted(dict.fromkeys(problems), key=place))
 
 
+def _is_readable_on_the_way(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+
+
 class _Parts:
     """The sections of a file, checked against each other. A value that is wrong by itself is INVALID, and no reason to
     find fault with another."""
@@ -261,13 +270,14 @@ class _Parts:
         if self.reading.problems:
             return None
         host, port = values["listen"]
-        same = ("state", "workers", "hosts", "origins", "bounds", "drain", "connections_per_agent")
+        same = ("state", "workers", "hosts", "origins", "bounds", "drain", "connections_per_agent", "access_log")
         return Config(
             source=source,
             host=host,
             port=port,
             **made,
             **{name: values[name] for name in same},
+            files=tuple(self.reading.files),
             warnings=tuple(self.warnings),
         )
 
@@ -279,11 +289,9 @@ class _Parts:
         for name, given in found.items():
             given = dict(given)
             url, instances = given.pop("url"), given.pop("instances")
-            if (url is None) == (instances is None):
-                both = "has url and instances" if url else "has neither url nor instances"
-                self.reading.at(self.node("servers", name), f"servers.{name} {both}; it must have one of them")
-                continue
-            servers[name] = ServerConfig(name=name, instances=instances or (url,), **given)
+            servers[name] = server = ServerConfig(name=name, instances=instances or (url,), **given)
+            if server.headers and any(map(_is_readable_on_the_way, server.instances)):
+                self.warn(f"servers.{name}.headers go over http to another machine: they can be read on the way")
         return servers
 
     def policies(self) -> Any:
@@ -299,7 +307,8 @@ class _Parts:
         try:
             if not isinstance(access, Node):
                 prefix = ""
-                access = read_file(self.reading.path(access["file"]))
+                self.reading.files.append(access["file"])
+                access = read_file(access["file"])
             return Policy.for_servers(access, names, inside=prefix)
         except ConfigurationError as error:
             self.reading.problems += str(error).splitlines()
@@ -317,8 +326,7 @@ class _Parts:
                     node, "public_url is missing; it must be the URL that clients know the gateway by"
                 )
             return f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
-        parts = urlsplit(url)
-        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        if _is_readable_on_the_way(url):
             if self.values["auth"] != "off":
                 return self.reading.wrong(node, "public_url", "be https: it is what access tokens are for (RFC 9728)")
             self.warn("public_url is http: everybody on the way can read and change what is said")
@@ -353,9 +361,7 @@ class _Parts:
             return limits
         rates = {name: None if limits[name] == "off" else limits[name] for name in ("requests", "tokens")}
         if not limits["agents"] and rates["requests"] is None and rates["tokens"] is None:
-            return self.reading.at(
-                self.node("limits"), "limits limits nothing; it must have requests, tokens or agents"
-            )
+            return self.reading.at(self.node("limits"), "limits limits nothing; give requests, tokens or agents")
         return LimitsConfig(agents=limits["agents"], **rates)
 
     def sessions(self) -> Any:
@@ -385,29 +391,13 @@ class _Parts:
             self.warn("audit is not given: nobody will know who called what")
         if audit is None or audit is INVALID:
             return audit
-        paths: dict[str, Path | None] = {"sqlite": None, "jsonl": None}
-        for name in paths:
-            if audit[name] is not None:
-                paths[name] = path = self.reading.path(audit[name])
-                if not path.parent.is_dir() or path.is_dir():
-                    self.reading.wrong(
-                        self.node("audit", name), f"audit.{name}", "name a file in a directory that exists"
-                    )
-        if paths["sqlite"] is None and paths["jsonl"] is None:
-            return self.reading.at(self.node("audit"), "audit names no file; it must have sqlite, jsonl or both")
         if audit["on_failure"] == "continue":
             self.warn("audit.on_failure is continue: calls go on while they cannot be recorded")
-        return AuditConfig(on_failure=audit["on_failure"], **paths)
+        return AuditConfig(**audit)
 
     def tls(self) -> Any:
         tls = self.values["tls"]
-        if tls is None or tls is INVALID:
-            return tls
-        paths = {name: self.reading.path(text) for name, text in tls.items()}
-        for name, path in paths.items():
-            if not path.is_file() or not os.access(path, os.R_OK):
-                self.reading.wrong(self.node("tls", name), f"tls.{name}", "name a file that can be read")
-        return TLSConfig(**paths)
+        return tls if tls is None or tls is INVALID else TLSConfig(**tls)
 
     def workers(self, limits: Any, sessions: Any) -> None:
         """Several workers count together or not at all."""

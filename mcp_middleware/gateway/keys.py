@@ -5,7 +5,7 @@ is for ``config``.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -22,7 +22,7 @@ from mcp_middleware.resource_server.tokens import Issuer
 from mcp_middleware.resource_server.urls import absolute_url
 from mcp_middleware.tracing.propagation import is_baggage_key
 
-from .shapes import Duration, Either, Flag, Key, ListOf, MapOf, Off, OneOf, Secret, Section, Size, Text, Whole
+from .shapes import Duration, Either, File, Flag, Key, ListOf, MapOf, Off, OneOf, Secret, Section, Size, Text, Whole
 from .source import Reading
 
 __all__ = ["FILE"]
@@ -139,6 +139,16 @@ def _host(text: str) -> str:
     return text.lower()
 
 
+def _one_place(given: Collection[str]) -> str | None:
+    if ("url" in given) != ("instances" in given):
+        return None
+    return f"has {'both' if 'url' in given else 'neither'} of url and instances; it must have one of them"
+
+
+def _some_of(given: Collection[str], *names: str) -> str | None:
+    return None if any(name in given for name in names) else f"is of no use without {' or '.join(names)}; give one"
+
+
 def _baggage_key(text: str) -> str:
     if not is_baggage_key(text):
         raise ValueError
@@ -183,7 +193,6 @@ def _text(label: str, must: str, check: Callable[[str], Any] = str, pattern: str
     return Text(label, must, check, pattern, examples)
 
 
-_PATH: Final = _text("path", "be the path of a file", str, ".", "./file")
 _LISTEN: Final = _text(
     "host:port",
     "be host:port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080",
@@ -281,7 +290,10 @@ _POLICY_FILE: Final = Section(
     "access",
     (
         Key(
-            "file", _PATH, "A policy file, in place of the keys above; its rules may have `servers` too.", required=True
+            "file",
+            File(),
+            "A policy file, in place of the keys above; its rules may have `servers` too.",
+            required=True,
         ),
     ),
 )
@@ -313,6 +325,7 @@ _SERVER: Final = Section(
             "probe_interval", Duration(), "How often an instance that was taken out is asked whether it is back.", "5s"
         ),
     ),
+    judge=_one_place,
 )
 
 _ISSUER_SECTION: Final = Section(
@@ -380,6 +393,7 @@ _LIMITS: Final = Section(
             {},
         ),
     ),
+    judge=lambda given: _some_of(given, "requests", "tokens", "agents"),
 )
 
 _SESSIONS: Final = Section(
@@ -397,7 +411,8 @@ _SESSIONS: Final = Section(
                 least=0,
             ),
             "The keys that seal session ids: the first seals, all open, so that keys can be replaced in "
-            "turn. Every replica needs the same. Without any, a key is made for this process alone, and a restart ends all sessions.",
+            "turn. Every replica needs the same. Without any, a key is made for this process alone, and a restart "
+            "ends all sessions.",
             [],
         ),
         Key("idle", Duration(), "How long a session may be without a request.", "30m"),
@@ -442,8 +457,8 @@ _TRACING: Final = Section(
 _AUDIT: Final = Section(
     "audit",
     (
-        Key("sqlite", _PATH, "A SQLite file for the records."),
-        Key("jsonl", _PATH, "A file for the records as JSON Lines. Both may be given."),
+        Key("sqlite", File(new=True), "A SQLite file for the records."),
+        Key("jsonl", File(new=True), "A file for the records as JSON Lines. Both may be given."),
         Key(
             "on_failure",
             OneOf(("refuse", "continue")),
@@ -451,13 +466,14 @@ _AUDIT: Final = Section(
             "refuse",
         ),
     ),
+    judge=lambda given: _some_of(given, "sqlite", "jsonl"),
 )
 
 _TLS: Final = Section(
     "tls",
     (
-        Key("cert", _PATH, "The certificate chain, in PEM.", required=True),
-        Key("key", _PATH, "Its private key, in PEM.", required=True),
+        Key("cert", File(), "The certificate chain, in PEM.", required=True),
+        Key("key", File(), "Its private key, in PEM.", required=True),
     ),
 )
 
@@ -547,5 +563,6 @@ FILE: Final = Section(
             "drain", Duration(), "How long calls in flight may take to finish once the gateway is told to stop.", "30s"
         ),
         Key("connections_per_agent", Whole(), "Requests and streams that one agent may have open at once.", 1000),
+        Key("access_log", Flag(), "Whether each request gets a line on standard error.", True),
     ),
 )

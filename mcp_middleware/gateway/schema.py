@@ -38,8 +38,8 @@ audit: {sqlite: audit.db}
 
 | value | what may stand there |
 |---|---|
-| any string | `${NAME}` in it is the environment variable of that name, `$${` a literal `${`. A variable that is not set is an \
-error. |
+| any string | `${NAME}` in it is the environment variable of that name, `$${` a literal `${`. One that is not set \
+is an error. |
 | number, true or false | The same, where `"${NAME}"` is the whole value. |
 | duration | `250ms`, `60s`, `30m`, `12h`, `1d`, or a number of seconds; above 0. |
 | size | `64KiB`, `4MiB`, `1GiB`, or a number of bytes; above 0. |

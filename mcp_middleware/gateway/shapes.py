@@ -2,9 +2,10 @@
 the reference, so that the three cannot differ."""
 
 import difflib
+import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
@@ -15,6 +16,7 @@ from .source import INVALID, VARIABLE, Reading, join
 __all__ = [
     "Duration",
     "Either",
+    "File",
     "Flag",
     "Key",
     "ListOf",
@@ -91,6 +93,30 @@ class Text(Shape):
     def schema(self) -> dict[str, Any]:
         found: dict[str, Any] = {"type": "string", "pattern": f"(?:{self.pattern})|{VARIABLE}"}
         return found | ({"examples": list(self.examples)} if self.examples else {})
+
+
+@dataclass(frozen=True)
+class File(Shape):
+    """The path of a file, read as a Path: of one that is there, or (``new``) that can be made."""
+
+    new: bool = False
+    label = "path"
+
+    def _read(self, node: Node, path: str, reading: Reading) -> Any:
+        must = "name a file in a directory that exists" if self.new else "name a file that can be read"
+        if node.kind != "string" or not node.text:
+            return reading.wrong(node, path, must)
+        file = reading.path(node.text)
+        try:
+            good = (
+                file.parent.is_dir() and not file.is_dir() if self.new else file.is_file() and os.access(file, os.R_OK)
+            )
+        except (OSError, ValueError):  # too long, in a directory that is closed to us, or no path at all
+            good = False
+        return file if good else reading.wrong(node, path, must)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "minLength": 1}
 
 
 @dataclass(frozen=True)
@@ -313,7 +339,7 @@ class MapOf(Shape):
             if name in values:
                 reading.at(child, f"{path} has the key {key[:200]!r} twice, in two spellings; keep one")
                 sound = False
-            values[name] = self.value.read(child, join(path, key[:200]), reading)
+            values[name] = self.value.read(child, join(path, key), reading)
             sound = sound and values[name] is not INVALID
         return values if sound else INVALID
 
@@ -350,7 +376,8 @@ class Section(Shape):
     keys: tuple[Key, ...]
     build: Callable[[Mapping[str, Any]], Any] = field(default=dict)
     """What is made of the values, once all of them are sound."""
-    about: str = ""
+    judge: Callable[[Collection[str]], str | None] = field(default=lambda _: None)
+    """Of the names of the keys that are given: what is wrong with having these together, or None."""
     kinds: ClassVar[tuple[str, ...]] = ("mapping",)
 
     label = "section"
@@ -371,8 +398,11 @@ class Section(Shape):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
                 meant = f"did you mean {near[0]}? Allowed are" if near else "allowed are"
-                reading.at(child, f"{join(path, name[:200])} is no key of this place; {meant} {', '.join(known)}")
-        unknown = len(reading.problems) > before
+                reading.at(child, f"{join(path, name)} is no key of this place; {meant} {', '.join(known)}")
+        fault = self.judge(node.members)
+        if fault is not None:
+            reading.at(node, f"{path} {fault}")
+        unsound = len(reading.problems) > before
         values: dict[str, Any] = {}
         for key in self.keys:
             place = join(path, key.name)
@@ -384,9 +414,7 @@ class Section(Shape):
                 values[key.name] = key.shape.read(read_mapping(key.default, source=place), place, reading)
             else:
                 values[key.name] = None
-        if unknown and path:
-            return INVALID
-        return values
+        return INVALID if unsound and path else values
 
     def schema(self) -> dict[str, Any]:
         properties = {}

@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from mcp_middleware.authorization.loader import Node
 
-__all__ = ["INVALID", "VARIABLE", "Reading", "with_environment"]
+__all__ = ["INVALID", "VARIABLE", "Reading", "join", "with_environment"]
 
 VARIABLE: Final = r"\$\{[A-Za-z_][A-Za-z0-9_]*\}"
 _REFERENCE: Final = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)\})?")
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_*?/:@-]{1,200}", re.ASCII)
 _MAX_SECRET_BYTES: Final = 64 * 1024
 
 INVALID: Final[Any] = object()
@@ -32,6 +33,8 @@ class Reading:
     problems: list[str] = field(default_factory=list)
     unset: set[str] = field(default_factory=set)
     """Keys whose value could not be had from the environment."""
+    files: list[Path] = field(default_factory=list)
+    """What was read besides the file itself."""
 
     def at(self, node: Node, text: str) -> Any:
         """Note a problem. Returns INVALID."""
@@ -44,15 +47,17 @@ class Reading:
 
     def path(self, text: str) -> Path:
         """A path of the file: relative ones start where the file is."""
-        return self.directory / Path(text).expanduser()
+        return self.directory / text
 
     def secret_file(self, node: Node, path: str, text: str) -> Any:
         """What a file holds, without the line break at its end. INVALID where there is nothing to be had."""
         try:
-            with self.path(text).open("rb") as file:
+            found = self.path(text)
+            self.files.append(found)
+            with found.open("rb") as file:
                 data = file.read(_MAX_SECRET_BYTES + 1)
             secret = data.decode().rstrip("\r\n")
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, ValueError) as error:
             reason = (error.strerror or "unreadable") if isinstance(error, OSError) else "it is no text in UTF-8"
             return self.wrong(node, path, f"name a readable file ({reason})")
         if len(data) > _MAX_SECRET_BYTES:
@@ -104,4 +109,5 @@ def with_environment(node: Node, path: str, reading: Reading) -> Node:
 
 def join(path: str, key: str) -> str:
     """The name of a key in a section, as errors have it."""
-    return f"{path}.{key}" if path else key
+    shown = key if _PLAIN.fullmatch(key) else repr(key[:200])
+    return f"{path}.{shown}" if path else shown
