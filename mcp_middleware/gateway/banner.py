@@ -1,0 +1,78 @@
+"""What a person sees when the gateway has started: where it listens, who answers behind it, what is on, and what about
+this configuration is dangerous. Pure, no I/O."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .access_log import visible
+from .config import Config
+
+__all__ = ["capabilities", "render"]
+
+
+def render(config: Config, *, port: int, readiness: Mapping[str, Any], version: str) -> str:
+    """The banner, some lines of plain text. ``port`` is the one that was got, ``readiness`` as ``/readyz`` has it."""
+    return "".join(f"{visible(line)}\n" for line in _lines(config, port, readiness, version))
+
+
+def _lines(config: Config, port: int, readiness: Mapping[str, Any], version: str) -> Iterator[str]:
+    scheme = "http" if config.tls is None else "https"
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    workers = "" if config.workers == 1 else f" by {config.workers} workers"
+    yield f"mcp-gateway {version} listens on {scheme}://{host}:{port}{workers}, by {config.source}"
+    yield ""
+    yield "  servers"
+    width = max(len(config.resource(name)) for name in config.servers)
+    for name, server in config.servers.items():
+        instances = readiness.get("servers", {}).get(name, {}).get("instances", {})
+        answering = [instance for instance, told in instances.items() if told.get("state") == "healthy"]
+        silent = [instance for instance in instances if instance not in answering]
+        if not silent:
+            state = "answers" if len(server.instances) == 1 else f"all {len(server.instances)} instances answer"
+        elif answering:
+            state = f"{len(answering)} of {len(instances)} instances answer, not {', '.join(silent)}"
+        else:
+            state = f"DOES NOT ANSWER ({', '.join(silent)})"
+        yield f"    {config.resource(name):{width}}  {state}"
+    yield ""
+    yield "  capabilities"
+    for word, text in capabilities(config).items():
+        yield f"    {word:14}  {text}"
+    if config.warnings:
+        yield ""
+        yield "  DANGEROUS" if len(config.warnings) == 1 else f"  DANGEROUS, in {len(config.warnings)} ways"
+        for warning in config.warnings:
+            yield f"    ! {warning}"
+    yield ""
+
+
+def capabilities(config: Config) -> dict[str, str]:
+    """What is on and how, a few words for each."""
+    found = {}
+    if config.auth is None:
+        found["authentication"] = "off"
+    else:
+        issuers = ", ".join(issuer.issuer for issuer in config.auth.issuers)
+        scopes = f", scopes {' '.join(config.auth.scopes)}" if config.auth.scopes else ""
+        found["authentication"] = f"tokens of {issuers}{scopes}"
+    policed = [name for name, policy in config.policies.items() if policy is not None]
+    found["authorization"] = f"policy for {len(policed)} of {len(config.servers)} servers" if policed else "off"
+    found["limits"] = _limits(config)
+    found["sessions"] = "sealed with a configured key" if config.sessions.keys else "sealed with a key of this process"
+    found["state"] = config.state_name
+    found["tracing"] = f"OTLP to {config.tracing.otlp}" if config.tracing is not None else "off"
+    if config.audit is None:
+        found["audit"] = "off"
+    else:
+        found["audit"] = ", ".join(str(path) for path in (config.audit.sqlite, config.audit.jsonl) if path is not None)
+    return found
+
+
+def _limits(config: Config) -> str:
+    limits = config.limits
+    if limits is None:
+        return "off"
+    parts = [f"{name} {rate}" for name, rate in (("requests", limits.requests), ("tokens", limits.tokens)) if rate]
+    if limits.agents:
+        parts.append(f"{len(limits.agents)} kinds of agents with limits of their own")
+    return ", ".join(parts) or "off"

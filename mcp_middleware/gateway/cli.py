@@ -1,0 +1,180 @@
+"""``mcp-gateway``: run the gateway, check its file, print the file's schema, or show it all at work.
+
+Exit status: 0 as asked, 1 where it could not start, 2 where the configuration or the command line is wrong, 128 and the
+signal's number where a second signal ended it at once.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mcp_middleware.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from .app import Gateway
+    from .config import Config
+
+__all__ = ["main"]
+
+FIRST_PROBE: Final = 3.5
+"""Seconds that the banner waits for servers: a little longer than a probe does, so that it knows who was silent."""
+_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what ``arguments`` (the process's own by default) say; the exit status."""
+    given = _parser().parse_args(arguments)
+    if given.command == "demo":
+        from .demo import main as demo
+
+        return demo(given.rest)
+    if given.command == "schema":
+        from .schema import schema
+
+        print(json.dumps(schema(), indent=2))
+        return 0
+    from .config import load
+
+    try:
+        config = load(given.file)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if given.command == "check":
+        _summarize(config)
+        return 0
+    return _run(config, Path(given.file).absolute(), given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "mcp-gateway", description="One governed endpoint for many agents and many MCP servers."
+    )
+    parser.add_argument("--version", action="version", version=f"mcp-gateway {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    run = commands.add_parser("run", help="serve by a configuration file, until SIGTERM; SIGHUP reads it again")
+    run.add_argument("--log-level", choices=_LEVELS, default="info", help="the least that is logged (info)")
+    run.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="lines for people or programs (text)"
+    )
+    check = commands.add_parser(
+        "check", help="say everything that is wrong with a configuration file; 2 if anything is"
+    )
+    for command in (run, check):
+        command.add_argument("file", help="the configuration, as gateway.yaml")
+    commands.add_parser("schema", help="print the JSON Schema of a configuration file, for editors")
+    demo = commands.add_parser("demo", help="show it all at work, with nothing but this package", add_help=False)
+    demo.add_argument("rest", nargs=argparse.REMAINDER)
+    return parser
+
+
+def _summarize(config: "Config") -> None:
+    from .banner import capabilities
+
+    print(f"{config.source}: good")
+    for name, server in config.servers.items():
+        print(f"  {config.resource(name)} -> {', '.join(server.instances)}")
+    for word, text in capabilities(config).items():
+        print(f"  {word}: {text}")
+    for warning in config.warnings:
+        print(f"  dangerous: {warning}")
+
+
+def _run(config: "Config", path: Path, given: argparse.Namespace) -> int:
+    from .server import StartError, Worker, listen
+    from .supervisor import CANNOT_START, supervise
+
+    _configure_logging(given.log_level, given.log_format)
+    try:
+        bound = listen(config.host, config.port)
+    except StartError as error:
+        print(f"mcp-gateway: {error}", file=sys.stderr)
+        return CANNOT_START
+
+    def work(parent: int | None, first: bool) -> int:
+        from .access_log import AccessLogWriter, as_json, as_text
+
+        render = as_json if given.log_format == "json" else as_text
+        worker = Worker(
+            bound,
+            config,
+            path=path,
+            access_log=AccessLogWriter(sys.stderr, render) if config.access_log else None,
+            announce=_announce if first else None,
+            parent=parent,
+        )
+        try:
+            return worker.run()
+        except StartError as error:
+            print(f"mcp-gateway: {error}", file=sys.stderr)
+            return CANNOT_START
+
+    return work(None, True) if config.workers == 1 else supervise(config.workers, work)
+
+
+async def _announce(gateway: "Gateway", port: int) -> None:
+    from .banner import render
+
+    await gateway.probe(FIRST_PROBE)
+    text = render(gateway.config, port=port, readiness=gateway.readiness(), version=_version())
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _version() -> str:
+    try:
+        return version("mcp-middleware")
+    except PackageNotFoundError:
+        return "from its sources"
+
+
+def _configure_logging(level: str, form: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JSONFormatter() if form == "json" else _TextFormatter())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("mcp_middleware").setLevel(level.upper())
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Requests that we end at the deadline of a stop are no errors of the application."""
+    from asyncio import CancelledError
+
+    return not (record.exc_info and isinstance(record.exc_info[1], CancelledError))
+
+
+class _TextFormatter(logging.Formatter):
+    """A line for people, with more below it where there are; nothing that came from outside can look like another."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from .access_log import visible
+
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        lines = record.getMessage().splitlines() or [""]
+        if record.exc_info:
+            lines += self.formatException(record.exc_info).splitlines()
+        return f"{clock}.{record.msecs:03.0f} {record.levelname} " + "\n    ".join(map(visible, lines))
+
+
+class _JSONFormatter(logging.Formatter):
+    """The same as one JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": record.created,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)

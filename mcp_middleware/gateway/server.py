@@ -1,0 +1,307 @@
+"""The process that serves the gateway: sockets, signals, reloads, and the end.
+
+One worker is one event loop around one ``Gateway``. It ends in three steps: it is not ready any more and streams that
+would stay open end; calls under way finish, up to ``drain`` seconds; then everything closes. A second signal skips the
+waiting.
+"""
+
+import asyncio
+import contextlib
+import errno
+import gc
+import logging
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable, Coroutine
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any, Final, TypeAlias, cast
+
+import uvloop
+
+from mcp_middleware.errors import ConfigurationError
+
+from .access_log import AccessLogWriter
+from .app import Gateway, create_app
+from .config import Config, TLSConfig, load
+from .connection import BACKLOG, Connection, Connections, accept
+from .files import WatchedFiles
+
+__all__ = ["Announce", "StartError", "Worker", "listen", "most_connections"]
+
+logger = logging.getLogger("mcp_middleware.gateway")
+
+Announce: TypeAlias = Callable[[Gateway, int], Coroutine[Any, Any, None]]
+"""Tells people what has started: the gateway, and the port it listens on."""
+
+MOST_CONNECTIONS: Final = 16_384
+"""Client connections of one worker, where the process may have as many files open as these and theirs to servers."""
+SPARE_FILES: Final = 256
+"""Files that are no client's: logs, databases, libraries, idle connections to servers."""
+CLOSING: Final = 5.0
+"""Seconds for what comes after the last request: writing the audit trail out, sending spans."""
+YOUNGEST: Final = 50_000
+"""New containers that make the garbage collector look (Python's own value is 2,000 or fewer)."""
+
+
+_TAKEN: Final = (errno.EADDRINUSE,)
+
+
+class StartError(Exception):
+    """It cannot start here; the message is for the one who tried."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to ``host`` and ``port``. Raises StartError where it cannot be had."""
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )[0]
+        # With its protocol named, asyncio turns Nagle off on what it accepts; without, every answer waits for an ACK.
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartError(f"cannot listen on {shown}: {error.strerror or error}") from None
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart does not wait for old connections
+    try:
+        bound.bind(address)
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        if error.errno in _TAKEN:
+            raise StartError(f"cannot listen on {shown}: another program does; stop it, or change `listen`") from None
+        raise StartError(f"cannot listen on {shown}: {error.strerror or error}") from None
+    bound.set_inheritable(True)
+    return bound
+
+
+def most_connections() -> int:
+    """How many clients may be connected to one worker. Raises the limit of open files as far as it may."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * MOST_CONNECTIONS + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(16, min(MOST_CONNECTIONS, (soft - SPARE_FILES) // 2))
+    return MOST_CONNECTIONS
+
+
+class Worker:
+    """One process that serves. ``announce`` runs once it does; ``parent`` is the process without which it ends."""
+
+    def __init__(
+        self,
+        bound: socket.socket,
+        config: Config,
+        *,
+        path: Path,
+        access_log: AccessLogWriter | None = None,
+        announce: Announce | None = None,
+        parent: int | None = None,
+    ) -> None:
+        self._bound = bound
+        self._config = config
+        self._path = path
+        self._access_log = access_log
+        self._announce = announce
+        self._parent = parent
+        self._connections = Connections(most=most_connections(), max_header_bytes=config.bounds.max_header_bytes)
+        self._tls = _TLS(config.tls) if config.tls is not None else None
+        self._files = WatchedFiles(_files_of(config, path))
+        self._told: asyncio.Event
+        self._forced: asyncio.Event
+        self._reload_wanted: asyncio.Event
+        self._signal: signal.Signals | None = None
+
+    def run(self) -> int:
+        """Serve until told to stop; the process's exit status. Raises StartError."""
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(self._run())
+
+    async def _run(self) -> int:
+        self._told, self._forced, self._reload_wanted = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        try:
+            gateway = create_app(self._config, access_log=self._access_log)
+            await gateway.startup()
+        except ConfigurationError as error:
+            raise StartError(str(error)) from None
+        except OSError as error:
+            raise StartError(f"cannot start: {error}") from error
+        context = self._tls.context if self._tls is not None else None
+        server = await accept(gateway, self._bound, self._connections, context=context)
+        _settle_heap()
+        jobs: dict[str, Coroutine[Any, Any, None]] = {
+            "tick": self._tick(),
+            "reloads": self._reload_when_told(gateway),
+        }
+        if self._access_log is not None:
+            jobs["access log"] = self._access_log.run()
+        if self._announce is not None:
+            jobs["banner"] = self._announce(gateway, self._bound.getsockname()[1])
+        running = [asyncio.create_task(job, name=name) for name, job in jobs.items()]
+        await self._told.wait()
+        await self._drain(gateway, server)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        return await self._close(gateway)
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self._told.is_set():
+            self._signal = number
+            self._forced.set()
+        self._told.set()
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._connections.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+            self._connections.sweep(loop.time())
+            if self._parent is not None and os.getppid() != self._parent:
+                logger.error("the process that started this worker is gone; it ends too")
+                self._told.set()
+            await asyncio.sleep(1.0)
+
+    # Reloads
+
+    async def _reload_when_told(self, gateway: Gateway) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._reload_wanted.wait()
+            if self._reload_wanted.is_set() or self._files.changed():
+                self._reload_wanted.clear()
+                await self._reload(gateway)
+
+    async def _reload(self, gateway: Gateway) -> None:
+        try:
+            config = await asyncio.to_thread(load, self._path)
+            if self._tls is not None:
+                self._tls.renew()
+            await gateway.reload(config)
+        except (ConfigurationError, OSError) as error:
+            gateway.note_bad_reload(str(error))
+            return
+        except Exception as error:  # serve on, whatever it was
+            logger.exception("a reload failed")
+            gateway.note_bad_reload(f"{type(error).__name__}: {error}")
+            return
+        self._connections.max_header_bytes = config.bounds.max_header_bytes
+        self._files.watch(_files_of(config, self._path))
+        _settle_heap()
+
+    # The end
+
+    async def _drain(self, gateway: Gateway, server: asyncio.AbstractServer) -> None:
+        loop = asyncio.get_running_loop()
+        seconds = gateway.config.drain
+        deadline = loop.time() + seconds
+        under_way = set(self._connections.tasks)
+        logger.info("stopping: %d requests are open, and have %g s to finish", len(under_way), seconds)
+        gateway.begin_drain()
+        # New connections are still answered, so that whoever balances load sees that this one is not ready.
+        await self._wait(lambda: all(task.done() for task in under_way), deadline)
+        server.close()
+        for connection in list(self._connections.connections):
+            connection.shutdown()
+        await self._wait(lambda: not self._connections.connections and not self._connections.tasks, deadline)
+        left = set(self._connections.tasks)
+        if left:
+            logger.warning("%d requests did not finish in time, and are ended", len(left))
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=1.0)
+        for connection in list(self._connections.connections):
+            cast(Connection, connection).raw.abort()
+
+    async def _wait(self, until: Callable[[], bool], deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        while not until() and loop.time() < deadline and not self._forced.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+    async def _close(self, gateway: Gateway) -> int:
+        """Close what the gateway holds; the exit status."""
+        status = 0 if self._signal is None else 128 + self._signal
+        try:
+            async with asyncio.timeout(CLOSING):
+                await gateway.shutdown()
+        except TimeoutError:
+            logger.error("closing took longer than %g s; what was not written or sent by now is lost", CLOSING)
+            _flush(self._access_log)
+            os._exit(status or 1)  # a thread that hangs would keep the process
+        except Exception:
+            logger.exception("closing failed")
+            status = status or 1
+        _flush(self._access_log)
+        logger.info("stopped")
+        return status
+
+
+class _TLS:
+    """Certificate and key, which may be renewed while their context is in use."""
+
+    def __init__(self, config: TLSConfig) -> None:
+        self._config = config
+        self.context = self._load(_context())
+
+    def renew(self) -> None:
+        """Use what the files hold now for new connections. Raises ConfigurationError, and changes nothing, where they
+        hold nothing that can be used: OpenSSL would keep half of it."""
+        self._load(_context())
+        self._load(self.context)
+
+    def _load(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        cert, key = self._config.cert, self._config.key
+        try:
+            context.load_cert_chain(cert, key, password=lambda: _no_password(key))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise ConfigurationError(
+                f"tls.cert is {str(cert)!r} and tls.key is {str(key)!r}; they must be a certificate chain and its key "
+                f"in PEM ({reason})"
+            ) from None
+        return context
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _no_password(key: Path) -> str:
+    raise ValueError(f"{key} is encrypted; a process that starts by itself cannot ask for its password")
+
+
+def _files_of(config: Config, path: Path) -> list[Path]:
+    files = {path, *config.files}
+    return sorted(files | ({config.tls.cert, config.tls.key} if config.tls is not None else set()))
+
+
+def _settle_heap() -> None:
+    """Keep the garbage collector from what does not become garbage.
+
+    A started gateway holds some 200,000 objects that live as long as it does, and the collector walks all of them again
+    and again while requests wait. Frozen, they are out of its sight; and as a finished request leaves no cycles behind
+    (``Exchange.close``), it need not look often.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNGEST, 20, 50)
+
+
+def _flush(access_log: AccessLogWriter | None) -> None:
+    if access_log is not None:
+        access_log.flush()
