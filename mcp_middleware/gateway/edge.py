@@ -70,7 +70,7 @@ class Edge(Member):
         bounds: Bounds | None = None,
     ) -> None:
         super().__init__(app, bounds=bounds)
-        self._server = server
+        self._name = server
         self._hosts = frozenset(host.encode() for host in hosts)
         self._origins = origins
         self._open = open_requests
@@ -107,4 +107,4 @@ class Edge(Member):
         if agent is not None:
             self._open.leave(agent)
         if self._access_log is not None and not exchange.silent:
-            self._access_log(self._server, exchange, time.monotonic() - exchange.started)
+            self._access_log(self._name, exchange, time.monotonic() - exchange.started)
