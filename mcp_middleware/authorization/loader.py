@@ -101,7 +101,9 @@ def read_text(text: str, *, source: str, what: str = POLICY, problems: list[str]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = source if mark is None else f"{source}:{mark.line + 1}"
-        raise ConfigurationError(f"{place}: not understood as YAML: {error.problem or error.context}") from None
+        said = error.problem or error.context or ""
+        remedy = "; a text with braces needs quotes here" if said.endswith("got '{'") else ""
+        raise ConfigurationError(f"{place}: not understood as YAML: {said}{remedy}") from None
     except yaml.YAMLError as error:  # a character that YAML does not allow
         raise ConfigurationError(f"{source}: not understood as YAML: {error}") from None
     if root is None:
@@ -167,12 +169,18 @@ def _python_node(value: object, place: str, depth: int) -> Node:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise ConfigurationError(f"{place}: the key is {key!r}; keys must be strings")
+                shown = "a huge number" if _is_huge(key) else repr(key)[:200]
+                raise ConfigurationError(f"{place}: the key is {shown}; keys must be strings")
         return Node(
             place, "mapping", members={key: _python_node(child, place, depth + 1) for key, child in value.items()}
         )
     if isinstance(value, list | tuple):
         return Node(place, "list", items=tuple(_python_node(child, place, depth + 1) for child in value))
-    if isinstance(value, int) and value.bit_length() > _MAX_BITS:  # Python refuses to print the largest
+    if _is_huge(value):
         return Node(place, "number", "more than any limit")
     return Node(place, _PYTHON_KINDS.get(type(value), type(value).__name__), str(value))
+
+
+def _is_huge(value: object) -> bool:
+    """Whether this is a number of so many digits that Python refuses to print it."""
+    return isinstance(value, int) and value.bit_length() > _MAX_BITS

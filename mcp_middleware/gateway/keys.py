@@ -304,6 +304,8 @@ class _Access(Either):
     for ``authorization.rules``."""
 
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
+        if node.kind != "mapping":
+            return reading.wrong(node, path, self.must)
         return _POLICY_FILE.read(node, path, reading) if "file" in node.members else node
 
 
