@@ -1,0 +1,430 @@
+"""The gateway as an ASGI application: for each server of the configuration the members around a forwarder.
+
+``create_app(config)`` makes it. What outlives a configuration (limits, sessions, the audit trail, connections) is in
+``_Shared``; what a reload replaces is a ``_Generation``, which ends when its last request has.
+"""
+
+import asyncio
+import base64
+import contextlib
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from mcp_middleware.affinity import SessionAffinityMiddleware
+from mcp_middleware.audit import AuditLogMiddleware, JSONLinesSink, SQLiteSink
+from mcp_middleware.authorization import ToolAuthorizationMiddleware
+from mcp_middleware.exchange import Receive, Scope, Send
+from mcp_middleware.member import ASGIApp
+from mcp_middleware.ratelimit import RateLimitMiddleware
+from mcp_middleware.resource_server import JWTVerifier, OAuthResourceServerMiddleware
+from mcp_middleware.resource_server.metadata import WELL_KNOWN
+from mcp_middleware.resource_server.origins import AllowedOrigins
+from mcp_middleware.resource_server.urls import is_loopback
+from mcp_middleware.storage import (
+    LimitStorage,
+    MemorySessions,
+    MemoryStorage,
+    RedisConnection,
+    RedisSessions,
+    RedisStorage,
+    SessionStore,
+)
+from mcp_middleware.tracing import TraceContextMiddleware
+
+from .config import Config, ServerConfig, TracingConfig
+from .edge import AccessLog, Edge, OpenRequests
+from .forwarder import Forwarder
+from .telemetry import Telemetry
+from .upstream import Upstream, UpstreamClient
+
+__all__ = ["Gateway", "create_app"]
+
+logger = logging.getLogger("mcp_middleware.gateway")
+
+_ENDPOINT: Final = "/mcp"
+_RELAYED: Final = TracingConfig(otlp="")
+"""The options of trace context where nothing is sent anywhere: contexts pass, spans go to the process's provider."""
+_PORTS: Final = {"http": 80, "https": 443}
+_FIXED: Final = ("host", "port", "workers", "tls", "state", "tracing", "audit")
+"""What a running process does not change: a reload that asks for it is told so."""
+
+
+def create_app(config: Config, *, access_log: AccessLog | None = None) -> "Gateway":
+    """The gateway of ``config``. Opens no socket before it starts, which it does by the ASGI lifespan, or with its
+    first request where nobody runs that. Raises ConfigurationError."""
+    return Gateway(config, access_log=access_log)
+
+
+class Gateway:
+    """An ASGI application that serves ``/{server}/mcp``, the metadata documents, ``/healthz`` and ``/readyz``."""
+
+    def __init__(self, config: Config, *, access_log: AccessLog | None = None) -> None:
+        self._shared = _Shared(config, access_log)
+        self._generation = _Generation(config, self._shared)
+        self._starting = asyncio.Lock()
+        self._started = False
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._bad_reload: str | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    @property
+    def config(self) -> Config:
+        """The configuration that is served now."""
+        return self._generation.config
+
+    @property
+    def in_flight(self) -> int:
+        """Requests and streams that are open."""
+        return self._in_flight
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})  # MCP has no websocket transport
+            return
+        if not self._started:
+            await self.startup()
+        path = _normal(scope["path"])
+        if path in ("/healthz", "/readyz"):
+            await self._answer_health(path, scope["method"], send)
+            return
+        generation = self._generation
+        stack = generation.route(path)
+        if stack is None:
+            await _answer(send, 404, {"error": "not found", "remedy": "MCP servers are at /{server}/mcp"})
+            return
+        scope["path"] = path
+        self._in_flight += 1
+        self._idle.clear()
+        generation.enter()
+        try:
+            await stack(scope, receive, send)
+        finally:
+            generation.leave()
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.startup()
+        except Exception as error:
+            logger.exception("the gateway did not start")
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.shutdown()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def startup(self) -> None:
+        """Open connections and begin to watch the servers. Does nothing when it has been done."""
+        async with self._starting:
+            if not self._started:
+                await self._shared.start()
+                await self._generation.start()
+                self._started = True
+
+    async def shutdown(self) -> None:
+        """Close everything: the audit trail is written to its end, spans and metrics are sent."""
+        self.begin_drain()
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await self._generation.aclose(None)
+        await self._shared.aclose()
+        self._started = False
+
+    def begin_drain(self) -> None:
+        """Be not ready any more, and let streams that would stay open end. Calls under way go on."""
+        self._shared.draining.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is open."""
+        await self._idle.wait()
+
+    async def reload(self, config: Config) -> None:
+        """Serve by another configuration from now on; what is under way ends by the old one.
+
+        Raises ConfigurationError, and changes nothing, where it cannot be served.
+        """
+        current = self._generation
+        ignored = [name for name in _FIXED if getattr(config, name) != getattr(current.config, name)]
+        if ignored:
+            logger.warning("these keys change at a restart only, and stay as they are: %s", ", ".join(ignored))
+        following = _Generation(config, self._shared, previous=current)
+        if self._started:
+            await following.start()
+        self._generation = following
+        self._bad_reload = None
+        self._shared.telemetry.count_reload("ok")
+        if self._started:
+            task = asyncio.create_task(current.aclose(following), name="the configuration before")
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+        logger.info("the configuration was reloaded from %s", config.source)
+
+    def note_bad_reload(self, message: str) -> None:
+        """A new configuration was refused: the last good one stays, and says so where people and probes look."""
+        self._bad_reload = message.splitlines()[0] if message else "refused"
+        self._shared.telemetry.count_reload("refused")
+        logger.error("the configuration stays as it was; the new one was refused:\n%s", message)
+
+    async def probe(self, seconds: float) -> None:
+        """Ask every instance whether it lives, for at most ``seconds``; ``readiness`` tells the rest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(upstream.probe_all() for upstream in self._generation.upstreams.values()))
+
+    def readiness(self) -> dict[str, Any]:
+        """What ``/readyz`` says: whether requests should come here, and how the servers behind are."""
+        draining = self._shared.draining.is_set()
+        status = "draining" if draining else "ready" if self._started else "starting"
+        document: dict[str, Any] = {
+            "status": status,
+            "servers": {name: upstream.snapshot() for name, upstream in self._generation.upstreams.items()},
+        }
+        if self._bad_reload is not None:
+            document["reload"] = "the last change of the configuration was refused; the log says why"
+        return document
+
+    async def _answer_health(self, path: str, method: str, send: Send) -> None:
+        if method not in ("GET", "HEAD"):
+            await _answer(send, 405, {"error": "use GET"}, [(b"allow", b"GET, HEAD")])
+        elif path == "/healthz":
+            await _answer(send, 200, {"status": "alive"})
+        else:
+            document = self.readiness()
+            await _answer(send, 200 if document["status"] == "ready" else 503, document)
+
+
+class _Shared:
+    """What outlives a reload."""
+
+    def __init__(self, config: Config, access_log: AccessLog | None) -> None:
+        self.access_log = access_log
+        self.draining = asyncio.Event()
+        self.client = UpstreamClient()
+        self.tracing = config.tracing or _RELAYED
+        self.telemetry = Telemetry(config.tracing)
+        self.sinks = _sinks(config)
+        self.storage, self.sessions = _state(config)
+        self.session_keys: tuple[str, ...] = (base64.b64encode(secrets.token_bytes(32)).decode(),)
+        """For a configuration without keys: good for this process alone."""
+
+    async def start(self) -> None:
+        await self.client.start()
+
+    async def aclose(self) -> None:
+        for sink in self.sinks:
+            try:
+                await asyncio.to_thread(sink.close)
+            except Exception:
+                logger.exception("the audit sink %s failed while closing", sink)
+        await self.storage.aclose()
+        await self.sessions.aclose()
+        await self.client.aclose()
+        await asyncio.to_thread(self.telemetry.close)
+
+
+class _Generation:
+    """The stacks of one configuration."""
+
+    def __init__(self, config: Config, shared: _Shared, *, previous: "_Generation | None" = None) -> None:
+        self.config = config
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._verifier = _verifier(config, previous)
+        self.upstreams = {name: _upstream(server, shared.client, previous) for name, server in config.servers.items()}
+        open_requests = OpenRequests(config.connections_per_agent)
+        self._stacks: dict[str, ASGIApp] = {}
+        for name, upstream in self.upstreams.items():
+            stack = _stack(config, name, upstream, shared, self._verifier, open_requests)
+            self._stacks[f"/{name}{_ENDPOINT}"] = stack
+            self._stacks[f"{WELL_KNOWN}/{name}{_ENDPOINT}"] = stack
+            if len(config.servers) == 1:
+                self._stacks[WELL_KNOWN] = stack
+
+    def route(self, path: str) -> ASGIApp | None:
+        return self._stacks.get(path)
+
+    def enter(self) -> None:
+        self._in_flight += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.set()
+
+    async def start(self) -> None:
+        for upstream in self.upstreams.values():
+            await upstream.start()
+
+    async def aclose(self, following: "_Generation | None") -> None:
+        """Let go of what ``following`` does not use, once no request does; at once when nothing follows."""
+        if following is not None:
+            await self._idle.wait()
+        kept = [] if following is None else list(following.upstreams.values())
+        for upstream in self.upstreams.values():
+            if upstream not in kept:
+                await upstream.aclose()
+        if self._verifier is not None and (following is None or self._verifier is not following._verifier):
+            await self._verifier.aclose()
+
+
+def _stack(
+    config: Config,
+    name: str,
+    upstream: Upstream,
+    shared: _Shared,
+    verifier: JWTVerifier | None,
+    open_requests: OpenRequests,
+) -> ASGIApp:
+    """The members around the forwarder to one server. Their order is the pipeline's own (``member.ORDER``)."""
+    resource, tracing = config.resource(name), shared.tracing
+    sessions, limits, policy, bounds = config.sessions, config.limits, config.policies[name], config.bounds
+    app: ASGIApp = Forwarder(upstream, shared.client, spans=shared.telemetry.spans, draining=shared.draining)
+    layers: list[Callable[[ASGIApp], ASGIApp]] = [
+        lambda app: SessionAffinityMiddleware(
+            app,
+            keys=sessions.keys or shared.session_keys,
+            idle=sessions.idle,
+            lifetime=sessions.lifetime,
+            per_agent=sessions.per_agent,
+            instances=upstream,
+            store=shared.sessions,
+            bounds=bounds,
+        ),
+        lambda app: Edge(
+            app,
+            server=name,
+            hosts=_hosts(config),
+            origins=AllowedOrigins(config.public_url, config.origins),
+            open_requests=open_requests,
+            access_log=shared.access_log,
+            bounds=bounds,
+        ),
+        lambda app: TraceContextMiddleware(
+            app,
+            baggage=tracing.baggage,
+            trust=tracing.trust,
+            capture_content=tracing.capture_content,
+            tracer_provider=shared.telemetry.tracer_provider,
+            meter_provider=shared.telemetry.meter_provider,
+            bounds=bounds,
+        ),
+    ]
+    if policy is not None:
+        layers.append(lambda app: ToolAuthorizationMiddleware(app, policy=policy, bounds=bounds))
+    if limits is not None:
+        layers.append(
+            lambda app: RateLimitMiddleware(
+                app,
+                requests=limits.requests,
+                tokens=limits.tokens,
+                agents=limits.agents,
+                storage=shared.storage,
+                bounds=bounds,
+            )
+        )
+    if verifier is not None and config.auth is not None:
+        scopes = config.auth.scopes
+        layers.append(
+            lambda app: OAuthResourceServerMiddleware(
+                app,
+                resource=resource,
+                verifier=verifier.for_resource(resource),
+                scopes=scopes,
+                allowed_origins=config.origins,
+                tell_server=False,
+                bounds=bounds,
+            )
+        )
+    if config.audit is not None:
+        on_failure = config.audit.on_failure
+        layers.append(
+            lambda app: AuditLogMiddleware(app, sinks=shared.sinks, server=name, on_failure=on_failure, bounds=bounds)
+        )
+    for layer in layers:
+        app = layer(app)
+    return app
+
+
+def _verifier(config: Config, previous: _Generation | None) -> JWTVerifier | None:
+    """One set of issuers and keys for all servers, kept over a reload that does not change it."""
+    if config.auth is None:
+        return None
+    if previous is not None and previous._verifier is not None and previous.config.auth == config.auth:
+        return previous._verifier
+    return JWTVerifier(resource=config.resource(next(iter(config.servers))), issuers=config.auth.issuers)
+
+
+def _upstream(server: ServerConfig, client: UpstreamClient, previous: _Generation | None) -> Upstream:
+    """The upstream of ``server``, with what is known of its instances where nothing of it changed."""
+    if previous is not None and previous.config.servers.get(server.name) == server:
+        return previous.upstreams[server.name]
+    return Upstream(server, client)
+
+
+def _sinks(config: Config) -> list[Any]:
+    if config.audit is None:
+        return []
+    sinks: list[Any] = []
+    if config.audit.sqlite is not None:
+        sinks.append(SQLiteSink(config.audit.sqlite))
+    if config.audit.jsonl is not None:
+        sinks.append(JSONLinesSink(config.audit.jsonl))
+    return sinks
+
+
+def _state(config: Config) -> tuple[LimitStorage, SessionStore]:
+    """Where buckets and sessions are kept."""
+    if config.state == "memory":
+        return MemoryStorage(), MemorySessions()
+    connection = RedisConnection(config.state)
+    return RedisStorage(connection, replicas=config.workers), RedisSessions(connection)
+
+
+def _hosts(config: Config) -> set[str]:
+    """Every ``Host`` a client may name: the public one, where we listen if that is this machine, and those added."""
+    public = urlsplit(config.public_url)
+    hosts = {_with_port(public.hostname or "", public.port, public.scheme), *(host.lower() for host in config.hosts)}
+    if is_loopback(config.host):
+        scheme = "http" if config.tls is None else "https"
+        hosts |= {_with_port(name, config.port, scheme) for name in ("localhost", "127.0.0.1", "::1", config.host)}
+    return hosts
+
+
+def _with_port(host: str, port: int | None, scheme: str) -> str:
+    """As ``Host`` has it (RFC 9110 section 7.2)."""
+    name = f"[{host}]" if ":" in host else host.lower()
+    return name if port in (None, _PORTS[scheme]) else f"{name}:{port}"
+
+
+def _normal(path: str) -> str:
+    """``path`` without doubled and final slashes: ``//files/mcp/`` is the same endpoint, under the same rules."""
+    if "//" not in path and not path.endswith("/"):
+        return path
+    return "/" + "/".join(part for part in path.split("/") if part)
+
+
+async def _answer(
+    send: Send, status: int, document: Mapping[str, Any], headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    body = msgspec.json.encode(document)
+    lines = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    lines += [*(headers or ()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.body", "body": body})

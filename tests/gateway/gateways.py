@@ -1,0 +1,104 @@
+"""A whole gateway on real sockets: an issuer, MCP servers behind it, and the gateway of a configuration."""
+
+import base64
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from examples.fastapi_app.authorization_server import AuthorizationServer, Client
+from mcp_middleware.audit.query import AuditTrail
+from mcp_middleware.audit.record import AuditRecord
+from mcp_middleware.gateway.app import Gateway, create_app
+from mcp_middleware.gateway.config import from_mapping
+from tests.support import TIMEOUT, listener, origin_of, serve
+
+SCOPES = frozenset({"mcp:use", "files:write"})
+CI = Client("ci-1", SCOPES)
+OTHER = Client("other", SCOPES)
+
+SESSION_KEY = base64.b64encode(secrets.token_bytes(32)).decode()
+
+ACCESS = {
+    "default": "deny",
+    "rules": [
+        {"agents": ["ci-*"], "tools": ["*"], "prompts": ["*"], "resources": ["*"]},
+        {"agents": ["ci-*"], "tools": ["write"], "scopes": ["files:write"]},
+        {"agents": ["other"], "tools": ["echo"]},
+        {"effect": "deny", "agents": ["*"], "tools": ["admin_*"]},
+    ],
+}
+
+
+@dataclass(slots=True)
+class Running:
+    """A gateway that serves."""
+
+    app: Gateway
+    origin: str
+    http: httpx2.AsyncClient
+    issuer: AuthorizationServer
+    audit: Path
+
+    def url(self, server: str = "files") -> str:
+        return f"{self.origin}/{server}/mcp"
+
+    def token(
+        self, client: Client = CI, server: str = "files", scopes: frozenset[str] = frozenset({"mcp:use"}), **claims: Any
+    ) -> str:
+        return self.issuer.issue(client, resource=self.url(server), scopes=scopes, **claims)
+
+    def records(self) -> list[AuditRecord]:
+        """The audit trail, oldest first; whole once the gateway has been left."""
+        return list(AuditTrail(self.audit).read())
+
+
+def sections(servers: Mapping[str, Any], *, origin: str, issuer: str, audit: Path, **changes: Any) -> dict[str, Any]:
+    """A configuration with everything on; ``changes`` replace sections, None leaves one out."""
+    whole = {
+        "listen": origin.removeprefix("http://"),
+        "public_url": origin,
+        "servers": servers,
+        "auth": {"issuers": [issuer], "scopes": ["mcp:use"]},
+        "access": ACCESS,
+        "limits": {"requests": "100000/minute", "tokens": "100000000/minute"},
+        "sessions": {"keys": [SESSION_KEY]},
+        "audit": {"sqlite": str(audit)},
+    }
+    whole |= changes
+    return {name: value for name, value in whole.items() if value is not None}
+
+
+@asynccontextmanager
+async def gateway(
+    directory: Path,
+    servers: Mapping[str, Any],
+    *,
+    clients: tuple[Client, ...] = (CI, OTHER),
+    access_log: Any = None,
+    **changes: Any,
+) -> AsyncIterator[Running]:
+    """Serve the gateway before ``servers``: names to URLs, to lists of them, or to their section."""
+    own, issuers = listener(), listener()
+    origin = origin_of(own)
+    resources = [f"{origin}/{name}/mcp" for name in servers]
+    issuer = AuthorizationServer(origin_of(issuers), clients=clients, resources=resources)
+    audit = directory / "audit.db"
+    written = {name: _section(given) for name, given in servers.items()}
+    config = from_mapping(sections(written, origin=origin, issuer=issuer.issuer, audit=audit, **changes))
+    app = create_app(config, access_log=access_log)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(serve(issuer.app(), bound=issuers))
+        await stack.enter_async_context(serve(app, bound=own))
+        http = await stack.enter_async_context(httpx2.AsyncClient(timeout=TIMEOUT))
+        yield Running(app, origin, http, issuer, audit)
+
+
+def _section(given: Any) -> Any:
+    if isinstance(given, str):
+        return {"url": given}
+    return {"instances": given} if isinstance(given, list) else given
