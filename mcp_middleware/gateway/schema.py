@@ -83,3 +83,7 @@ def _default(key: Key) -> str:
     if key.default is None or key.default in ({}, []):
         return ""
     return f"`{yaml.safe_dump(key.default).splitlines()[0]}`"
+
+
+if __name__ == "__main__":
+    print(reference_markdown(), end="")

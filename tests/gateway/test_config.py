@@ -447,8 +447,8 @@ drain: ${S}
 SERVERS = {"a": {"url": "http://127.0.0.1:1/mcp"}}
 KEYS = (
     "listen public_url servers auth access limits sessions tracing audit state workers tls hosts origins bounds "
-    "drain file url instances headers timeout issuers issuer typ audiences scopes default rules agents tools requests tokens "
-    "keys idle per_agent otlp sqlite jsonl cert key rate burst a b"
+    "drain file url instances headers timeout issuers issuer typ audiences scopes default rules agents tools requests "
+    "tokens keys idle per_agent otlp sqlite jsonl cert key rate burst a b"
 )
 NAMES = st.sampled_from(KEYS.split()) | st.text(max_size=5)
 SCALARS: st.SearchStrategy[Any] = (

@@ -1,0 +1,193 @@
+"""The schema and the reference of the gateway's file: they say what the reader takes."""
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcp_middleware.authorization.rules import POLICY_KEYS, RULE_KEYS
+from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.gateway.config import from_mapping
+from mcp_middleware.gateway.keys import FILE
+from mcp_middleware.gateway.schema import reference_markdown, schema
+
+from .test_config import CONTRACT, SMALL
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "configuration.md"
+VALIDATOR = jsonschema.Draft202012Validator(schema())
+KEYS = [base64.b64encode(bytes([number]) * 32).decode() for number in range(3)]
+ENVIRON = {"SESSION_KEY": KEYS[0], "FILES_KEY": "k", "ON": "true", "FIVE": "5"}
+
+
+def listed(*items: Any) -> st.SearchStrategy[list[Any]]:
+    return st.lists(st.sampled_from(items), min_size=1, unique_by=repr)
+
+
+def section(required: dict[str, Any] | None = None, **optional: Any) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(required or {}, optional=optional)
+
+
+DURATIONS = st.sampled_from(["250ms", "60s", "1.5h", 1, 0.25, "${FIVE}s", "7"])
+SIZES = st.sampled_from(["64KiB", "4MiB", 1000, "100", "${FIVE}MiB"])
+COUNTS = st.sampled_from([1, 1000, "${FIVE}"])
+FLAGS = st.sampled_from([True, False, "${ON}"])
+OFF = st.sampled_from([False, "off"])
+HEADERS = st.dictionaries(st.sampled_from(["X-Api-Key", "x-b"]), st.sampled_from(["${FILES_KEY}", "b c"]))
+RATES = st.sampled_from(
+    ["60/minute", "100 per 2 hours", "1/second", {"rate": "60/minute", "burst": 5}, "${FIVE}/minute"]
+)
+TIMES: dict[str, st.SearchStrategy[Any]] = {
+    "timeout": DURATIONS,
+    "stream_idle": DURATIONS,
+    "probe_interval": DURATIONS,
+    "headers": HEADERS,
+}
+URLS = listed("http://127.0.0.1:9001/mcp", "https://files.example.com", "http://[::1]:9/mcp", "http://h:${FIVE}/mcp")
+SERVER = section({"url": URLS.map(lambda urls: urls[0])}, **TIMES) | section({"instances": URLS}, **TIMES)
+ISSUER = section(
+    {"issuer": st.just("https://login.example.com")},
+    typ=st.sampled_from(["at+jwt", "any"]),
+    audiences=listed("api", "https://x"),
+    algorithms=listed("RS256", "ES256"),
+    jwks_uri=st.just("https://login.example.com/keys?v=1"),
+)
+ISSUERS = st.lists(ISSUER, min_size=1, max_size=1) | listed("https://a.example.com", "https://b.example.com/x")
+AUTH = section({"issuers": ISSUERS}, scopes=listed("mcp:use", "files:read") | st.just([]))
+RULES = listed(
+    {"servers": ["search"], "tools": ["*"], "agents": ["ci-*"], "scopes": ["a:b"]},
+    {"effect": "deny", "servers": ["f*"], "prompts": ["p"], "subjects": ["s"], "issuers": ["i"], "roles": ["r"]},
+    {"resources": ["file:///*"]},
+)
+CONFIGURATIONS = section(
+    {"servers": st.fixed_dictionaries({"search": SERVER, "files": SERVER}), "auth": OFF | AUTH},
+    listen=st.sampled_from(["127.0.0.1:8080", "[::1]:80", "localhost:${FIVE}"]),
+    public_url=st.sampled_from(["https://mcp.example.com", "http://localhost:8080/", "https://x.example.com/mcp"]),
+    allow_unauthenticated=FLAGS,
+    access=section(default=st.sampled_from(["allow", "deny"]), rules=RULES),
+    limits=section(
+        {"requests": RATES}, tokens=RATES | OFF, agents=st.dictionaries(st.just("b-*"), section(requests=RATES | OFF))
+    ),
+    sessions=section(keys=listed(*KEYS), idle=DURATIONS, lifetime=DURATIONS, per_agent=COUNTS | OFF),
+    tracing=section(
+        {"otlp": st.just("http://127.0.0.1:4318")},
+        headers=HEADERS,
+        baggage=listed("a", "b"),
+        trust=st.sampled_from(["none", "authenticated", "all"]),
+        capture_content=FLAGS,
+    ),
+    audit=section(
+        {"sqlite": st.just("a.db")}, jsonl=st.just("a.jsonl"), on_failure=st.sampled_from(["refuse", "continue"])
+    ),
+    state=st.sampled_from(["memory", "redis://127.0.0.1:6379/0", "rediss://u:p@h"]),
+    workers=st.just(1),
+    tls=st.just({"cert": __file__, "key": __file__}),
+    hosts=listed("h", "h:80", "[::1]:80"),
+    origins=listed("*", "https://app.example.com", "http://localhost:3000"),
+    bounds=section(max_body_bytes=SIZES, max_header_bytes=SIZES, body_timeout=DURATIONS, max_answer_bytes=SIZES),
+    drain=DURATIONS,
+    connections_per_agent=COUNTS,
+    access_log=FLAGS,
+)
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+@given(CONFIGURATIONS)
+def test_a_good_configuration_is_good_to_schema_and_reader(mapping: dict[str, Any]) -> None:
+    VALIDATOR.validate(mapping)
+    from_mapping(mapping, environ=ENVIRON)
+
+
+def test_the_configurations_of_this_test_have_every_key_of_the_file() -> None:
+    keys = {key.name for key in FILE.keys}
+    assert set(schema()["properties"]) == keys
+    seen: set[str] = set()
+
+    @given(CONFIGURATIONS)
+    def look(mapping: dict[str, Any]) -> None:
+        seen.update(mapping)
+
+    look()
+    assert seen == keys
+
+
+@pytest.mark.parametrize("text", [CONTRACT, SMALL])
+def test_the_schema_takes_the_contracts_file(text: str) -> None:
+    VALIDATOR.validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"listen": 8080},
+        {"listen": "localhost"},
+        {"public_url": "mcp.example.com"},
+        {"servers": {}},
+        {"servers": {"A": {"url": "http://x"}}},
+        {"servers": {"healthz": {"url": "http://x"}}},
+        {"servers": {"a": {"url": "x"}}},
+        {"servers": {"a": {"url": "http://x", "timout": 1}}},
+        {"servers": {"a": {"url": "http://x", "timeout": 0}}},
+        {"servers": {"a": {"url": "http://x", "timeout": "5 m"}}},
+        {"servers": {"a": {"url": "http://x", "headers": {"X": 7}}}},
+        {"servers": {"a": {"url": "http://x", "headers": {"X": {"env": "x"}}}}},
+        {"servers": {"a": {"url": "http://x", "headers": {"a b": "x"}}}},
+        {"auth": True},
+        {"auth": {}},
+        {"auth": {"issuers": []}},
+        {"auth": {"issuers": [{"issuer": "https://l", "typ": "jwt"}]}},
+        {"access": []},
+        {"access": {"rules": [{"tool": ["x"]}]}},
+        {"access": {"rules": [{"tools": []}]}},
+        {"limits": {"requests": 60}},
+        {"limits": {"requests": {"burst": 1}}},
+        {"sessions": {"per_agent": 0}},
+        {"tracing": {}},
+        {"audit": {"on_failure": "shrug"}},
+        {"workers": 0},
+        {"workers": "two"},
+        {"tls": {"cert": "a"}},
+        {"bounds": {"max_body_bytes": "4 MB"}},
+        {"zebra": 1},
+    ],
+)
+def test_what_the_schema_refuses_the_reader_refuses(change: dict[str, Any]) -> None:
+    mapping = yaml.safe_load(SMALL) | change
+    assert not VALIDATOR.is_valid(mapping)
+    with pytest.raises(ConfigurationError):
+        from_mapping(mapping, environ={})
+
+
+def test_every_key_is_described_in_schema_and_reference() -> None:
+    reference = reference_markdown()
+    text = str(schema())
+    for described in FILE.sections():
+        for key in described.keys:
+            assert key.about.endswith("."), key
+            assert f"| `{key.name}` |" in reference
+            assert key.about in reference
+            assert f"'{key.name}': {{'description': " in text
+    for about in (*POLICY_KEYS.values(), *RULE_KEYS.values()):
+        assert about in reference
+
+
+def test_the_reference_is_the_one_in_the_documentation() -> None:
+    """``python -m mcp_middleware.gateway.schema > docs/configuration.md`` makes it anew."""
+    assert REFERENCE.read_text() == reference_markdown()
+
+
+def test_the_references_example_is_a_configuration(tmp_path: Path) -> None:
+    example = re.search(r"```yaml\n(.*?)```", reference_markdown(), re.DOTALL)
+    assert example is not None
+    mapping = yaml.safe_load(example[1].replace("/run/secrets/session_key", str(tmp_path / "key")))
+    (tmp_path / "key").write_text(KEYS[0])
+    VALIDATOR.validate(mapping)
+    assert set(from_mapping(mapping, environ=ENVIRON).servers) == {"search", "files"}
