@@ -19,9 +19,9 @@ class TokenCache(Generic[Value]):
         self._entries: OrderedDict[bytes, tuple[float, Value]] = OrderedDict()
 
     @staticmethod
-    def digest(token: str) -> bytes:
+    def digest(token: bytes) -> bytes:
         """The key of ``token``."""
-        return sha256(token.encode()).digest()
+        return sha256(token).digest()
 
     def get(self, digest: bytes, now: float) -> Value | None:
         """The value kept for ``digest``, unless it has ended by ``now``."""

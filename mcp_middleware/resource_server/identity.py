@@ -6,6 +6,7 @@ accident.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TypeAlias
 
 from mcp_middleware.exchange import Scope
@@ -51,12 +52,20 @@ def _to_sdk() -> HandOn:
     from mcp.server.auth.middleware.auth_context import auth_context_var
     from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
     from mcp.server.auth.provider import AccessToken as SDKToken
-    from starlette.authentication import AuthCredentials
+    from starlette.authentication import AuthCredentials, SimpleUser
 
-    def apply(scope: Scope, token: AccessToken) -> Callable[[], None]:
-        if not isinstance(token, SDKToken):
-            # A new object for each request, so that what a tool does to it stays in that request.
-            token = SDKToken(
+    class User(AuthenticatedUser):
+        """The SDK's user. Its token is made when somebody asks for it: that costs more than all else here."""
+
+        def __init__(self, token: AccessToken) -> None:
+            SimpleUser.__init__(self, token.client_id)
+            self._verified = token
+
+        @cached_property
+        def access_token(self) -> SDKToken:  # type: ignore[override]
+            """A new object for each request, so that what a tool does to it stays in that request."""
+            token = self._verified
+            return SDKToken(
                 token=token.token,
                 client_id=token.client_id,
                 scopes=token.scopes,
@@ -65,7 +74,13 @@ def _to_sdk() -> HandOn:
                 subject=token.subject,
                 claims=token.claims,
             )
-        user = AuthenticatedUser(token)
+
+        @property
+        def scopes(self) -> list[str]:  # type: ignore[override]
+            return self.access_token.scopes
+
+    def apply(scope: Scope, token: AccessToken) -> Callable[[], None]:
+        user = AuthenticatedUser(token) if isinstance(token, SDKToken) else User(token)
         scope["user"] = user
         scope["auth"] = AuthCredentials(token.scopes)
         # FastMCP reads the scope; the SDK's own get_access_token() reads this variable only.

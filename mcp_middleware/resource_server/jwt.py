@@ -23,6 +23,8 @@ __all__ = ["JWTVerifier", "VerifiedToken"]
 
 logger = logging.getLogger("mcp_middleware.resource_server")
 
+_BEARER: Final = b"Bearer "
+
 MAX_LEEWAY: Final = 60.0
 """Seconds."""
 
@@ -125,10 +127,10 @@ class JWTVerifier:
 
         Raises IssuerUnavailableError where the keys that could prove it cannot be had.
         """
-        digest = self._cache.digest(token)
-        known = self._cache.get(digest, self._clock())
-        if known is not None and known.source.fresh is known.keys:
-            return known.token
+        digest = self._cache.digest(token.encode())
+        known = self._known(digest)
+        if known is not None:
+            return known
         try:
             verified = await self._verify(token)
         except InvalidTokenError as error:
@@ -136,6 +138,17 @@ class JWTVerifier:
             return None
         self._cache.put(digest, verified, verified.token.expires_at)
         return verified.token
+
+    def recall(self, authorization: bytes) -> VerifiedToken | None:
+        """What ``verify_token`` has answered for the token in this ``Authorization`` header, if it still holds: a
+        token that is known byte for byte need not be looked at again. None decides nothing."""
+        if not authorization.startswith(_BEARER):
+            return None
+        return self._known(self._cache.digest(authorization[len(_BEARER) :]))
+
+    def _known(self, digest: bytes) -> VerifiedToken | None:
+        known = self._cache.get(digest, self._clock())
+        return known.token if known is not None and known.source.fresh is known.keys else None
 
     async def _verify(self, token: str) -> _Verified:
         """The cheap checks first, then the keys, then the signature."""

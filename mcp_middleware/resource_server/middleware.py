@@ -90,6 +90,8 @@ class OAuthResourceServerMiddleware(Member):
         if isinstance(verifier, JWTVerifier) and verifier.resource != resource:
             raise ConfigurationError(f"the verifier is for {verifier.resource!r}; it must be for {resource!r}")
         self._verifier = verifier
+        # What a verifier derived from ours would do besides is not to be passed over.
+        self._recall = verifier.recall if type(verifier) is JWTVerifier else None
         servers = authorization_servers or getattr(verifier, "authorization_servers", ())
         self._resource = ProtectedResource(resource, authorization_servers=servers, scopes=scopes)
         self._required = frozenset(self._resource.scopes)
@@ -122,10 +124,13 @@ class OAuthResourceServerMiddleware(Member):
 
     async def _authenticate(self, exchange: Exchange) -> AccessToken | Rejection:
         """The verified token of the request, or its refusal."""
+        authorization, repeated = exchange.headers.get(b"authorization"), b"authorization" in exchange.repeated
+        if self._recall is not None and authorization is not None and not repeated:
+            known = self._recall(authorization)
+            if known is not None and self._is_for_here(known):
+                return known
         try:
-            bearer = bearer_token(
-                exchange.headers.get(b"authorization"), repeated=b"authorization" in exchange.repeated
-            )
+            bearer = bearer_token(authorization, repeated=repeated)
         except MalformedAuthorizationError as error:
             text = f"The Authorization header has {error}; send it once, as: Bearer <access token>"
             return self._refuse(400, "malformed_authorization", text, "invalid_request")
