@@ -85,7 +85,7 @@ class KnownTargets:
         if outcome.error_type is not None or answer is None or not isinstance(message, Request):
             return
         if message.target is not None:
-            if message.target_kind in ("tool", "prompt"):
+            if message.target_kind in ("tool", "prompt") and (message.method, message.target) not in self._known:
                 self._add(message.method, message.target)
         elif message.method in ("tools/list", "prompts/list") and isinstance(answer.result, Raw):
             try:
@@ -136,7 +136,7 @@ def _is_tool_error(exchange: Exchange) -> bool:
 def label_of(exchange: Exchange, known: KnownTargets) -> str:
     """A span's name: ``{method} {target}`` with what is known, else less; of a message nobody read, the HTTP method."""
     message = exchange.message
-    if not isinstance(message, Request | Notification):
+    if not isinstance(message, (Request, Notification)):
         return exchange.http_method if exchange.http_method in _HTTP_METHODS else "HTTP"
     method = message.method if message.method in names.METHODS else names.OTHER
     if isinstance(message, Request) and message.target is not None and (message.method, message.target) in known:
@@ -152,7 +152,7 @@ def metric_labels(exchange: Exchange, outcome: Outcome, known: KnownTargets) -> 
     """
     message = exchange.message
     labels: Attributes = {names.METHOD: names.OTHER}
-    if isinstance(message, Request | Notification):
+    if isinstance(message, (Request, Notification)):
         if message.method in names.METHODS:
             labels[names.METHOD] = message.method
         if isinstance(message, Request) and message.target is not None and (message.method, message.target) in known:
@@ -168,7 +168,7 @@ def span_attributes(exchange: Exchange, outcome: Outcome, *, session: str | None
     results."""
     message, scope = exchange.message, exchange.scope
     found: Attributes = {names.NETWORK_PROTOCOL_NAME: "http", names.NETWORK_TRANSPORT: "tcp"}
-    if isinstance(message, Request | Notification):
+    if isinstance(message, (Request, Notification)):
         found[names.METHOD] = message.method[:MAX_TEXT]
         if message.method == "tools/call":
             found[names.OPERATION] = names.EXECUTE_TOOL

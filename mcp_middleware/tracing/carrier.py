@@ -17,10 +17,10 @@ from .propagation import (
     baggage_member,
     baggage_value,
     choose,
-    format_traceparent,
     join_baggage,
     parse_context,
     select_baggage,
+    traceparent_of,
 )
 
 __all__ = ["NOTHING", "Carried", "carried_by", "carries_anything", "introduce", "keep_baggage", "pass_on"]
@@ -62,16 +62,18 @@ def carries_anything(exchange: Exchange) -> bool:
     headers, message = exchange.headers, exchange.message
     if b"traceparent" in headers or b"tracestate" in headers or b"baggage" in headers:
         return True
-    if not isinstance(message, Request | Notification) or not message.meta:
+    if not isinstance(message, (Request, Notification)) or not message.meta:
         return False
     return TRACEPARENT in message.meta or TRACESTATE in message.meta or BAGGAGE in message.meta
 
 
 def introduce(exchange: Exchange, own: SpanContext) -> None:
-    """Let the server read our span as the parent, where the request has nothing that ``pass_on`` had to replace."""
+    """Let the server read our span as the parent, where the request has nothing that ``pass_on`` had to replace.
+
+    ``exchange.trace`` names our span, here and in ``pass_on``."""
     message = exchange.message
-    if isinstance(message, Request | Notification):
-        exchange.replace_message(with_meta(message, _own_values(own)))
+    if isinstance(message, (Request, Notification)):
+        exchange.replace_message(with_meta(message, _own_values(exchange, own)))
 
 
 def pass_on(exchange: Exchange, carried: Carried, own: SpanContext | None, members: dict[str, str]) -> None:
@@ -85,8 +87,8 @@ def pass_on(exchange: Exchange, carried: Carried, own: SpanContext | None, membe
     baggage = join_baggage(members)
     values: _Values = {TRACEPARENT: None, TRACESTATE: None, BAGGAGE: baggage}
     if own is not None:
-        values |= _own_values(own)
-    if isinstance(message, Request | Notification):
+        values |= _own_values(exchange, own)
+    if isinstance(message, (Request, Notification)):
         if own is None and carried.meta is not None:
             values[TRACEPARENT] = message.text("_meta", TRACEPARENT)
             values[TRACESTATE] = message.text("_meta", TRACESTATE) if carried.meta.trace_state else None
@@ -107,7 +109,7 @@ def keep_baggage(exchange: Exchange, context: Context, allowed: Collection[str])
     """
     message = exchange.message
     sent: str | None
-    if isinstance(message, Request | Notification) and BAGGAGE in message.meta:
+    if isinstance(message, (Request, Notification)) and BAGGAGE in message.meta:
         sent = message.text("_meta", BAGGAGE)
     else:
         sent = _header(exchange, BAGGAGE)
@@ -126,7 +128,7 @@ def keep_baggage(exchange: Exchange, context: Context, allowed: Collection[str])
 
 def _meta_context(exchange: Exchange) -> SpanContext | None:
     message = exchange.message
-    if not isinstance(message, Request | Notification) or TRACEPARENT not in message.meta:
+    if not isinstance(message, (Request, Notification)) or TRACEPARENT not in message.meta:
         return None
     return parse_context(message.text("_meta", TRACEPARENT), message.text("_meta", TRACESTATE))
 
@@ -149,9 +151,10 @@ def _header(exchange: Exchange, key: str) -> str | None:
     return value.decode("latin-1")
 
 
-def _own_values(own: SpanContext) -> _Values:
-    state = own.trace_state.to_header() if own.trace_state else None
-    return {TRACEPARENT: format_traceparent(own), TRACESTATE: state}
+def _own_values(exchange: Exchange, own: SpanContext) -> _Values:
+    ids = exchange.trace
+    parent = traceparent_of(ids.trace_id, ids.span_id, own.trace_flags) if ids is not None else None
+    return {TRACEPARENT: parent, TRACESTATE: own.trace_state.to_header() if own.trace_state else None}
 
 
 def _write_meta(exchange: Exchange, message: Request | Notification, values: _Values) -> None:

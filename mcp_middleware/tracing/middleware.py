@@ -125,7 +125,7 @@ class TraceContextMiddleware(Member):
             state.session = exchange.headers.get(_SESSION_HEADER)
         carried = NOTHING if alone else carried_by(exchange, current)
         own: SpanContext | None = None
-        if isinstance(exchange.message, Request | Notification):
+        if isinstance(exchange.message, (Request, Notification)):
             own = self._start(exchange, state, carried, current)
         exchange.trace = _ids(own or carried.parent)
         context = state.context or current
@@ -197,7 +197,7 @@ class TraceContextMiddleware(Member):
                 state.name,
                 context,
                 kind=SpanKind.SERVER,
-                links=[Link(link) for link in links],
+                links=[Link(link) for link in links] if links else (),
                 start_time=int(exchange.started_at * 1e9),
             )
         except Exception:
@@ -238,9 +238,10 @@ class TraceContextMiddleware(Member):
         outcome = outcome_of(exchange)
         self._known.learn(exchange, outcome)
         if span.is_recording():
-            name = label_of(exchange, self._known)
-            if name != state.name:
-                span.update_name(name)
+            if " " not in state.name:  # the target was not known then, and may be now
+                name = label_of(exchange, self._known)
+                if name != state.name:
+                    span.update_name(name)
             content = self._capture_content
             span.set_attributes(span_attributes(exchange, outcome, session=session, content=content))
             if outcome.fault:

@@ -25,6 +25,7 @@ __all__ = [
     "select_baggage",
     "span_id_of",
     "trace_id_of",
+    "traceparent_of",
     "with_sampled",
 ]
 
@@ -92,7 +93,12 @@ def _parse_tracestate(text: str | None) -> list[tuple[str, str]]:
 
 def format_traceparent(context: SpanContext) -> str:
     """``context`` as a version 00 traceparent."""
-    return f"00-{trace_id_of(context)}-{span_id_of(context)}-{context.trace_flags & 0xFF:02x}"
+    return traceparent_of(trace_id_of(context), span_id_of(context), context.trace_flags)
+
+
+def traceparent_of(trace_id: str, span_id: str, flags: int) -> str:
+    """A version 00 traceparent, of ids that are in hexadecimal already."""
+    return f"00-{trace_id}-{span_id}-{flags & 0xFF:02x}"
 
 
 def trace_id_of(context: SpanContext) -> str:
