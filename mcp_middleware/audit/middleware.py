@@ -6,13 +6,15 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar, Final, Literal, cast
 
+import msgspec
+
 from mcp_middleware.errors import UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request
 from mcp_middleware.types import Headers, Rejection
 
-from .record import MAX_TEXT, AuditRecord, build_record
+from .record import MAX_TEXT, AuditRecord, build_record, end_record
 from .sinks import AuditSink, DurableSink
 from .sqlite import SQLiteSink
 
@@ -96,7 +98,11 @@ class AuditLogMiddleware(Member):
     def _begin(self, exchange: Exchange) -> bool:
         """Whether every sink that could keep the beginning has done so."""
         state = exchange.state[self] = _State()
-        record = self._record(exchange, None)
+        record = self._record(exchange, state)
+        if record.outcome != "unknown":  # a stream has a good status already, and no end
+            record = msgspec.structs.replace(record, outcome="unknown")
+        state.begun = record
+        state.basis = _basis(exchange)
         for sink in self._durable:
             try:
                 state.tickets[sink] = sink.begin(record)
@@ -135,16 +141,15 @@ class AuditLogMiddleware(Member):
             except Exception:
                 logger.exception("an audit record was lost: %s failed", sink)
 
-    def _record(self, exchange: Exchange, state: "_State | None") -> AuditRecord:
+    def _record(self, exchange: Exchange, state: "_State | None" = None) -> AuditRecord:
         session_id = state.session if state is not None else b""
         if not session_id and exchange.era == "legacy":
             session_id = exchange.headers.get(_SESSION_HEADER, b"")
-        return build_record(
-            exchange,
-            finished=time.monotonic(),
-            session=name_session(session_id) if session_id else None,
-            server=self._server_name,
-        )
+        session = name_session(session_id) if session_id else None
+        finished = time.monotonic()
+        if state is not None and state.begun is not None and state.basis == _basis(exchange):
+            return end_record(state.begun, exchange, finished=finished, session=session)
+        return build_record(exchange, finished=finished, session=session, server=self._server_name)
 
     def _concerns(self, exchange: Exchange) -> bool:
         if exchange.http_method in ("POST", "DELETE") or exchange.rejection is not None:
@@ -163,12 +168,21 @@ class AuditLogMiddleware(Member):
 class _State:
     """What is known of an exchange between its hooks."""
 
-    __slots__ = ("session", "tickets")
+    __slots__ = ("basis", "begun", "session", "tickets")
 
     def __init__(self) -> None:
+        self.begun: AuditRecord | None = None
+        """The record as it was before the message went on, and what it was made of."""
+        self.basis: tuple[object, ...] = ()
         self.session = b""
         """The id of the session that this exchange begins."""
         self.tickets: dict[AuditSink, int] = {}
+
+
+def _basis(exchange: Exchange) -> tuple[object, ...]:
+    """What may change after a message went on, because another group of members stands further in."""
+    decision, message = id(exchange.decision), id(exchange.message)
+    return exchange.rejection, exchange.principal, decision, message, exchange.trace, exchange.instance
 
 
 def _header(headers: Headers, wanted: bytes) -> bytes:

@@ -15,7 +15,7 @@ from mcp_middleware.exchange import Exchange
 from mcp_middleware.message import Notification, Request, Response
 from mcp_middleware.types import Era
 
-__all__ = ["DECISIONS", "MAX_TEXT", "AuditDecision", "AuditOutcome", "AuditRecord", "build_record"]
+__all__ = ["DECISIONS", "MAX_TEXT", "AuditDecision", "AuditOutcome", "AuditRecord", "build_record", "end_record"]
 
 AuditDecision: TypeAlias = Literal["allowed", "denied", "limited", "unauthenticated", "rejected", "unavailable"]
 """What was decided of a message before the server could see it.
@@ -162,6 +162,26 @@ def build_record(
         version=version,
         http_method=http_method or "",
         client_address=address,
+    )
+
+
+def end_record(begun: AuditRecord, exchange: Exchange, *, finished: float, session: str | None = None) -> AuditRecord:
+    """``build_record`` for an exchange of which ``begun`` was built before it went on, and is still true: all that
+    cannot have changed since is taken from there."""
+    tool_error = _tool_error(exchange)
+    usage = exchange.usage
+    return msgspec.structs.replace(
+        begun,
+        outcome=_outcome(exchange, begun.decision, tool_error),
+        status=exchange.status,
+        error_code=_error_code(exchange),
+        tool_error=tool_error,
+        duration_ms=round((finished - exchange.started) * 1000, 3),
+        input_tokens=usage.input_tokens if usage else None,
+        output_tokens=usage.output_tokens if usage else None,
+        cost=exchange.cost,
+        session=_text(exchange.session or session),
+        response_bytes=exchange.response_bytes,
     )
 
 
