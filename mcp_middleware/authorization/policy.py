@@ -86,7 +86,14 @@ class Policy:
         name, and those without. Rules keep their names. ``inside`` is what the places of the policy's keys begin with
         in errors. Raises ConfigurationError, also for ``servers`` that match none of ``names``."""
         default, rules = compile_rules_for_servers(root, names, inside=inside)
-        return {name: cls(some, default=default) for name, some in rules.items()}
+        made: dict[tuple[str, ...], Policy] = {}  # one for all servers whose rules are alike
+        found = {}
+        for server, some in rules.items():
+            key = tuple(rule.name for rule in some)
+            if key not in made:
+                made[key] = cls(some, default=default)
+            found[server] = made[key]
+        return found
 
     @classmethod
     def _compile(cls, root: loader.Node) -> "Policy":

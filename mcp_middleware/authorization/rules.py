@@ -112,10 +112,12 @@ def compile_rules_for_servers(
             if names and not any(_names(Glob(item.text), name) for name in names):
                 text = f"{one.rule.name}.servers has the glob {item.describe()}, which matches no server"
                 problems.at(item, f"{inside}{text}; the servers are {', '.join(names)}")
-    by_server = {name: [one for one in read if one.is_about(name)] for name in names}
-    _refuse_idle(list(by_server.values()), problems)
+    everywhere = all(one.servers is None for one in read)
+    by_server = {name: read if everywhere else [one for one in read if one.is_about(name)] for name in names}
+    alike = {tuple(one.rule.name for one in some): some for some in by_server.values()}  # most servers' rules are alike
+    _refuse_idle(list(alike.values()), problems)
     problems.raise_if_any()
-    return default, {name: tuple(one.rule for one in rules) for name, rules in by_server.items()}
+    return default, {name: tuple(one.rule for one in some) for name, some in by_server.items()}
 
 
 class _Read(NamedTuple):
