@@ -10,6 +10,9 @@ come back in the same order. So there is no pool to wait for, and the oldest una
   growing pauses; the first that succeeds closes the breaker. Only before the very first does a call wait for one.
 - **Deadline.** A command that nobody waits for any more must not be carried out when the store comes back to it. So
   scripts that take something get a deadline in the store's own time, which is learnt from its answers.
+
+In a cluster each node has a connection, breaker and clock of its own. Which node keeps a key is learnt from the nodes'
+redirections, and forgotten when a node is lost.
 """
 
 import asyncio
@@ -17,8 +20,9 @@ import hashlib
 import logging
 import math
 import time
+from binascii import crc_hqx
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -42,6 +46,8 @@ _ATTEMPT: Final = 1.0
 """Seconds an attempt to connect may take. Nobody waits for it longer than the budget."""
 _SHORTEST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
+_SLOTS: Final = 16_384
+_MOST_REDIRECTIONS: Final = 3
 _COMPLAIN_EVERY: Final = 60.0
 """Seconds between two log lines about commands that the store refused; there would be one for each call."""
 
@@ -84,8 +90,12 @@ class RedisConnection:
             raise ConfigurationError(f"RedisConnection: budget is {budget!r}; it must be seconds above 0")
         self._budget = float(budget)
         self._url = url
+        self._address: tuple[str, int] | None = None  # of a cluster's node, in place of the URL's
+        self._nodes: dict[tuple[str, int], RedisConnection] = {}
+        self._slots: dict[int, RedisConnection] = {}
         self.place = _place(url)
         """Host and port, for people."""
+        self.host = self.place.rpartition(":")[0]
         _connect(url)
         self._connection: AbstractConnection | None = None
         self._waiting: deque[_Waiting] = deque()
@@ -125,27 +135,69 @@ class RedisConnection:
             await asyncio.wait({self._start_attempt()})
         return self._connection is not None
 
-    async def run(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
-        """Carry ``script`` out and return its reply. Raises StorageUnavailableError, within the budget."""
+    async def run(
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        arguments: "Sequence[bytes] | Callable[[RedisConnection], Sequence[bytes]]",
+    ) -> Any:
+        """Carry ``script`` out and return its reply. Raises StorageUnavailableError, within the budget.
+
+        ``keys`` live together. ``arguments`` may depend on the node that is asked (``deadline``).
+        """
+        from redis.exceptions import MovedError, RedisError
+
+        for _ in range(_MOST_REDIRECTIONS):
+            node = self.node_of(keys[0])
+            try:
+                return await node._run_here(script, keys, arguments(node) if callable(arguments) else arguments)
+            except MovedError as moved:
+                self._slots[moved.slot_id] = self._node_at(moved.host or node.host, moved.port)
+            except RedisError as error:
+                # An answer, so the store is there; but out of memory, read-only, loading, or without the rights.
+                if time.monotonic() >= self._next_complaint:
+                    self._next_complaint = time.monotonic() + _COMPLAIN_EVERY
+                    logger.error("Redis at %s refused a command: %s", node.place, error)
+                break
+        raise StorageUnavailableError(f"Redis at {self.place} refused a command", sent=False)
+
+    def node_of(self, key: bytes) -> "RedisConnection":
+        """The connection to the node that keeps ``key``; this one where there is no cluster, or nothing known of it."""
+        if not self._slots:
+            return self
+        tag = key.partition(b"{")[2].partition(b"}")[0] or key
+        slot = crc_hqx(tag, 0) % _SLOTS
+        node = self._slots.get(slot, self)
+        if node is not self and node._tried and not node.is_up:  # perhaps another has taken its place
+            del self._slots[slot]
+            return self
+        return node
+
+    def _node_at(self, host: str, port: int) -> "RedisConnection":
+        address = (host, port)
+        node = self._nodes.get(address)
+        if node is None:
+            node = self._nodes[address] = RedisConnection(self._url, budget=self._budget)
+            node._address, node.place, node.host = address, f"{host}:{port}", host
+        return node
+
+    async def _run_here(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
+        from redis.exceptions import NoScriptError
+
         if self._connection is None:
             await self._wait_for_the_first_attempt()
-        from redis.exceptions import NoScriptError, RedisError
-
         call = (b"%d" % len(keys), *keys, *arguments)
         try:
-            try:
-                return await self._send((b"EVALSHA", script.digest, *call))
-            except NoScriptError:  # the store was restarted, or its scripts flushed
-                return await self._send((b"EVAL", script.source, *call))
-        except RedisError as error:
-            # An answer, so the store is there; but out of memory, read-only, loading, or without the rights.
-            if time.monotonic() >= self._next_complaint:
-                self._next_complaint = time.monotonic() + _COMPLAIN_EVERY
-                logger.error("Redis at %s refused a command: %s", self.place, error)
-            raise StorageUnavailableError(f"Redis at {self.place} refused a command", sent=False) from None
+            return await self._send((b"EVALSHA", script.digest, *call))
+        except NoScriptError:  # the store was restarted, or its scripts flushed
+            return await self._send((b"EVAL", script.source, *call))
 
     async def aclose(self) -> None:
         """Disconnect. Whoever waits is told that the store is away."""
+        self._slots.clear()
+        for node in self._nodes.values():
+            await node.aclose()
+        self._nodes.clear()
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.cancel()
@@ -248,7 +300,7 @@ class RedisConnection:
         return self._attempt
 
     async def _try_to_connect(self) -> None:
-        connection = _connect(self._url)
+        connection = _connect(self._url, self._address)
         try:
             async with asyncio.timeout(_ATTEMPT):
                 await connection.connect()  # type: ignore[no-untyped-call]
@@ -284,8 +336,11 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _connect(url: str) -> "AbstractConnection":
-    """A connection object, not connected. Errors do not show the URL, nor what a library says of it."""
+def _connect(url: str, address: tuple[str, int] | None = None) -> "AbstractConnection":
+    """A connection object, not connected; to ``address``, if given, with all else as the URL says.
+
+    Errors do not show the URL, nor what a library says of it.
+    """
     try:
         from redis.asyncio.connection import Connection, parse_url
     except ImportError:
@@ -297,6 +352,8 @@ def _connect(url: str) -> "AbstractConnection":
         kind = options.pop("connection_class", Connection)
         # Nothing is sent twice by itself: a command whose answer was lost may have been carried out.
         options |= {"socket_timeout": None, "socket_connect_timeout": None, "retry_on_timeout": False, "protocol": 2}
+        if address is not None:
+            options["host"], options["port"] = address
         connection: AbstractConnection = kind(**options)
     except Exception:
         raise ConfigurationError(

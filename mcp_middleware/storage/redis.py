@@ -108,19 +108,19 @@ class RedisStorage:
         cost = takeable(limits, tokens)
         owed_requests, owed_tokens = known.owed_requests, known.owed_tokens
         known.owed_requests = known.owed_tokens = 0.0  # told by this call alone, however many run
-        sent_at = time.monotonic()
+        name, start, sent_at = self._name(key), self._start(known, limits), time.monotonic()
         try:
             reply = await self._connection.run(
                 _RESERVE,
-                (self._name(key),),
-                (
+                (name,),
+                lambda node: (
                     _figures(limits),
                     b"%r" % cost,
                     self._given_clock(),
-                    b"%r" % (self._connection.deadline() if self._clock is None else 0.0),
+                    b"%r" % (node.deadline() if self._clock is None else 0.0),
                     b"%r" % owed_requests,
                     b"%r" % owed_tokens,
-                    *self._start(known, limits),
+                    *start,
                 ),
             )
         except BaseException as error:
@@ -132,7 +132,7 @@ class RedisStorage:
         outcome = int(reply[0])
         requests, left, at, now = map(float, reply[1:])
         if self._clock is None:
-            self._connection.learn_time(now, sent_at)
+            self._connection.node_of(name).learn_time(now, sent_at)
         if outcome == _LATE:
             known.owed_requests += owed_requests
             known.owed_tokens += owed_tokens

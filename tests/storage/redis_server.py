@@ -90,7 +90,10 @@ def running_redis(*options: str) -> Iterator[RedisServer]:
 
 
 def _free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-        return port
+    """Low enough for the port that a cluster's nodes talk on, 10,000 higher."""
+    while True:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            port: int = bound.getsockname()[1]
+        if port <= 55_535:
+            return port
