@@ -330,6 +330,21 @@ async def test_a_paused_redis_does_not_take_later_what_nobody_waits_for(own: Sto
         assert float(client.hget(NAME, "requests")) == pytest.approx(0, abs=0.1)
 
 
+async def test_what_redis_comes_to_too_late_is_not_taken(storages: Storages) -> None:
+    """And a clock of Redis that was set forward is told by that answer: the next call is in time."""
+    storage = storages.make(replicas=2)
+    assert (await reserve(storage)).remaining_requests == pytest.approx(9, abs=0.1)
+    offset = storage._connection._offset
+    assert offset is not None
+    storage._connection._offset = offset - 60
+    local = await reserve(storage)
+    assert local.remaining_requests == pytest.approx(3.5, abs=0.1)
+    with storages.server.client() as client:
+        assert float(client.hget(NAME, "requests")) == pytest.approx(9, abs=0.1)
+    assert storage._connection._offset == pytest.approx(offset, abs=5)
+    assert (await reserve(storage)).remaining_requests == pytest.approx(7, abs=0.1)
+
+
 async def test_a_paused_redis_is_asked_once_and_then_left_alone(own: Storages) -> None:
     """The breaker: whoever comes later waits for nothing, and an attempt that hangs harms nobody."""
     storage = own.make(budget=0.05)
