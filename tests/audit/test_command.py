@@ -55,6 +55,22 @@ def test_case_34_the_table_is_for_people(trail: Path) -> None:
     assert lines[3:] == [""]
 
 
+@pytest.mark.parametrize("make", [SQLiteSink, JSONLinesSink])
+def test_servers_have_a_column_where_they_are_named(
+    make: type[SQLiteSink] | type[JSONLinesSink], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sink = make(tmp_path / "audit")
+    sink.write(record(request_id=1, server="files"))
+    sink.write(record(request_id=2, server="search"))
+    sink.write(record(request_id=3))
+    sink.close()
+    head, *lines = printed(tmp_path / "audit").splitlines()
+    assert head.split()[3] == "SERVER"
+    assert [line.split()[3] for line in lines] == ["files", "search", "-"]
+    assert main([str(tmp_path / "audit"), "--format", "json", "--server", "search"]) == 0
+    assert [one["request_id"] for one in json.loads(capsys.readouterr().out)] == [2]
+
+
 def test_json_is_one_document(trail: Path) -> None:
     found = json.loads(printed(trail, "--format", "json"))
     assert [one["request_id"] for one in found] == [0, 1, 2]

@@ -10,6 +10,7 @@ import pytest
 
 from mcp_middleware import errors
 from mcp_middleware.audit import AuditLogMiddleware, AuditTrail, JSONLinesSink, SQLiteSink
+from mcp_middleware.audit.journal import journals_of, parse
 from mcp_middleware.audit.sinks import QueuedSink
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Exchange, name_session
@@ -276,6 +277,60 @@ async def test_case_34_no_secret_is_in_any_sink_or_log_line(tmp_path: Path, capl
     assert "s3cret" not in caplog.text
 
 
+async def test_a_record_names_the_server() -> None:
+    sink = ListSink()
+    await Call(AuditLogMiddleware(EchoServer(), sink=sink, server="files"), CALL).run()
+    await Call(AuditLogMiddleware(Refusing(EchoServer()), sink=sink, server="files"), CALL).run()
+    assert [one.server for one in sink.records] == ["files", "files"]
+
+
+async def test_a_refusal_further_in_ends_what_began(tmp_path: Path) -> None:
+    """Behind a foreign middleware stands another group of members: what it refuses was begun, and reached no server."""
+    inner = Refusing(EchoServer())
+
+    async def foreign(scope: Any, receive: Any, send: Any) -> None:
+        await inner(scope, receive, send)
+
+    app = AuditLogMiddleware(foreign, sink=SQLiteSink(tmp_path / "audit.db"))
+    await Call(app, CALL).run()
+    await app.aclose()
+    (found,) = AuditTrail(tmp_path / "audit.db").read()
+    assert (found.decision, found.outcome, found.reason) == ("unauthenticated", "refused", "no_token")
+
+
+async def test_case_36_a_stream_that_is_open_has_begun(tmp_path: Path) -> None:
+    path = tmp_path / "audit.db"
+    app = AuditLogMiddleware(_streams_until_disconnected, sink=SQLiteSink(path))
+    request = Call(app, method="GET")
+    running = asyncio.create_task(request.run())
+    await request.seen(2)
+    (journal,) = journals_of(path)
+    contents = parse(journal.read_bytes(), 1, 0)
+    assert contents is not None
+    assert [(one.http_method, one.outcome) for one in contents.begun] == [("GET", "unknown")]
+    request.disconnect()
+    await running
+    await app.aclose()
+    assert [(one.http_method, one.outcome) for one in AuditTrail(path).read()] == [("GET", "ok")]
+
+
+async def test_case_42_a_beginning_that_cannot_be_kept_is_refused_or_served_as_told() -> None:
+    class Full(ListSink):
+        def begin(self, record: Any) -> int:
+            raise OSError("full")
+
+        def end(self, ticket: int, record: Any) -> None:
+            raise AssertionError("nothing began")
+
+    sink, server = Full(), EchoServer()
+    assert (await Call(AuditLogMiddleware(server, sink=sink), CALL).run()).status == 503
+    assert server.scopes == []
+    assert (await Call(AuditLogMiddleware(server, sink=sink, on_failure="continue"), CALL).run()).status == 200
+    notification = rpc("notifications/cancelled", {"requestId": 1}, None)
+    assert (await Call(AuditLogMiddleware(server, sink=sink), notification).run()).status == 202
+    assert [one.reason for one in sink.records] == ["audit_unavailable", None, None]
+
+
 async def test_every_sink_gets_every_record(tmp_path: Path) -> None:
     listing = ListSink()
     app = AuditLogMiddleware(EchoServer(), sink=listing, sinks=[SQLiteSink(tmp_path / "audit.db")])
@@ -382,6 +437,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "on_failure": ({"on_failure": "open"}, "on_failure is 'open'; it must be 'refuse' or 'continue'"),
     "a path": ({"sink": "audit.db"}, "a sink is 'audit.db'; it must be a SQLiteSink"),
     "a class": ({"sink": SQLiteSink}, "a sink is <class"),
+    "a server without a name": ({"server": ""}, "server is ''; it must be a name of 1 to 512 characters"),
+    "a server by number": ({"server": 7}, "server is 7; it must be a name"),
     "half a sink": ({"sinks": [logging.getLogger()]}, "or an object with accepting, write, flush and close"),
     "one sink as several": ({"sinks": ListSink()}, "sinks is"),
 }
