@@ -26,8 +26,9 @@ SESSION_KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 ACCESS = {
     "default": "deny",
     "rules": [
-        {"agents": ["ci-*"], "tools": ["*"], "prompts": ["*"], "resources": ["*"]},
-        {"agents": ["ci-*"], "tools": ["write"], "scopes": ["files:write"]},
+        {"agents": ["ci-*"], "tools": ["echo", "whoami", "where", "missing", "test_*", "json_*"]},
+        {"agents": ["ci-*"], "prompts": ["greet", "test_*"], "resources": ["memo://*", "test://*"]},
+        {"agents": ["ci-*"], "servers": ["files"], "tools": ["write"], "scopes": ["files:write"]},
         {"agents": ["other"], "tools": ["echo"]},
         {"effect": "deny", "agents": ["*"], "tools": ["admin_*"]},
     ],

@@ -17,6 +17,7 @@ from tests.support import answer_of, connect, headers_for, initialize, message, 
 from .stack import KINDS, OTHER, SCOPES, Kind, Stack, build_server, governed
 
 ERAS: tuple[Era, ...] = ("legacy", "modern")
+MEMBERS = tuple(stage for stage in ORDER if stage != "edge")  # that one is the gateway's own
 
 each_server = pytest.mark.parametrize("kind", KINDS)
 each_era = pytest.mark.parametrize("era", ERAS)
@@ -224,7 +225,10 @@ FOUR = ("resource_server", "limiter", "authorization", "affinity")
 async def test_24_orders_of_four_members_give_the_same_answers(tmp_path: Path) -> None:
     """And some orders of all six."""
     orders = [("audit", "tracing", *order) for order in itertools.permutations(FOUR)]
-    orders += [tuple(reversed(ORDER)), ("affinity", "audit", "authorization", "tracing", "limiter", "resource_server")]
+    orders += [
+        tuple(reversed(MEMBERS)),
+        ("affinity", "audit", "authorization", "tracing", "limiter", "resource_server"),
+    ]
     expected: list[Any] | None = None
     for n, order in enumerate(orders):
         directory = tmp_path / str(n)
@@ -238,7 +242,7 @@ async def test_24_orders_of_four_members_give_the_same_answers(tmp_path: Path) -
     assert expected[-1] == (429, 429001, True)
 
 
-@pytest.mark.parametrize("alone", ORDER)
+@pytest.mark.parametrize("alone", MEMBERS)
 async def test_each_member_works_alone(alone: str, tmp_path: Path) -> None:
     async with governed(tmp_path, build_server("fastmcp"), order=[alone]) as stack:
         for era in ERAS:
