@@ -391,6 +391,8 @@ class _Parts:
             self.warn("audit is not given: nobody will know who called what")
         if audit is None or audit is INVALID:
             return audit
+        if audit["sqlite"] == audit["jsonl"]:
+            return self.reading.at(self.node("audit"), "audit.sqlite and audit.jsonl are the same file; give two")
         if audit["on_failure"] == "continue":
             self.warn("audit.on_failure is continue: calls go on while they cannot be recorded")
         return AuditConfig(**audit)

@@ -97,6 +97,7 @@ def test_the_contracts_file_is_read_as_it_stands(tmp_path: Path) -> None:
     assert config.tracing.otlp == "http://127.0.0.1:4318"
     assert config.audit is not None
     assert (config.audit.sqlite, config.audit.on_failure) == (tmp_path / "audit.db", "refuse")
+    assert config.state_name == "memory"
     assert (config.state, config.workers, config.tls, config.warnings) == ("memory", 1, None, ())
 
 
@@ -215,6 +216,12 @@ ISSUERS = "{issuers: [https://login.example.com]}"
         ("sessions: {keys: [short]}", "sessions.keys[0] (not shown) must be 32 random bytes in base64"),
         ("sessions: {keys: [7]}", "sessions.keys[0] must be 32 random bytes in base64"),
         ("sessions: {keys: [{file: gone}]}", "sessions.keys[0].file is 'gone'; it must name a readable file (No such"),
+        ("sessions: {keys: [{file: ''}]}", "sessions.keys[0].file is ''; it must be the path of a file"),
+        (
+            "sessions: {keys: [{file: /dev/null}]}",
+            "sessions.keys[0].file is '/dev/null'; it must name a file that is not",
+        ),
+        ("sessions: {keys: [{file: /dev/zero}]}", "must name a file of at most 65536 bytes"),
         ("sessions: {keys: [{files: gone}]}", "sessions.keys[0].files is no key of this place; did you mean file?"),
         (f"sessions: {{keys: ['{KEY}', '{KEY}']}}", "sessions.keys[1] repeats sessions.keys[0]; keep one"),
         ("sessions: {idle: 0}", "sessions.idle is 0 (a number); it must be a duration above 0"),
@@ -228,12 +235,14 @@ ISSUERS = "{issuers: [https://login.example.com]}"
         ("tracing: {otlp: 'http://x', baggage: ['a b']}", "tracing.baggage[0] is 'a b'; it must be a key of W3C"),
         ("audit: {}", "audit is of no use without sqlite or jsonl; give one"),
         ("audit: {sqlite: gone/a.db}", "audit.sqlite is 'gone/a.db'; it must name a file in a directory that exists"),
+        ("audit: {sqlite: a, jsonl: ./a}", "audit.sqlite and audit.jsonl are the same file; give two"),
         ("audit: {jsonl: .}", "audit.jsonl is '.'; it must name a file"),
         ("audit: {jsonl: a, on_failure: no}", "audit.on_failure is no (a boolean); it must be refuse or continue"),
         ("state: postgres://x", "state (not shown) must be memory, or a URL such as redis://host:6379/0"),
         ("state: redis://:pw@/0", "state (not shown) must be memory, or a URL"),
         ("workers: 0", "workers is 0 (a number); it must be a whole number from 1 to 256"),
         ("workers: two", "workers is 'two'; it must be a whole number from 1 to 256"),
+        ("tls: {cert: 7, key: '" + "a" * 5000 + "'}", "tls.cert is 7 (a number); it must name a file that can be read"),
         ("tls: {cert: a.pem}", "tls.key is missing"),
         ("tls: {cert: a.pem, key: b.pem}", "tls.cert is 'a.pem'; it must name a file that can be read"),
         ("hosts: ['a/b']", "hosts[0] is 'a/b'; it must be a host, or host:port"),
@@ -363,6 +372,16 @@ def test_several_workers_need_a_key_and_a_shared_count(tmp_path: Path) -> None:
     assert any(warning.startswith("workers do not share") for warning in config.warnings)
     shared = f"sessions: {{keys: ['{KEY}']}}\nworkers: 2\nstate: redis://127.0.0.1\nlimits: {{requests: 1/second}}\n"
     assert loaded(tmp_path, SMALL + shared).workers == 2
+
+
+def test_what_opens_a_door_is_warned_of(tmp_path: Path) -> None:
+    text = """\
+tracing: {otlp: http://127.0.0.1:4318, trust: all, capture_content: yes}
+audit: {jsonl: a.jsonl, on_failure: continue}
+"""
+    warnings = loaded(tmp_path, SMALL + text).warnings
+    for named in ("tracing.capture_content is true", "tracing.trust is all", "audit.on_failure is continue"):
+        assert any(warning.startswith(named) for warning in warnings)
 
 
 def test_headers_over_http_to_another_machine_are_warned_of(tmp_path: Path) -> None:
