@@ -337,11 +337,12 @@ class Connection(asyncio.Protocol):
                 answer._fail(BrokenAnswerError("the server closed the connection in the middle of its answer"))
 
     def _refuse(self, answer: Answer, text: str) -> None:
-        if answer.complete:  # more than one answer to one request: it is not ours
-            self.abort()
+        if answer.complete:
+            answer._wake()  # the answer is good; what came after it is nobody's
         else:
             answer._fail(BrokenAnswerError(text) if answer.started else NoAnswerError(text))
-            self.abort()
+        self._kept = False
+        self.abort()
 
     # What httptools calls.
 

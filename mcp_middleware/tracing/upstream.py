@@ -14,11 +14,10 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider, set_span_in_context
 
 from mcp_middleware.exchange import Exchange
-from mcp_middleware.message import Notification, Request
+from mcp_middleware.message import Notification, Request, with_meta
 
 from . import conventions as names
 from .attributes import Attributes, KnownTargets, Outcome, label_of, metric_labels, outcome_of, span_attributes
-from .carrier import introduce
 from .propagation import TRACEPARENT, TRACESTATE, format_traceparent
 
 __all__ = ["ClientSpan", "ClientSpans"]
@@ -31,6 +30,9 @@ LOOK_INTERVAL: Final = 1.0
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 OPERATION_DURATION: Final = "mcp.client.operation.duration"
+
+_TRACEPARENT_HEADER: Final = TRACEPARENT.encode()
+_TRACESTATE_HEADER: Final = TRACESTATE.encode()
 
 _SERVER_ONLY: Final = (
     names.CLIENT_ADDRESS,
@@ -134,11 +136,12 @@ class ClientSpans:
 
 def _introduce(exchange: Exchange, span: Span) -> None:
     """Let the server read ``span`` as the parent: in ``_meta``, and in a header that said otherwise (never both)."""
-    own = span.get_span_context()
-    if not own.is_valid:
+    own, message = span.get_span_context(), exchange.message
+    if not own.is_valid or not isinstance(message, Request | Notification):
         return
-    introduce(exchange, own)
-    if TRACEPARENT.encode() in exchange.headers:
-        exchange.set_header(TRACEPARENT.encode(), format_traceparent(own).encode())
-        state = own.trace_state.to_header() if own.trace_state else None
-        exchange.set_header(TRACESTATE.encode(), state.encode("latin-1") if state else None)
+    parent = format_traceparent(own)
+    state = own.trace_state.to_header() if own.trace_state else None
+    exchange.replace_message(with_meta(message, {TRACEPARENT: parent, TRACESTATE: state}))
+    if _TRACEPARENT_HEADER in exchange.headers:
+        exchange.set_header(_TRACEPARENT_HEADER, parent.encode())
+        exchange.set_header(_TRACESTATE_HEADER, state.encode("latin-1") if state else None)
