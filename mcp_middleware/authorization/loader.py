@@ -105,7 +105,8 @@ def read_text(text: str, *, source: str, what: str = POLICY, problems: list[str]
         remedy = "; a text with braces needs quotes here" if said.endswith("got '{'") else ""
         raise ConfigurationError(f"{place}: not understood as YAML: {said}{remedy}") from None
     except yaml.YAMLError as error:  # a character that YAML does not allow
-        raise ConfigurationError(f"{source}: not understood as YAML: {error}") from None
+        said = " ".join(str(error).split())
+        raise ConfigurationError(f"{source}: not understood as YAML: {said}") from None
     if root is None:
         raise ConfigurationError(f"{source}: {what} is empty")
     found: list[str] = []

@@ -268,6 +268,7 @@ ISSUERS = "{issuers: [https://login.example.com]}"
             "hosts: [${A}]",
             "gateway.yaml:4: not understood as YAML: expected ',' or ']', but got '{'; a text with braces",
         ),
+        ("\0", "gateway.yaml: not understood as YAML: unacceptable character #x0000"),
         ("- a", "not understood as YAML"),
         ("a: &x 1", "anchors and aliases are not allowed"),
     ],
