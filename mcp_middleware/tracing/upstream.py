@@ -145,3 +145,4 @@ def _introduce(exchange: Exchange, span: Span) -> None:
     if _TRACEPARENT_HEADER in exchange.headers:
         exchange.set_header(_TRACEPARENT_HEADER, parent.encode())
         exchange.set_header(_TRACESTATE_HEADER, state.encode("latin-1") if state else None)
+        exchange.edit_headers()
