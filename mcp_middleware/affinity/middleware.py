@@ -198,13 +198,11 @@ class SessionAffinityMiddleware(Member):
 
     async def _reserve(self, exchange: Exchange) -> Rejection | None:
         endpoint = _endpoint(exchange)
+        counted = self._counted(endpoint, exchange.caller.key)
         try:
-            place = await self._store.reserve(
-                self._counted(endpoint, exchange.caller.key),
-                per_agent=self._per_agent,
-                idle=self._idle,
-                now=self._clock(),
-            )
+            place = await self._take_place(counted)
+            if not isinstance(place, Place) and await self._leave_dead_instances(counted):
+                place = await self._take_place(counted)
         except StorageUnavailableError:
             return _refused(503, UNAVAILABLE, "Sessions cannot be opened now", "session_store_down", _STORE_RETRY)
         if isinstance(place, Place):
@@ -212,6 +210,20 @@ class SessionAffinityMiddleware(Member):
             return None
         text = "Too many open sessions; end one with DELETE, or wait until one has been idle long enough"
         return _refused(429, RATE_LIMITED, text, "session_limit", max(1, math.ceil(place)))
+
+    async def _take_place(self, agent: Agent) -> Place | float:
+        now = self._clock()
+        return await self._store.reserve(agent, per_agent=self._per_agent, idle=self._idle, now=now)
+
+    async def _leave_dead_instances(self, agent: Agent) -> bool:
+        """Let sessions go that no request can reach, of a client that did not wait to be told so; whether any were."""
+        if self._instances is None:
+            return False
+        lost = [use for use in self._sessions.of(agent) if not self._instances.is_usable(use.instance)]
+        for use in lost:
+            self._sessions.forget(use)
+            await self._store.forget(use)
+        return bool(lost)
 
     def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
         """Put the caller's id in place of the server's."""

@@ -112,6 +112,11 @@ class SessionTable:
         """Whether the session of that name (``name_session``) is remembered as ended."""
         return name in self._ended
 
+    def of(self, agent: Agent) -> list[Use]:
+        """The sessions in use that count as ``agent``'s."""
+        count = self._counts.get(agent)
+        return [] if count is None else list(count.uses)
+
     def open_requests(self) -> list[Use]:
         """The sessions of which a request is under way."""
         return [use for use in self._uses.values() if use.requests]

@@ -182,6 +182,21 @@ async def test_sessions_on_a_dead_instance_use_up_no_places(fleet: Fleet, clock:
         assert (await replica.initialize()).status_code == 200
 
 
+async def test_a_client_that_starts_anew_is_not_held_up_by_what_it_lost(
+    fleet: Fleet, clock: FakeClock, key: str
+) -> None:
+    """It restarted with the instance, and never asks for the sessions that its agent had there."""
+    replica = Replica(fleet, clock, key, per_agent=2)
+    lost = [await replica.open() for _ in range(2)]
+    fleet.dead.add(A)
+    for _ in range(2):
+        assert (await replica.initialize()).status_code == 200
+    assert (await replica.initialize()).status_code == 429
+    fleet.dead.clear()
+    for session in lost:
+        assert await replica.ping(session) == 200
+
+
 async def test_case_19_a_stranger_does_not_learn_whether_an_instance_is_down(fleet: Fleet, replica: Replica) -> None:
     session = await replica.open()
     fleet.dead.add(A)
