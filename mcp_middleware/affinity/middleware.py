@@ -30,6 +30,8 @@ _VERSION_HEADER: Final = b"mcp-protocol-version"
 _LEGACY_VERSIONS: Final = frozenset(version.encode() for version in LEGACY_VERSIONS)
 _VISIBLE_ASCII: Final = bytes(range(0x21, 0x7F))
 _MAX_INSTANCE: Final = 64
+_INSTANCE_DOWN: Final = "session_instance_down"
+"""The reason of a 404 for a session whose instance is dead; a forwarder that finds that out gives the same."""
 _STORE_RETRY: Final = 2
 """Seconds after which a store that was away is asked again at the latest."""
 
@@ -135,7 +137,7 @@ class SessionAffinityMiddleware(Member):
             else:  # its place is free for the one that the client opens now
                 self._sessions.forget(found)
                 await self._store.forget(found)
-                found = "session_instance_down"
+                found = _INSTANCE_DOWN
         if isinstance(found, str):
             return Rejection(404, INVALID_REQUEST, "Session not found", found)
         self._sessions.enter(found, now)
@@ -236,7 +238,7 @@ class SessionAffinityMiddleware(Member):
             headers[:] = [line for line in headers if line[0].lower() != _SESSION_HEADER]
             if use is not None:
                 headers.append((_SESSION_HEADER, use.token))
-        if not isinstance(held, Use) or exchange.rejection is not None:
+        if not isinstance(held, Use) or _is_others(exchange.rejection):
             return
         # On the same endpoint with a slash more, a 404 may be the router's and say nothing about the session.
         lost = status == 404 and exchange.path == held.path
@@ -296,6 +298,11 @@ class SessionAffinityMiddleware(Member):
 def _refused(status: int, code: int, text: str, reason: str, seconds: int) -> Rejection:
     retry_after = ((b"retry-after", str(seconds).encode()),)
     return Rejection(status, code, text, reason, data={"retryAfterMs": seconds * 1000}, headers=retry_after)
+
+
+def _is_others(rejection: Rejection | None) -> bool:
+    """Whether a member further in refused, for a reason that says nothing about the session."""
+    return rejection is not None and rejection.reason != _INSTANCE_DOWN
 
 
 def _is_legacy(exchange: Exchange) -> bool:

@@ -9,9 +9,10 @@ import httpx2
 import pytest
 
 from mcp_middleware.affinity import SessionAffinityMiddleware
-from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.errors import INVALID_REQUEST, ConfigurationError
 from mcp_middleware.exchange import exchange_of
 from mcp_middleware.testing import FakeClock
+from mcp_middleware.types import Rejection
 from tests.support import headers_for, post
 
 from .conftest import CallerLayer
@@ -29,6 +30,8 @@ class Fleet:
         self.moves_to: str | None = None
         """Where a request goes that finds its instance dead on the way."""
         self.status = 200
+        self.refusal: Rejection | None = None
+        """What it refuses everything with, as a forwarder does."""
         self.received: list[tuple[str | None, bytes | None]] = []
         """Instance and session of every request that was forwarded."""
 
@@ -46,6 +49,9 @@ class Fleet:
         self.received.append((exchange.instance, presented))
         if self.moves_to is not None:
             exchange.instance = self.moves_to
+        if self.refusal is not None:
+            exchange.rejection = self.refusal
+            self.status = self.refusal.status
         headers = [(b"content-type", b"application/json")]
         status = self.status if exchange.instance is not None else 503
         if presented is None and exchange.era == "legacy":
@@ -195,6 +201,19 @@ async def test_a_client_that_starts_anew_is_not_held_up_by_what_it_lost(
     fleet.dead.clear()
     for session in lost:
         assert await replica.ping(session) == 200
+
+
+@pytest.mark.parametrize(("reason", "room"), [("session_instance_down", True), ("unknown_tool", False)])
+async def test_case_22_only_a_404_about_the_session_makes_room(
+    fleet: Fleet, clock: FakeClock, key: str, reason: str, room: bool
+) -> None:
+    """A forwarder that cannot connect says that the session is lost; a policy's 404 says nothing of it."""
+    replica = Replica(fleet, clock, key, per_agent=1)
+    session = await replica.open()
+    fleet.refusal = Rejection(404, INVALID_REQUEST, "not found", reason)
+    assert await replica.ping(session) == 404
+    fleet.refusal, fleet.status = None, 200
+    assert (await replica.initialize()).status_code == (200 if room else 429)
 
 
 async def test_case_19_a_stranger_does_not_learn_whether_an_instance_is_down(fleet: Fleet, replica: Replica) -> None:
