@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         install = "pip install 'mcp-middleware[demo]'"
-        print(f"error: the demonstration needs {', '.join(missing)}, which come with {install}", file=sys.stderr)
+        verb = "comes" if len(missing) == 1 else "come"
+        print(f"error: the demonstration needs {', '.join(missing)}, which {verb} with {install}", file=sys.stderr)
         return 2
     logging.getLogger("mcp").addHandler(logging.NullHandler())  # what its client meets is the story's to tell
     return asyncio.run(_perform(once=options.once, port=options.port, otlp=options.otlp))

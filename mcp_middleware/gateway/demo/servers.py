@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -64,7 +65,7 @@ def files(instance: str) -> MCPServer:
         """The next line of the file that is open in this session."""
         lines = readings.get(_session(ctx))
         if lines is None:
-            raise ValueError(f"no file is open in this session at {instance}")
+            raise ToolError(f"no file is open in this session at {instance}")
         return f"{lines.pop(0) if lines else 'the end'} ({instance})"
 
     @mcp.tool()
