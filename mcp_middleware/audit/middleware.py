@@ -142,13 +142,14 @@ class AuditLogMiddleware(Member):
                 logger.exception("an audit record was lost: %s failed", sink)
 
     def _record(self, exchange: Exchange, state: "_State | None" = None) -> AuditRecord:
+        finished = time.monotonic()
         session_id = state.session if state is not None else b""
+        if state is not None and state.begun is not None and state.basis == _basis(exchange):
+            session = name_session(session_id) if session_id else state.begun.session
+            return end_record(state.begun, exchange, finished=finished, session=session)
         if not session_id and exchange.era == "legacy":
             session_id = exchange.headers.get(_SESSION_HEADER, b"")
         session = name_session(session_id) if session_id else None
-        finished = time.monotonic()
-        if state is not None and state.begun is not None and state.basis == _basis(exchange):
-            return end_record(state.begun, exchange, finished=finished, session=session)
         return build_record(exchange, finished=finished, session=session, server=self._server_name)
 
     def _concerns(self, exchange: Exchange) -> bool:
