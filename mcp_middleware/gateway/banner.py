@@ -4,6 +4,8 @@ this configuration is dangerous. Pure, no I/O."""
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mcp_middleware.ratelimit.rate import Rate
+
 from .access_log import visible
 from .config import Config
 
@@ -72,7 +74,13 @@ def _limits(config: Config) -> str:
     limits = config.limits
     if limits is None:
         return "off"
-    parts = [f"{name} {rate}" for name, rate in (("requests", limits.requests), ("tokens", limits.tokens)) if rate]
+    parts = [
+        f"{_rate(rate)} {name}" for name, rate in (("requests", limits.requests), ("tokens", limits.tokens)) if rate
+    ]
     if limits.agents:
-        parts.append(f"{len(limits.agents)} kinds of agents with limits of their own")
+        parts.append(f"others for {', '.join(limits.agents)}")
     return ", ".join(parts) or "off"
+
+
+def _rate(rate: Rate) -> str:
+    return rate.rate if rate.burst is None else f"{rate.rate} (at most {rate.burst} at once)"

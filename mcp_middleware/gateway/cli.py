@@ -106,7 +106,7 @@ def _run(config: "Config", path: Path, given: argparse.Namespace) -> int:
             config,
             path=path,
             access_log=AccessLogWriter(sys.stderr, render) if config.access_log else None,
-            announce=_announce if first else None,
+            announce=(_announce_as_record if given.log_format == "json" else _announce) if first else None,
             parent=parent,
         )
         try:
@@ -119,12 +119,20 @@ def _run(config: "Config", path: Path, given: argparse.Namespace) -> int:
 
 
 async def _announce(gateway: "Gateway", port: int) -> None:
+    text = await _banner(gateway, port)
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+async def _announce_as_record(gateway: "Gateway", port: int) -> None:
+    logging.getLogger("mcp_middleware.gateway").info("%s", await _banner(gateway, port))
+
+
+async def _banner(gateway: "Gateway", port: int) -> str:
     from .banner import render
 
     await gateway.probe(FIRST_PROBE)
-    text = render(gateway.config, port=port, readiness=gateway.readiness(), version=_version())
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    return render(gateway.config, port=port, readiness=gateway.readiness(), version=_version())
 
 
 def _version() -> str:

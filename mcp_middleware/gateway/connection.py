@@ -102,6 +102,10 @@ class Connections(ServerState):
         """Connections at once."""
         self.max_header_bytes = max_header_bytes
         """Bytes of headers that the application takes; a head is read up to twice of that."""
+        self.ending = False
+        """Each answer ends its connection, so that clients go elsewhere between two requests and not during one."""
+        self.ended = False
+        """Nobody listens any more; what was accepted in that moment is refused."""
 
     def sweep(self, now: float) -> None:
         """End every connection whose time is over; ``now`` as the event loop has it. To be called once a second: one
@@ -157,7 +161,9 @@ class Connection(HttpToolsProtocol):
         full = len(self.connections) >= self.server_state.most
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, _Transport(transport, self))
-        if full:
+        if self.server_state.ended:
+            self._answer(503, "This gateway has stopped", UNAVAILABLE)
+        elif full:
             logger.warning("there are %d connections open; a new one was refused", self.server_state.most)
             self._answer(503, "Too many connections are open; come back in a moment", UNAVAILABLE)
 
@@ -247,6 +253,8 @@ class Connection(HttpToolsProtocol):
         self.framing_bytes = 0
         self.deadline = math.inf
         super().on_headers_complete()
+        if self.server_state.ending:
+            self.cycle.keep_alive = False
         if self.running is None:
             self.running = self.cycle
 

@@ -209,8 +209,10 @@ class Worker:
         under_way = set(self._connections.tasks)
         logger.info("stopping: %d requests are open, and have %g s to finish", len(under_way), seconds)
         gateway.begin_drain()
-        # New connections are still answered, so that whoever balances load sees that this one is not ready.
+        self._connections.ending = True
+        # What still comes is answered: whoever balances load sees that this one is not ready, and loses no call.
         await self._wait(lambda: all(task.done() for task in under_way), deadline)
+        self._connections.ended = True
         server.close()
         for connection in list(self._connections.connections):
             connection.shutdown()
