@@ -14,11 +14,11 @@ trial       a success, or a good probe    healthy
 trial       a failure, or a failed probe  ejected, for ``retry`` seconds
 ==========  ============================  =====================================================================
 
-- A failure is a connection that could not be made, an answer that did not come or broke off, and the statuses 502,
-  503 and 504, with which a proxy says that nobody is behind it. Any other answer is a success, an error too: what a
-  caller can provoke must not take a server away from the others.
-- A timeout alone is no failure, for the same reason: one slow tool would do. It makes an instance *suspect*; a probe
-  then decides.
+- A failure is a connection that could not be made, and the statuses 502, 503 and 504, with which a proxy says that
+  nobody is behind it. Any other answer is a success, an error too: what a caller can provoke must not take a server
+  away from the others.
+- An answer that did not come, not in time, or not to its end is no failure, for the same reason: one slow tool would
+  do, or a proxy that cuts long streams. It makes an instance *suspect*, and a probe decides.
 - An instance that fails as soon as it is back grows its time away, so that one that flaps is mostly away. ``CALM``
   seconds without a failure and its past is forgotten.
 - A request is given the instance with the fewest requests in flight among the healthy ones, in turn where several
@@ -59,7 +59,7 @@ class _Instance:
         """In a row."""
         self.ejected = False
         self.until = 0.0
-        """The end of the ejection; from then on it is on trial."""
+        """The end of the last ejection; from then on it is on trial."""
         self.last = 0.0
         """Seconds of the last ejection that was no failed trial."""
         self.readmitted = -math.inf
@@ -163,7 +163,7 @@ class Balancer:
         return True
 
     def suspect(self, name: str) -> None:
-        """``name`` did not answer in time: a probe should ask whether it lives."""
+        """``name`` did not answer, or not to the end: a probe should ask whether it lives."""
         instance = self._by_name[name]
         instance.suspect = not instance.ejected
 
@@ -179,9 +179,10 @@ class Balancer:
         return max(0.0, min(waits))
 
     def next_due(self) -> float:
-        """Seconds until ``due`` names an instance; infinite where none is ejected."""
+        """Seconds until ``due`` names an instance; infinite where all are well."""
         now = self._clock()
-        return max(0.0, min((one.until - now for one in self._instances if one.ejected), default=math.inf))
+        waits = (one.until - now for one in self._instances if one.ejected or one.suspect)
+        return max(0.0, min(waits, default=math.inf))
 
     def in_flight(self, name: str) -> int:
         """Requests to ``name`` that have not ended."""

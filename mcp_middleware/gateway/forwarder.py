@@ -233,9 +233,15 @@ class Forwarder:
         if self._ending is None:
             self._ending = asyncio.create_task(self._end_streams(self._draining), name="end streams")
 
+    def forget(self, answer: Answer) -> None:
+        """``answer`` has ended."""
+        self._streams.discard(answer)
+        if not self._streams and self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
+
     async def _end_streams(self, draining: asyncio.Event) -> None:
         await draining.wait()
-        self._ending = None
         for answer in list(self._streams):
             answer.interrupt(_DrainingError())
 
@@ -348,12 +354,8 @@ class _Call:
         try:
             await answer.head()
         except UpstreamError as error:
-            if isinstance(error, SlowAnswerError):
-                upstream.slow(name)
-                await self._fail(504, str(error), error)
-            else:
-                upstream.failed(name, str(error))
-                await self._fail(502, str(error), error)
+            upstream.suspect(name)
+            await self._fail(504 if isinstance(error, SlowAnswerError) else 502, str(error), error)
             return False
         except _ClientGoneError:
             return False
@@ -371,17 +373,18 @@ class _Call:
         while True:
             if not await self._begin(name, tried) or self.answer is None:
                 return
-            following = upstream.choose(tried) if _media_type(self.answer.headers) == b"application/json" else None
-            if following is None:
+            if _media_type(self.answer.headers) != b"application/json" or _unfit(self.answer) is not None:
                 await self._answer()
                 return
             data = await self._read_whole(self.answer)
             if data is None:
                 return
-            if _error_code(data) != INVALID_PARAMS:
-                if self.name is not None:
-                    upstream.remember_task(task, self.name)
+            unknown = _error_code(data) == INVALID_PARAMS
+            following = upstream.choose(tried) if unknown else None
+            if following is None:
                 await self._send_whole(self.answer, data)
+                if not unknown and self.name is not None:
+                    upstream.remember_task(task, self.name)
                 return
             self.close()
             name = following
@@ -428,7 +431,7 @@ class _Call:
                 data = b"".join(parts)
         except UpstreamError as error:
             if self.name is not None and not answer.complete:
-                self.upstream.failed(self.name, str(error))
+                self.upstream.suspect(self.name)
             await self._fail(502, str(error), error)
             return None
         except _ClientGoneError:
@@ -437,7 +440,8 @@ class _Call:
 
     async def _send_whole(self, answer: Answer, data: bytes) -> None:
         headers = _returned(answer.headers)
-        headers.append((b"content-length", str(len(data)).encode()))
+        if answer.status != 204:  # RFC 9110 section 8.6
+            headers.append((b"content-length", str(len(data)).encode()))
         await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": data, "more_body": False})
 
@@ -451,7 +455,8 @@ class _Call:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except UpstreamError as error:
             if self.name is not None:
-                self.upstream.failed(self.name, str(error))
+                self.upstream.suspect(self.name)
+            logger.warning("%s: a stream of the instance %s broke off: %s", self.upstream.name, self.name, error)
             raise
         except _ClientGoneError:
             return
@@ -532,7 +537,7 @@ class _Call:
             self.watch = None
         if self.answer is not None:
             if self.streams:
-                self.forwarder._streams.discard(self.answer)
+                self.forwarder.forget(self.answer)
             self.answer.close()
             self.answer = None
             if self.name is not None:
@@ -568,7 +573,7 @@ async def _read_body(receive: Receive) -> bytes | None:
     body: bytes = event.get("body", b"")
     while event.get("more_body", False):
         event = await receive()
-        if event["type"] == "http.disconnect" or len(body) > _BOUNDS.max_body_bytes:
+        if event["type"] == "http.disconnect":
             return None
         body += event.get("body", b"")
     return body

@@ -5,7 +5,9 @@ configuration lists it: host, port and path of its URL.
 
 What failed is asked again by a probe: ``OPTIONS`` on the endpoint itself. A connection alone would prove little, since
 the kernel accepts for a process that hangs; ``OPTIONS`` is safe by definition (RFC 9110 section 9.2.1), opens no
-session and no stream, and every server answers it somehow. Any answer counts but 502, 503 and 504.
+session and no stream, and every server answers it somehow. Any answer counts but 502, 503 and 504. A probe that is
+refused ejects the instance at once; one that is merely slow has to be so several times, because ejection ends sessions
+and a busy event loop is no death.
 """
 
 import asyncio
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mcp_middleware.affinity.balancing import Balancer
 from mcp_middleware.types import Clock, Headers
 
-from .client import Endpoint, UpstreamClient, UpstreamError
+from .client import Endpoint, SlowAnswerError, UpstreamClient, UpstreamError
 
 if TYPE_CHECKING:
     from .config import ServerConfig
@@ -103,12 +105,12 @@ class Upstream:
             logger.info("%s: the instance %s is back", self.name, name)
 
     def failed(self, name: str, why: str) -> None:
-        """``name`` could not be connected, or did not answer to the end."""
+        """No connection to ``name`` could be made, or a proxy said that it is not there."""
         if self._balancer.fail(name):
             self._tell_ejected(name, why)
 
-    def slow(self, name: str) -> None:
-        """``name`` did not begin its answer in time."""
+    def suspect(self, name: str) -> None:
+        """``name`` did not answer, not in time, or not to the end."""
         self._balancer.suspect(name)
         self._news.set()
 
@@ -164,7 +166,7 @@ class Upstream:
                     await self._news.wait()
 
     async def _probe(self, name: str) -> bool:
-        endpoint = self._endpoints[name]
+        endpoint, conclusive = self._endpoints[name], True
         try:
             connection = await self._client.connect(endpoint, fresh=True)
             answer = connection.request(b"OPTIONS" + endpoint.start + b"\r\n", b"", timeout=PROBE_TIMEOUT, idle=0.0)
@@ -174,11 +176,11 @@ class Upstream:
             finally:
                 answer.close()
         except UpstreamError as error:
-            lives, why = False, str(error)
+            lives, why, conclusive = False, str(error), not isinstance(error, SlowAnswerError)
         if lives:
             if self._balancer.succeed(name):
                 logger.info("%s: the instance %s is back", self.name, name)
-        elif self._balancer.fail(name, conclusive=True):
+        elif self._balancer.fail(name, conclusive=conclusive):
             self._tell_ejected(name, why)
         return lives
 

@@ -1,5 +1,6 @@
 """The breaker's table, rule by rule, and what holds whatever happens."""
 
+import math
 from collections import Counter
 
 from hypothesis import given
@@ -130,9 +131,13 @@ def test_a_suspect_is_probed_and_stays_in_use() -> None:
     subject, _ = balancer("a")
     subject.suspect("a")
     assert subject.due() == ["a"]
+    assert subject.next_due() == 0.0
     assert subject.choose() == "a"
+    assert not subject.fail("a"), "a probe that was slow"
+    assert subject.due() == ["a"], "is asked again"
     subject.succeed("a")
     assert subject.due() == []
+    assert subject.next_due() == math.inf
 
 
 def test_an_unknown_name_is_not_usable() -> None:

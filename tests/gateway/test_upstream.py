@@ -1,9 +1,15 @@
 """Instances by name, what is known of them, and the probes."""
 
 import asyncio
+import datetime
 import socket
+import ssl
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from mcp_middleware.gateway.client import Endpoint, NotSentError, UpstreamClient
 from mcp_middleware.gateway.config import ServerConfig
@@ -135,3 +141,49 @@ async def test_unused_connections_are_closed_before_their_server_would(monkeypat
         sent.close()
         await closed.wait()
         await client.aclose()
+
+
+async def test_tls_is_checked_against_the_hosts_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_bytes(self_signed("localhost"))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        client = UpstreamClient()
+        with pytest.raises(NotSentError, match="TLS failed"):
+            await client.connect(Endpoint(f"https://localhost:{port}/", []))
+        await client.aclose()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        client = UpstreamClient()
+        with pytest.raises(NotSentError, match="TLS failed"):
+            await client.connect(Endpoint(f"https://127.0.0.1:{port}/", []))
+        endpoint = Endpoint(f"https://localhost:{port}/", [])
+        sent = (await client.connect(endpoint)).request(b"GET" + endpoint.start + b"\r\n", b"", timeout=5.0, idle=5.0)
+        await sent.head()
+        assert await sent.read() == b"ok"
+        sent.close()
+        await client.aclose()
+
+
+def self_signed(host: str) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private + made.public_bytes(serialization.Encoding.PEM)
