@@ -5,6 +5,7 @@ resource the token was issued for. It leaves the request's headers all the same,
 accident.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TypeAlias
@@ -65,14 +66,17 @@ def _to_sdk() -> HandOn:
         def access_token(self) -> SDKToken:  # type: ignore[override]
             """A new object for each request, so that what a tool does to it stays in that request."""
             token = self._verified
-            return SDKToken(
+            # FastMCP asks for it several times a call, and makes its own of any other each time.
+            fastmcp = sys.modules.get("fastmcp.server.auth.auth")
+            kind: type[SDKToken] = SDKToken if fastmcp is None else fastmcp.AccessToken
+            return kind(
                 token=token.token,
                 client_id=token.client_id,
                 scopes=token.scopes,
                 expires_at=token.expires_at,
                 resource=token.resource,
                 subject=token.subject,
-                claims=token.claims,
+                claims=token.claims or {},
             )
 
         @property

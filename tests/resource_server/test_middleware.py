@@ -434,7 +434,8 @@ async def test_the_caller_is_known_to_the_sdk_during_the_request_only(issuer: Lo
         assert user is setup.echo.scopes[-1]["user"]
         assert isinstance(user, AuthenticatedUser)
         assert user.is_authenticated
-        assert user.access_token.model_dump() == {
+        fields = user.access_token.model_dump(include=set(AccessToken.model_fields))  # FastMCP's has more
+        assert fields == {
             "token": token,
             "client_id": "agent-1",
             "scopes": ["mcp:use", "files:read"],
@@ -443,7 +444,13 @@ async def test_the_caller_is_known_to_the_sdk_during_the_request_only(issuer: Lo
             "subject": "alice",
             "claims": user.access_token.claims,
         }
-        assert setup.echo.scopes[-1]["auth"].scopes == ["mcp:use", "files:read"]
+        assert user.scopes == setup.echo.scopes[-1]["auth"].scopes == ["mcp:use", "files:read"]
+        user.access_token.scopes.append("admin")
+        (user.access_token.claims or {}).clear()
+        await setup.call(token)
+        again = setup.echo.scopes[-1]["user"].access_token
+        assert again.scopes == ["mcp:use", "files:read"]  # what a tool does to it stays in that request
+        assert again.claims["iss"] == issuer.issuer
         await setup.call()
         assert auth_context_var.get() is None
 

@@ -27,7 +27,8 @@ BOTH_SERVERS = pytest.mark.parametrize("kind", ["fastmcp", "sdk"])
 
 
 def whoami() -> str:
-    """The caller, as FastMCP and as the SDK tell it."""
+    """The caller, as FastMCP and as the SDK tell it: by one object, which FastMCP need not convert."""
+    assert fastmcp_access_token() is fastmcp_access_token()
     return f"{_shown(fastmcp_access_token())} | {_shown(sdk_access_token())}"
 
 
