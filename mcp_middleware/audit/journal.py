@@ -39,8 +39,9 @@ _MARK: Final = "-calls-"
 NEW: Final = ".new"
 """Ends the name of a journal that has not taken its place yet."""
 _HEAD: Final = b"mcp_middleware audit journal 1 "
-_RENEWED_AT: Final = 4 * 1024 * 1024
-"""Bytes from which a journal is begun anew: some thousand calls, so that neither the disk nor the next start minds."""
+_RENEWED_AT: Final = 16 * 1024 * 1024
+"""Bytes from which a journal is begun anew: some ten thousand calls, which the next start reads in a tenth of a
+second."""
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(AuditRecord).decode
@@ -173,27 +174,27 @@ def parse(data: bytes, generation: int, committed: int) -> Contents | None:
     if own < generation:
         return Contents([], [], 0)  # of the time before the database noted a later one: all of it is there
     skipped = committed if own == generation else 0
-    ended: list[AuditRecord] = []
-    begun: dict[bytes, AuditRecord] = {}
-    damaged = 0
+    ended: list[bytes] = []
+    begun: dict[bytes, bytes] = {}
     for line in data.split(b"\n")[1:-1]:
         ticket, _, text = line[1:].partition(b" ")
-        ends = line.startswith(b"-")
-        if ends:
-            begun.pop(ticket, None)
-            if skipped > 0:
-                skipped -= 1
-                continue
-        try:
-            record = _decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            damaged += 1
+        if not line.startswith(b"-"):
+            begun[ticket] = text
             continue
-        if ends:
-            ended.append(record)
+        begun.pop(ticket, None)
+        if skipped > 0:
+            skipped -= 1
         else:
-            begun[ticket] = record
-    return Contents(ended, list(begun.values()), damaged)
+            ended.append(text)
+    found = Contents([], [], 0)
+    damaged = 0
+    for texts, records in ((ended, found.ended), (begun.values(), found.begun)):
+        for text in texts:
+            try:
+                records.append(_decode(text))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                damaged += 1
+    return found._replace(damaged=damaged)
 
 
 def generation_of(data: bytes) -> int | None:
