@@ -448,9 +448,10 @@ async def test_the_caller_is_known_to_the_sdk_during_the_request_only(issuer: Lo
         user.access_token.scopes.append("admin")
         (user.access_token.claims or {}).clear()
         await setup.call(token)
-        again = setup.echo.scopes[-1]["user"].access_token
-        assert again.scopes == ["mcp:use", "files:read"]  # what a tool does to it stays in that request
-        assert again.claims["iss"] == issuer.issuer
+        again = setup.echo.users[-1]
+        assert again is not None  # what a tool does to its token stays in its request
+        assert again.access_token.scopes == ["mcp:use", "files:read"]
+        assert (again.access_token.claims or {})["iss"] == issuer.issuer
         await setup.call()
         assert auth_context_var.get() is None
 
