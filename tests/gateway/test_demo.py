@@ -165,21 +165,20 @@ def test_a_missing_package_is_named_with_the_extra_it_comes_with(
     )
 
 
+@pytest.fixture(scope="module")
+def output() -> str:
+    """What the command prints."""
+    command = [sys.executable, "-c", "import sys; from mcp_middleware.gateway.demo import main; sys.exit(main())"]
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    ended = subprocess.run([*command, "--once"], capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    assert ended.stderr == ""
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
+
+
 @pytest.mark.slow
 class TestStory:
     """The story, told once for all of these."""
-
-    @pytest.fixture(scope="class")
-    def output(self) -> str:
-        """What it prints."""
-        command = [sys.executable, "-c", "import sys; from mcp_middleware.gateway.demo import main; sys.exit(main())"]
-        environment = {**os.environ, "PYTHONWARNINGS": "default"}
-        ended = subprocess.run(
-            [*command, "--once"], capture_output=True, text=True, check=False, env=environment, cwd=ROOT
-        )
-        assert ended.stderr == ""
-        assert ended.returncode == 0, ended.stdout
-        return ended.stdout
 
     def test_it_has_calls_of_every_fate(self, output: str) -> None:
         assert "SURPRISE" not in output
