@@ -260,7 +260,8 @@ async def test_without_a_cap_nothing_needs_redis(own: Replicas) -> None:
 
 
 async def test_case_42_a_paused_redis_is_waited_for_once(own: Replicas) -> None:
-    stack = own.start(budget=0.05)
+    stack = own.start(budget=0.5)
+    assert await connection_of(stack).connect()
     session = await stack.open()
     own.redis.pause()
     assert (await stack.initialize()).status_code == 503

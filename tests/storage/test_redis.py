@@ -313,13 +313,13 @@ async def test_settled_without_redis_counts_when_it_is_back(own: Storages) -> No
 
 
 async def test_a_paused_redis_does_not_take_later_what_nobody_waits_for(own: Storages) -> None:
-    storage = own.make(budget=0.05)
+    storage = own.make(budget=0.5)
     assert await storage._connection.connect()
     assert await admitted(storage, 2) == 2
     own.server.pause()
     answers = await asyncio.gather(*(storage.reserve(KEY, SLOW, 0) for _ in range(100)))
     assert sum(isinstance(answer, Reservation) for answer in answers) == 8
-    await asyncio.sleep(0.05)  # so that the deadline of all hundred is over, by Redis's clock
+    await asyncio.sleep(0.1)  # so that the deadline of all hundred is over, by Redis's clock
     own.server.resume()
     with own.server.client() as client:
         client.ping()
@@ -347,7 +347,7 @@ async def test_what_redis_comes_to_too_late_is_not_taken(storages: Storages) -> 
 
 async def test_a_paused_redis_is_asked_once_and_then_left_alone(own: Storages) -> None:
     """The breaker: whoever comes later waits for nothing, and an attempt that hangs harms nobody."""
-    storage = own.make(budget=0.05)
+    storage = own.make(budget=0.5)
     assert await storage._connection.connect()
     own.server.pause()
     await reserve(storage)
