@@ -2,7 +2,7 @@
 
 A request goes out as one write of bytes that are ready; an answer comes in as its status, its headers as bytes, and
 chunks as they arrive. There are no cookies, redirects, retries or decoding, and no conversion of headers to text and
-back. That is why it is no general client: those take three times as long for a small call (docs/benchmarks.md).
+back. With aiohttp's client, which has all of them, the same bare forwarder took twice the CPU time for a small call.
 
 The parser is llhttp, which the server side uses as well. What can go wrong is told apart by one question: may the
 server have acted?
@@ -164,7 +164,7 @@ class Answer:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._connection.loop.create_future()
         try:
             await self._waiter
         finally:
@@ -179,7 +179,7 @@ class Answer:
 
     def end_within(self, seconds: float) -> None:
         """Let the answer take at most ``seconds`` from now, whatever arrives."""
-        self._deadline = min(self._deadline, asyncio.get_running_loop().time() + seconds)
+        self._deadline = min(self._deadline, self._connection.loop.time() + seconds)
         self._idle = 0.0
 
     def close(self) -> None:
@@ -223,11 +223,11 @@ class Connection(asyncio.Protocol):
         "_head_bytes",
         "_interim",
         "_kept",
-        "_loop",
         "_parser",
         "_paused",
         "_transport",
         "idle_since",
+        "loop",
         "lost",
         "ticks",
     )
@@ -235,7 +235,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, client: "UpstreamClient", endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
         self._endpoint = endpoint
-        self._loop = loop
+        self.loop = loop
         self._parser: Any = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._answer: Answer | None = None
@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
 
     def request(self, head: bytes, body: bytes, *, timeout: float, idle: float) -> Answer:
         """Send a request. ``timeout`` is seconds until its answer must begin, ``idle`` between two of its bytes."""
-        answer = Answer(self, self._loop.time() + timeout, idle)
+        answer = Answer(self, self.loop.time() + timeout, idle)
         self._answer = answer
         self._head_bytes = self._interim = self.ticks = 0
         self._client._busy.add(self)
@@ -313,12 +313,14 @@ class Connection(asyncio.Protocol):
         if not answer.started and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(answer, "the headers of the server's answer are too large")
             return
-        answer._arrived(self._loop.time())
+        answer._arrived(self.loop.time())
         if answer._size > _HIGH_WATER and not self._paused and not answer.complete and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
+        if self._answer is None:  # nothing is sent on it between now and ``connection_lost``
+            self._client._forget(self._endpoint, self)
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -444,9 +446,13 @@ class UpstreamClient:
             raise NotSentError(f"TLS failed: {error.reason or error}") from None
         except socket.gaierror as error:
             raise NotSentError(f"the name does not resolve: {error.strerror}") from None
+        except UnicodeError as error:
+            raise NotSentError(f"the name cannot be looked up: {error}") from None
         except OSError as error:
             ours = error.errno in _OWN_FAULTS
             raise NotSentError(f"no connection: {error.strerror or error}", gone=not ours, ours=ours) from None
+        if connection.lost:  # accepted and closed at once
+            raise NotSentError("the connection was closed before anything was sent")
         return connection
 
     def _context(self) -> ssl.SSLContext:

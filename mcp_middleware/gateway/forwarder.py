@@ -637,8 +637,13 @@ def _unfit(answer: Answer) -> str | None:
 
 def _encoding(headers: Headers) -> bytes | None:
     """How the body is encoded, ``gzip``, ``deflate`` or empty for not at all; None for what cannot be undone."""
+    for name, _ in headers:
+        if name == b"content-encoding":
+            break
+    else:
+        return b""
     found = [value.strip().lower() for name, value in headers if name == b"content-encoding"]
-    if not found or found in ([b"identity"], [b""]):
+    if found in ([b"identity"], [b""]):
         return b""
     if found in ([b"gzip"], [b"x-gzip"]):
         return b"gzip"

@@ -370,3 +370,22 @@ async def test_tasks_go_to_the_instance_that_began_them_or_are_asked_for_in_turn
                 assert found["result"]["by"] == name
         unknown = answer_of(await post(http, gate.url, "tasks/get", {"taskId": "other"}))
         assert unknown["error"]["code"] == -32602
+
+
+async def test_many_streams_can_be_open_and_leave_nothing_behind() -> None:
+    async def stream(caller: Caller) -> None:
+        await caller.start_stream()
+        await caller.send_chunk(b": hello\n\n")
+        await caller.gone()
+
+    async with raw_server(stream) as server, gateway(server.origin) as gate:
+        before = len(asyncio.all_tasks())
+        async with httpx2.AsyncClient(limits=httpx2.Limits(max_connections=60)) as http:
+            request = http.build_request("GET", gate.url, headers=headers_for(era="legacy"))
+            responses = [await http.send(request, stream=True) for _ in range(50)]
+            for response in responses:
+                assert await anext(response.aiter_raw()) == b": hello\n\n"
+                await response.aclose()
+        while gate.client._busy or len(asyncio.all_tasks()) > before:  # noqa: ASYNC110  # nothing announces it
+            await asyncio.sleep(0.01)
+        assert not gate.client._idle, "what was not read to its end is not used again"
