@@ -106,6 +106,9 @@ class Connections(ServerState):
         """Each answer ends its connection, so that clients go elsewhere between two requests and not during one."""
         self.ended = False
         """Nobody listens any more; what was accepted in that moment is refused."""
+        self.refused = 0
+        """Answers since the last ``sweep`` to what never became a request to the application."""
+        self.last_refused = ""
 
     def sweep(self, now: float) -> None:
         """End every connection whose time is over; ``now`` as the event loop has it. To be called once a second: one
@@ -113,6 +116,11 @@ class Connections(ServerState):
         for connection in list(cast("set[Connection]", self.connections)):
             if connection.deadline < now or connection.stalled < now:
                 connection.expire(now)
+        if self.refused:  # in one line, however many: who floods us does not get to flood the log
+            logger.info(
+                "%d times something was refused before it was a request; last %s", self.refused, self.last_refused
+            )
+            self.refused = 0
 
 
 class _RefusedError(Exception):
@@ -164,7 +172,6 @@ class Connection(HttpToolsProtocol):
         if self.server_state.ended:
             self._answer(503, "This gateway has stopped", UNAVAILABLE)
         elif full:
-            logger.warning("there are %d connections open; a new one was refused", self.server_state.most)
             self._answer(503, "Too many connections are open; come back in a moment", UNAVAILABLE)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -412,7 +419,8 @@ class Connection(HttpToolsProtocol):
 
     def _answer(self, status: int, text: str, code: int = INVALID_REQUEST) -> None:
         """Answer what never became a request to the application, and end the connection."""
-        logger.info("%s was answered %d: %s", self.client[0] if self.client else "a client", status, text)
+        self.server_state.refused += 1
+        self.server_state.last_refused = f"{self.client[0] if self.client else 'a client'}, {status}: {text}"
         retry = ((b"retry-after", b"1"),) if status == 503 else ()
         document = rejection_answer(Rejection(status, code, text, "http", headers=retry), None, close=True)
         lines = [STATUS_LINE[status]]

@@ -43,10 +43,8 @@ SPARE_FILES: Final = 256
 """Files that are no client's: logs, databases, libraries, idle connections to servers."""
 CLOSING: Final = 5.0
 """Seconds for what comes after the last request: writing the audit trail out, sending spans."""
-YOUNGEST: Final = 50_000
-"""New containers that make the garbage collector look (Python's own value is 2,000 or fewer)."""
-
-
+YOUNGEST: Final = 10_000
+"""New containers that make the garbage collector look at the young ones, which then takes 3 ms (Python's own: 700)."""
 _TAKEN: Final = (errno.EADDRINUSE,)
 
 
@@ -294,9 +292,9 @@ def _files_of(config: Config, path: Path) -> list[Path]:
 def _settle_heap() -> None:
     """Keep the garbage collector from what does not become garbage.
 
-    A started gateway holds some 200,000 objects that live as long as it does, and the collector walks all of them again
-    and again while requests wait. Frozen, they are out of its sight; and as a finished request leaves no cycles behind
-    (``Exchange.close``), it need not look often.
+    A started gateway of one server holds 43,000 objects that live as long as it does. To walk them takes 23 ms, and
+    every request waits so long; frozen, they are out of the collector's sight, and a full collection takes 0.01 ms. A
+    finished request leaves no cycles behind (``Exchange.close``), so the young ones need no frequent look either.
     """
     gc.unfreeze()
     gc.collect()
