@@ -39,8 +39,8 @@ __all__ = ["RedisConnection", "Script"]
 logger = logging.getLogger("mcp_middleware.storage")
 
 _TICKS: Final = 10
-"""Ticks in a budget. What is sent between two of them is given up between nine tenths of the budget and all of it."""
-_HEARD: Final = 0.8
+"""Ticks in a budget. A command is given up at the ninth after it was sent: ticks come late, and never early."""
+_HEARD: Final = 0.75
 """The part of a budget in which the store may begin to carry a command out; the rest is for its answer's way back."""
 _ATTEMPT: Final = 1.0
 """Seconds an attempt to connect may take. Nobody waits for it longer than the budget."""
@@ -225,7 +225,7 @@ class RedisConnection:
         self._ticker = None
         if not self._waiting:
             return
-        if self._ticks - self._waiting[0].tick >= _TICKS:
+        if self._ticks - self._waiting[0].tick >= _TICKS - 1:
             self._lose(f"no answer within {self._budget * 1000:g} ms")
             return
         self._ticker = asyncio.get_running_loop().call_later(self._budget / _TICKS, self._tick)
