@@ -319,7 +319,7 @@ def test_a_signal_in_the_middle_ends_every_process(number: signal.Signals) -> No
         process.send_signal(number)
         rest = process.communicate(timeout=30)[0]
         assert process.returncode == 1, rest
-    assert "Ended before the end of the story" in rest
+    assert "it was ended before the end of the story" in rest
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
 
 

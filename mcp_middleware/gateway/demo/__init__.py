@@ -9,7 +9,6 @@
 import argparse
 import asyncio
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from importlib.util import find_spec
 from textwrap import indent
 from typing import TYPE_CHECKING, Final
 
-from .processes import DemoError
+from .processes import DemoError, until_signal
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _NEEDED: Final = ("aiohttp", "mcp", "uvicorn")
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,24 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: the demonstration needs {', '.join(missing)}, which {verb} with {install}", file=sys.stderr)
         return 2
     logging.getLogger("mcp").addHandler(logging.NullHandler())  # what its client meets is the story's to tell
-    return asyncio.run(_perform(once=options.once, port=options.port, otlp=options.otlp))
-
-
-async def _perform(*, once: bool, port: int | None, otlp: str | None) -> int:
-    performance = asyncio.create_task(_tell(once=once, port=port, otlp=otlp), name="demo")
-
-    def end() -> None:
-        if not performance.cancelling():  # whoever is impatient must not keep the processes from being ended
-            performance.cancel()
-
-    for number in _SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, end)
     try:
-        return await performance
+        return asyncio.run(until_signal(_tell(once=options.once, port=options.port, otlp=options.otlp)))
     except DemoError as error:
         print(f"error: {error}", file=sys.stderr)
-    except asyncio.CancelledError:
-        print("\nEnded before the end of the story.", file=sys.stderr)
     return 1
 
 

@@ -2,17 +2,19 @@
 
 import asyncio
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["START_SECONDS", "DemoError", "Running", "run"]
+__all__ = ["START_SECONDS", "DemoError", "Running", "run", "until_signal"]
 
 START_SECONDS: Final = 30.0
 """How long a process may take to be ready."""
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _END_SECONDS: Final = 15.0
 """How long a process may take to end after SIGTERM."""
 
@@ -93,3 +95,20 @@ async def run(
         yield running
     finally:
         await running.end()
+
+
+async def until_signal(work: Coroutine[Any, Any, int]) -> int:
+    """What ``work`` returns. A signal cancels it, so that what it has started is ended; only the first does, so that
+    whoever is impatient does not leave processes behind. Raises DemoError where a signal came before its end."""
+    task = asyncio.create_task(work)
+
+    def end() -> None:
+        if not task.cancelling():
+            task.cancel()
+
+    for number in _SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, end)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise DemoError("it was ended before the end of the story") from None
