@@ -22,7 +22,7 @@ from .message import (
     check_headers,
     parse,
 )
-from .types import ANONYMOUS, Decision, Era, Headers, Principal, Rejection, Usage
+from .types import ANONYMOUS, Decision, Era, Principal, Rejection, Usage
 
 __all__ = [
     "Exchange",
@@ -200,17 +200,21 @@ class Exchange:
     def edit_headers(self) -> None:
         """Make ``scope["headers"]`` what the server is to get: what members set and removed, with the length of the
         body, and without a wish for an encoding in which members could not read the answer."""
-        edits, headers, body = self._edits, self.headers, self.body
+        headers, body = self.headers, self.body
         if body is not None:
             if b"accept-encoding" in headers:
-                edits[b"accept-encoding"] = None
+                self.set_header(b"accept-encoding", None)
             length = str(len(body)).encode()
             if headers.get(b"content-length", length) != length:
-                edits[b"content-length"] = length
+                self.set_header(b"content-length", length)
+        edits = self._edits
         if not edits:
             return
-        lines: Headers = [line for line in self.scope["headers"] if line[0] not in edits]
-        lines.extend([(name, value) for name, value in edits.items() if value is not None])
+        if self.repeated:
+            lines = [line for line in self.scope["headers"] if line[0] not in edits]
+            lines.extend([(name, value) for name, value in edits.items() if value is not None])
+        else:
+            lines = list(headers.items())
         self.scope["headers"] = lines
         self._edits = {}
 
@@ -343,10 +347,13 @@ async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
         if event["type"] == "http.disconnect":
             return None
         chunk: bytes = event.get("body", b"")
+        more = event.get("more_body", False)
+        if not chunks and not more:
+            return chunk
         size += len(chunk)
         chunks.append(chunk)
-        if size > max_bytes or not event.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if size > max_bytes or not more:
+            return b"".join(chunks)
 
 
 def _check_content_headers(headers: Mapping[bytes, bytes], max_bytes: int) -> Rejection | None:
