@@ -41,7 +41,7 @@ class _Profile(msgspec.Struct, frozen=True):
     policy: bytes
 
 
-class _Charge(msgspec.Struct, frozen=True):
+class _Charge(msgspec.Struct, frozen=True, gc=False):
     """What one request was charged, until its answer is known."""
 
     request: Request
