@@ -21,7 +21,7 @@ from mcp_middleware.gateway.demo.agent import Agent, Call, Era
 from mcp_middleware.gateway.demo.issuer import CLIENTS, Client
 from mcp_middleware.gateway.demo.processes import DemoError, Running, run, until_signal
 from mcp_middleware.gateway.demo.servers import KEY
-from mcp_middleware.gateway.demo.stage import free_port, readiness
+from mcp_middleware.gateway.demo.stage import free_port, until_ready
 
 PUBLIC_URL = "https://mcp.example.com"
 FILES = f"{PUBLIC_URL}/files/mcp"
@@ -121,10 +121,7 @@ class Deployment:
             run(name, "gateway", "run", str(CONFIGURATION), home=self.home, environment=self.environment | own)
         )
         origin = f"http://127.0.0.1:{port}"
-        while await readiness(origin) is None:
-            if replica.ended:
-                raise replica.failed()
-            await asyncio.sleep(0.05)
+        await until_ready(origin, replica)
         self.rotation.append(origin)
         return replica
 

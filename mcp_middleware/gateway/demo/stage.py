@@ -6,10 +6,10 @@ import json
 import secrets
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import httpx2
@@ -19,7 +19,7 @@ from .issuer import CLIENTS, Client
 from .processes import START_SECONDS, Running, run
 from .servers import KEY
 
-__all__ = ["Stage", "free_port", "readiness", "set_up"]
+__all__ = ["Stage", "free_port", "set_up", "until_ready"]
 
 _CONFIGURATION: Final = """\
 # Written by mcp-gateway demo. It holds no secret: they are in files beside it.
@@ -104,8 +104,7 @@ class Stage:
         )
         path = self.home / "gateway.yaml"
         path.write_text(self.configuration)
-        gateway = await self._run("gateway", "gateway", "run", str(path))
-        await self.wait_until_ready(gateway)
+        await until_ready(self.origin, await self._run("gateway", "gateway", "run", str(path)))
 
     async def kill(self, instance: str) -> int:
         """End an instance of the files server as a crash would. Returns the id that its process had."""
@@ -114,21 +113,9 @@ class Stage:
         return running.pid
 
     async def revive(self, instance: str) -> None:
-        """Start an instance that was killed again, and wait until the gateway uses it. Raises DemoError."""
+        """Start an instance that was killed again, where it was. Raises DemoError."""
         running = await self._serve("files", instance, urlsplit(self.files[instance]).port or 0)
         await running.url()
-        await self.wait_until_ready(self._running["gateway"])
-
-    async def wait_until_ready(self, gateway: Running) -> None:
-        """Wait until the gateway is ready, and uses every instance of every server. Raises DemoError."""
-        for _ in range(int(START_SECONDS / _POLL_SECONDS)):
-            found = await readiness(self.origin)
-            if found is not None and _all_healthy(found):
-                return
-            if gateway.ended:
-                break
-            await asyncio.sleep(_POLL_SECONDS)
-        raise gateway.failed()
 
     async def _serve(self, server: str, instance: str, port: int = 0) -> Running:
         module = "gateway.demo.servers"
@@ -160,19 +147,17 @@ async def set_up(*, port: int | None = None, otlp: str | None = None) -> AsyncIt
         yield stage
 
 
-async def readiness(origin: str) -> dict[str, Any] | None:
-    """What a gateway says at ``/readyz``; None where nothing answers, or it is not ready."""
+async def until_ready(origin: str, gateway: Running) -> None:
+    """Wait until a gateway says at ``/readyz`` that it is ready. Raises DemoError."""
     async with httpx2.AsyncClient(timeout=5.0) as http:
-        try:
-            response = await http.get(f"{origin}/readyz")
-        except httpx2.TransportError:
-            return None
-    return response.json() if response.status_code == 200 else None
-
-
-def _all_healthy(found: Mapping[str, Any]) -> bool:
-    instances = [one for server in found["servers"].values() for one in server["instances"].values()]
-    return all(one["state"] == "healthy" for one in instances)
+        for _ in range(int(START_SECONDS / _POLL_SECONDS)):
+            with suppress(httpx2.TransportError):
+                if (await http.get(f"{origin}/readyz")).status_code == 200:
+                    return
+            if gateway.ended:
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+    raise gateway.failed()
 
 
 def free_port() -> int:
