@@ -7,7 +7,7 @@ import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,15 @@ async def running(
         yield process
     finally:
         if started.returncode is None:
-            started.kill()
-        await process.ended()
+            with suppress(ProcessLookupError, AssertionError):
+                process.send(signal.SIGTERM)
+                await process.wrote("stopping")
+                process.send(signal.SIGTERM)
+        try:
+            await process.ended()
+        finally:
+            if started.returncode is None:
+                started.kill()
 
 
 def client(verify: ssl.SSLContext | bool = True) -> httpx2.AsyncClient:
