@@ -36,11 +36,12 @@ from mcp_middleware.storage import (
 )
 from mcp_middleware.tracing import TraceContextMiddleware
 
+from .client import UpstreamClient, UpstreamError
 from .config import Config, ServerConfig, TracingConfig
 from .edge import AccessLog, Edge, OpenRequests
 from .forwarder import Forwarder
 from .telemetry import Telemetry
-from .upstream import Upstream, UpstreamClient
+from .upstream import Upstream
 
 __all__ = ["Gateway", "create_app"]
 
@@ -50,7 +51,7 @@ _ENDPOINT: Final = "/mcp"
 _RELAYED: Final = TracingConfig(otlp="")
 """The options of trace context where nothing is sent anywhere: contexts pass, spans go to the process's provider."""
 _PORTS: Final = {"http": 80, "https": 443}
-_FIXED: Final = ("host", "port", "workers", "tls", "state", "tracing", "audit")
+_FIXED: Final = ("host", "port", "workers", "replicas", "tls", "state", "tracing", "audit")
 """What a running process does not change: a reload that asks for it is told so."""
 
 
@@ -108,6 +109,8 @@ class Gateway:
         generation.enter()
         try:
             await stack(scope, receive, send)
+        except UpstreamError:
+            pass  # a stream broke off: it has been logged, recorded, and told the client
         finally:
             generation.leave()
             self._in_flight -= 1
@@ -205,7 +208,16 @@ class Gateway:
             await _answer(send, 200, {"status": "alive"})
         else:
             document = self.readiness()
-            await _answer(send, 200 if document["status"] == "ready" else 503, document)
+            await _answer(send, 200 if document["status"] == "ready" else 503, document | {"servers": self._counts()})
+
+    def _counts(self) -> dict[str, dict[str, int]]:
+        """Of each server, how many instances there are and may be used. Where they are is for the log: anybody can
+        ask."""
+        return {
+            name: {"instances": len(names), "usable": sum(map(upstream.is_usable, names))}
+            for name, upstream in self._generation.upstreams.items()
+            for names in [list(upstream.snapshot()["instances"])]
+        }
 
 
 class _Shared:
@@ -218,12 +230,21 @@ class _Shared:
         self.tracing = config.tracing or _RELAYED
         self.telemetry = Telemetry(config.tracing)
         self.sinks = _sinks(config)
-        self.storage, self.sessions = _state(config)
+        self.connection = None if config.state == "memory" else RedisConnection(config.state)
+        self.storage: LimitStorage = MemoryStorage()
+        self.sessions: SessionStore = MemorySessions()
+        if self.connection is not None:
+            self.storage = RedisStorage(self.connection, replicas=config.workers * config.replicas)
+            self.sessions = RedisSessions(self.connection)
         self.session_keys: tuple[str, ...] = (base64.b64encode(secrets.token_bytes(32)).decode(),)
         """For a configuration without keys: good for this process alone."""
 
     async def start(self) -> None:
         await self.client.start()
+        if self.connection is not None and not await self.connection.connect():
+            logger.warning(
+                "Redis at %s does not answer; until it does, limits are this process's share", self.connection.place
+            )
 
     async def aclose(self) -> None:
         for sink in self.sinks:
@@ -387,14 +408,6 @@ def _sinks(config: Config) -> list[Any]:
     if config.audit.jsonl is not None:
         sinks.append(JSONLinesSink(config.audit.jsonl))
     return sinks
-
-
-def _state(config: Config) -> tuple[LimitStorage, SessionStore]:
-    """Where buckets and sessions are kept."""
-    if config.state == "memory":
-        return MemoryStorage(), MemorySessions()
-    connection = RedisConnection(config.state)
-    return RedisStorage(connection, replicas=config.workers), RedisSessions(connection)
 
 
 def _hosts(config: Config) -> set[str]:

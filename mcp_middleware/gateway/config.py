@@ -150,6 +150,8 @@ class Config:
     state: str = field(default="memory", repr=False)
     """``memory``, or a Redis URL, which may hold a password."""
     workers: int = 1
+    replicas: int = 1
+    """Gateways that share ``state``."""
     tls: TLSConfig | None = None
     hosts: tuple[str, ...] = ()
     """``Host`` values besides those of ``public_url`` and of the address, in lower case."""
@@ -270,7 +272,17 @@ class _Parts:
         if self.reading.problems:
             return None
         host, port = values["listen"]
-        same = ("state", "workers", "hosts", "origins", "bounds", "drain", "connections_per_agent", "access_log")
+        same = (
+            "state",
+            "workers",
+            "replicas",
+            "hosts",
+            "origins",
+            "bounds",
+            "drain",
+            "connections_per_agent",
+            "access_log",
+        )
         return Config(
             source=source,
             host=host,

@@ -536,6 +536,13 @@ FILE: Final = Section(
             "memory",
         ),
         Key("workers", Whole(256), "Processes that serve the address.", 1),
+        Key(
+            "replicas",
+            Whole(1000),
+            "Gateways that share the Redis of `state`. While it is away, each process lets its share of the limits "
+            "pass.",
+            1,
+        ),
         Key("tls", _TLS, "Serve https. Without it the gateway speaks http, for a proxy that does."),
         Key(
             "hosts",

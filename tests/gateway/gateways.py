@@ -58,7 +58,7 @@ class Running:
         return list(AuditTrail(self.audit).read())
 
 
-def sections(servers: Mapping[str, Any], *, origin: str, issuer: str, audit: Path, **changes: Any) -> dict[str, Any]:
+def sections(servers: Mapping[str, Any], *, origin: str, issuer: str, trail: Path, **changes: Any) -> dict[str, Any]:
     """A configuration with everything on; ``changes`` replace sections, None leaves one out."""
     whole = {
         "listen": origin.removeprefix("http://"),
@@ -68,7 +68,7 @@ def sections(servers: Mapping[str, Any], *, origin: str, issuer: str, audit: Pat
         "access": ACCESS,
         "limits": {"requests": "100000/minute", "tokens": "100000000/minute"},
         "sessions": {"keys": [SESSION_KEY]},
-        "audit": {"sqlite": str(audit)},
+        "audit": {"sqlite": str(trail)},
     }
     whole |= changes
     return {name: value for name, value in whole.items() if value is not None}
@@ -90,7 +90,7 @@ async def gateway(
     issuer = AuthorizationServer(origin_of(issuers), clients=clients, resources=resources)
     audit = directory / "audit.db"
     written = {name: _section(given) for name, given in servers.items()}
-    config = from_mapping(sections(written, origin=origin, issuer=issuer.issuer, audit=audit, **changes))
+    config = from_mapping(sections(written, origin=origin, issuer=issuer.issuer, trail=audit, **changes))
     app = create_app(config, access_log=access_log)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(serve(issuer.app(), bound=issuers))

@@ -220,7 +220,7 @@ async def test_ten_thousand_calls_find_their_way_whatever_dies(tmp_path: Path) -
             {"files": {"instances": [f"{origin}/mcp" for origin in origins[:2]], "timeout": TIMEOUT}},
             origin=origins[n],
             issuer=issuer.issuer,
-            audit=tmp_path / "audit.db",
+            trail=tmp_path / "audit.db",
             public_url=public,
             sessions={"keys": ["${SESSION_KEY}"], "per_agent": 100_000},
             access_log=False,

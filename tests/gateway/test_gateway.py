@@ -300,7 +300,7 @@ async def test_sessions_stay_with_their_instance_over_two_replicas_with_nothing_
             {"files": {"instances": urls[::-1]}},
             origin=first.origin,
             issuer=first.issuer.issuer,
-            audit=tmp_path / "second.db",
+            trail=tmp_path / "second.db",
         )
         second = await stack.enter_async_context(serve(create_app(from_mapping(config))))
         token = first.token()
@@ -383,7 +383,7 @@ async def test_case_18_and_43_a_reload_changes_what_is_asked_next_and_a_bad_one_
         audit, issuer = running.audit, running.issuer.issuer
         url = {"url": running.app.config.servers["files"].instances[0]}
         narrower = {"rules": [{"agents": ["ci-*"], "tools": ["whoami"]}]}
-        changed = sections({"files": url}, origin=running.origin, issuer=issuer, audit=audit, access=narrower)
+        changed = sections({"files": url}, origin=running.origin, issuer=issuer, trail=audit, access=narrower)
         async with running.http.stream(
             "GET", running.url(), headers=headers_for(era="legacy", token=token, session=session)
         ) as stream:

@@ -86,6 +86,7 @@ CONFIGURATIONS = section(
     ),
     state=st.sampled_from(["memory", "redis://127.0.0.1:6379/0", "rediss://u:p@h"]),
     workers=st.just(1),
+    replicas=st.integers(1, 50),
     tls=st.just({"cert": __file__, "key": __file__}),
     hosts=listed("h", "h:80", "[::1]:80"),
     origins=listed("*", "https://app.example.com", "http://localhost:3000"),

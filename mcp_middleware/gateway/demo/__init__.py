@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_NEEDED: Final = ("aiohttp", "mcp", "uvicorn")
+_NEEDED: Final = ("httptools", "mcp", "uvicorn")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
