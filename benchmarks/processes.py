@@ -7,12 +7,13 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-__all__ = ["NGINX", "Server", "has_nginx", "serving"]
+__all__ = ["NGINX", "Server", "announced_port", "free_port", "has_nginx", "nginx", "process", "serving", "wait_for"]
 
 NGINX = "nginx"
 """The name of the one server that is not ours: a plain proxy in front of ``echo``."""
@@ -72,6 +73,13 @@ def _nginx() -> str | None:
     return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
+def nginx(directory: Path, port: int, upstream: int) -> list[str]:
+    """The command of an nginx that listens on ``port`` and passes everything on to ``upstream``, as a plain proxy."""
+    file = directory / "nginx.conf"
+    file.write_text(textwrap.dedent(_CONFIGURATION).format(directory=directory, upstream=upstream, port=port))
+    return [_nginx() or NGINX, "-c", str(file)]
+
+
 @contextmanager
 def serving(names: Sequence[str], issuer: str, directory: Path) -> Iterator[dict[str, Server]]:
     """Run the servers called ``names`` all at once, so that rounds can go from one to the next.
@@ -82,19 +90,16 @@ def serving(names: Sequence[str], issuer: str, directory: Path) -> Iterator[dict
     with ExitStack() as running:
         os.sched_setaffinity(0, cores[:1])
         python = [name for name in names if name != NGINX]
-        started = {name: running.enter_context(_process(_command(name, issuer, directory))) for name in python}
-        servers = {name: Server(_announced_port(process), (process.pid,)) for name, process in started.items()}
+        started = {name: running.enter_context(process(_command(name, issuer, directory))) for name in python}
+        servers = {name: Server(announced_port(server), (server.pid,)) for name, server in started.items()}
         if NGINX in names:
-            port = _free_port()
-            (directory / "nginx.conf").write_text(
-                textwrap.dedent(_CONFIGURATION).format(directory=directory, upstream=servers["echo"].port, port=port)
-            )
-            nginx = running.enter_context(_process([_nginx() or NGINX, "-c", str(directory / "nginx.conf")]))
-            servers[NGINX] = Server(port, (nginx.pid, *servers["echo"].pids))
+            port = free_port()
+            proxy = running.enter_context(process(nginx(directory, port, servers["echo"].port)))
+            servers[NGINX] = Server(port, (proxy.pid, *servers["echo"].pids))
         os.sched_setaffinity(0, cores[-1:])
         running.callback(os.sched_setaffinity, 0, cores)
         for server in servers.values():
-            _wait_for(server.port)
+            wait_for(server.port)
         yield servers
 
 
@@ -105,36 +110,46 @@ def _command(name: str, issuer: str, directory: Path) -> list[str]:
 
 
 @contextmanager
-def _process(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def process(
+    command: list[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    output: IO[str] | int = subprocess.PIPE,
+    errors: IO[str] | None = None,
+) -> Iterator["subprocess.Popen[str]"]:
+    """Run ``command`` until the context ends; what it writes goes to ``output`` and ``errors``."""
+    started = subprocess.Popen(command, stdout=output, stderr=errors, text=True, env=environment)
     try:
-        yield process
+        yield started
     finally:
-        process.terminate()
+        started.terminate()
         try:
-            process.wait(10)
+            started.wait(10)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+            started.kill()
+            started.wait()
+        if started.stdout is not None:
+            started.stdout.close()
 
 
-def _announced_port(process: "subprocess.Popen[str]") -> int:
+def announced_port(process: "subprocess.Popen[str]") -> int:
+    """The port that a server of ours prints as its first line."""
     line = process.stdout.readline() if process.stdout is not None else ""
     if not line:
         raise RuntimeError(f"{process.args!r} ended before it served")
     return int(line)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
+    """Wait until somebody listens on ``port``."""
     deadline = time.monotonic() + 30
     while True:
         try:
