@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 
@@ -29,6 +31,10 @@ class Served:
     gone: int = 0
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def open(self) -> set[connection.Connection]:
+        """Its connections."""
+        return cast("set[connection.Connection]", self.connections.connections)
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers with what it read; ``/wait`` once it may go on, ``/early`` without reading."""
@@ -406,3 +412,71 @@ async def _read_while_swept(served: Served, reader: asyncio.StreamReader) -> byt
         served.connections.sweep(asyncio.get_running_loop().time())
         await asyncio.wait({reading}, timeout=0.05)
     return reading.result()
+
+
+async def test_a_broken_body_behind_a_request_does_not_break_into_its_answer() -> None:
+    async with serving() as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        broken = b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+        writer.write(GOOD.replace(b"/x/mcp", b"/wait") + broken)
+        await served.started.wait()
+        served.go_on.set()
+        answer = await asyncio.wait_for(reader.read(), 20)
+        assert statuses(answer) == [200]
+        assert answer.endswith(b"/wait 2")
+        assert len(served.seen) == 1
+        writer.close()
+
+
+async def test_a_slow_head_behind_a_request_is_judged_after_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT", 0.05)
+    monkeypatch.setitem(connection._PATIENCE, 1, 0.05)
+    async with serving() as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(GOOD.replace(b"/x/mcp", b"/wait") + b"POST /x HT")
+        await served.started.wait()
+        (one,) = served.open()
+        assert one.deadline < math.inf
+        served.connections.sweep(one.deadline + 1)
+        assert one.deadline == math.inf
+        served.go_on.set()
+        assert statuses(await _read_while_swept(served, reader)) == [200, 408]
+        writer.close()
+
+
+async def test_a_client_that_reads_slowly_gets_everything() -> None:
+    size = 16 * 1024 * 1024
+
+    async def large(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(16):
+            await send({"type": "http.response.body", "body": b"x" * (size // 16), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving(wrap=lambda _: large) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(GOOD.replace(b"Host", b"Connection: close\r\nHost"))
+        await until(lambda: any(one.stalled < math.inf for one in served.open()))
+        answer = await asyncio.wait_for(reader.read(), 20)
+        assert answer.count(b"x") >= size
+        writer.close()
+
+
+async def test_an_end_lets_the_answer_under_way_be_the_last_of_its_connection() -> None:
+    async with serving() as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        idle_reader, idle_writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(GOOD.replace(b"/x/mcp", b"/wait"))
+        await served.started.wait()
+        await until(lambda: len(served.connections.connections) == 2)
+        for one in list(served.connections.connections):
+            one.shutdown()
+        assert await asyncio.wait_for(idle_reader.read(), 20) == b""
+        served.go_on.set()
+        answer = await asyncio.wait_for(reader.read(), 20)
+        assert statuses(answer) == [200]
+        assert b"connection: close" in answer
+        served.connections.ended = True
+        assert statuses(await talk(served)) == [503]
+        writer.close()
+        idle_writer.close()
