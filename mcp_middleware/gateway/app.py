@@ -10,6 +10,8 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -165,6 +167,7 @@ class Gateway:
         ignored = [name for name in _FIXED if getattr(config, name) != getattr(current.config, name)]
         if ignored:
             logger.warning("these keys change at a restart only, and stay as they are: %s", ", ".join(ignored))
+            config = replace(config, **{name: getattr(current.config, name) for name in ignored})
         following = _Generation(config, self._shared, previous=current)
         if self._started:
             await following.start()
@@ -313,73 +316,69 @@ def _stack(
     verifier: JWTVerifier | None,
     open_requests: OpenRequests,
 ) -> ASGIApp:
-    """The members around the forwarder to one server. Their order is the pipeline's own (``member.ORDER``)."""
-    resource, tracing = config.resource(name), shared.tracing
-    sessions, limits, policy, bounds = config.sessions, config.limits, config.policies[name], config.bounds
-    app: ASGIApp = Forwarder(upstream, shared.client, spans=shared.telemetry.spans, draining=shared.draining)
-    layers: list[Callable[[ASGIApp], ASGIApp]] = [
-        lambda app: SessionAffinityMiddleware(
-            app,
+    """The members that the configuration asks for, outermost first, around the forwarder to one server."""
+    resource, tracing, sessions = config.resource(name), shared.tracing, config.sessions
+    audit, auth, limits, policy = config.audit, config.auth, config.limits, config.policies[name]
+    layers: list[Callable[..., ASGIApp]] = []
+    if audit is not None:
+        layers.append(partial(AuditLogMiddleware, sinks=shared.sinks, server=name, on_failure=audit.on_failure))
+    layers.append(
+        partial(
+            TraceContextMiddleware,
+            baggage=tracing.baggage,
+            trust=tracing.trust,
+            capture_content=tracing.capture_content,
+            tracer_provider=shared.telemetry.tracer_provider,
+            meter_provider=shared.telemetry.meter_provider,
+        )
+    )
+    layers.append(
+        partial(
+            Edge,
+            server=name,
+            hosts=_hosts(config),
+            origins=AllowedOrigins(config.public_url, config.origins),
+            open_requests=open_requests,
+            access_log=shared.access_log,
+        )
+    )
+    if auth is not None and verifier is not None:
+        layers.append(
+            partial(
+                OAuthResourceServerMiddleware,
+                resource=resource,
+                verifier=verifier.for_resource(resource),
+                scopes=auth.scopes,
+                allowed_origins=config.origins,
+                tell_server=False,
+            )
+        )
+    if limits is not None:
+        layers.append(
+            partial(
+                RateLimitMiddleware,
+                requests=limits.requests,
+                tokens=limits.tokens,
+                agents=limits.agents,
+                storage=shared.storage,
+            )
+        )
+    layers.append(
+        partial(
+            SessionAffinityMiddleware,
             keys=sessions.keys or shared.session_keys,
             idle=sessions.idle,
             lifetime=sessions.lifetime,
             per_agent=sessions.per_agent,
             instances=upstream,
             store=shared.sessions,
-            bounds=bounds,
-        ),
-        lambda app: Edge(
-            app,
-            server=name,
-            hosts=_hosts(config),
-            origins=AllowedOrigins(config.public_url, config.origins),
-            open_requests=open_requests,
-            access_log=shared.access_log,
-            bounds=bounds,
-        ),
-        lambda app: TraceContextMiddleware(
-            app,
-            baggage=tracing.baggage,
-            trust=tracing.trust,
-            capture_content=tracing.capture_content,
-            tracer_provider=shared.telemetry.tracer_provider,
-            meter_provider=shared.telemetry.meter_provider,
-            bounds=bounds,
-        ),
-    ]
+        )
+    )
     if policy is not None:
-        layers.append(lambda app: ToolAuthorizationMiddleware(app, policy=policy, bounds=bounds))
-    if limits is not None:
-        layers.append(
-            lambda app: RateLimitMiddleware(
-                app,
-                requests=limits.requests,
-                tokens=limits.tokens,
-                agents=limits.agents,
-                storage=shared.storage,
-                bounds=bounds,
-            )
-        )
-    if verifier is not None and config.auth is not None:
-        scopes = config.auth.scopes
-        layers.append(
-            lambda app: OAuthResourceServerMiddleware(
-                app,
-                resource=resource,
-                verifier=verifier.for_resource(resource),
-                scopes=scopes,
-                allowed_origins=config.origins,
-                tell_server=False,
-                bounds=bounds,
-            )
-        )
-    if config.audit is not None:
-        on_failure = config.audit.on_failure
-        layers.append(
-            lambda app: AuditLogMiddleware(app, sinks=shared.sinks, server=name, on_failure=on_failure, bounds=bounds)
-        )
-    for layer in layers:
-        app = layer(app)
+        layers.append(partial(ToolAuthorizationMiddleware, policy=policy))
+    app: ASGIApp = Forwarder(upstream, shared.client, spans=shared.telemetry.spans, draining=shared.draining)
+    for layer in reversed(layers):
+        app = layer(app, bounds=config.bounds)
     return app
 
 

@@ -395,8 +395,10 @@ async def test_case_18_and_43_a_reload_changes_what_is_asked_next_and_a_bad_one_
             ready = (await running.http.get(f"{running.origin}/readyz")).json()
             assert ready["status"] == "ready"
             assert "refused" in ready["reload"]
-            await running.app.reload(from_mapping(changed))
+            await running.app.reload(from_mapping(changed | {"audit": {"jsonl": str(tmp_path / "other.jsonl")}}))
             assert "reload" not in (await running.http.get(f"{running.origin}/readyz")).json()
+            assert running.app.config.audit == from_mapping(changed).audit, "what cannot change at a reload stays"
+    assert "denied" in {record.decision for record in running.records()}
 
 
 async def test_what_one_agent_has_open_is_bounded_and_connecting_is_not(tmp_path: Path) -> None:
