@@ -19,6 +19,7 @@ __all__ = [
     "UNAVAILABLE",
     "UNSUPPORTED_PROTOCOL_VERSION",
     "ConfigurationError",
+    "UnknownOutcomeError",
 ]
 
 PARSE_ERROR: Final = -32700
@@ -43,3 +44,7 @@ UNAVAILABLE: Final = 503001
 
 class ConfigurationError(ValueError):
     """An option or a configuration line is wrong. The message names the place, the value and what is allowed."""
+
+
+class UnknownOutcomeError(Exception):
+    """The server may have acted on a request, and nobody knows: no whole answer came. The request is not sent again."""

@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 import msgspec
 
-from mcp_middleware.errors import RATE_LIMITED, UNAUTHORIZED
+from mcp_middleware.errors import RATE_LIMITED, UNAUTHORIZED, UnknownOutcomeError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.message import Notification, Request, Response
 from mcp_middleware.types import Era
@@ -205,7 +205,7 @@ def _outcome(exchange: Exchange, decision: AuditDecision, tool_error: bool | Non
     if exchange.rejection is not None or decision == "denied":
         return "refused"
     if isinstance(exchange.failed, Exception):
-        return "failed"
+        return "unknown" if isinstance(exchange.failed, UnknownOutcomeError) else "failed"
     if exchange.answer is not None:
         return "error" if exchange.answer.error is not None or tool_error else "ok"
     if exchange.status is not None and exchange.status >= 400:

@@ -24,6 +24,7 @@ from urllib.parse import quote, urlsplit
 
 import httptools
 
+from mcp_middleware.errors import UnknownOutcomeError
 from mcp_middleware.types import Headers
 
 __all__ = [
@@ -74,15 +75,15 @@ class NotSentError(UpstreamError):
         self.ours = ours
 
 
-class NoAnswerError(UpstreamError):
+class NoAnswerError(UpstreamError, UnknownOutcomeError):
     """The request may have been sent, and no answer began."""
 
 
-class SlowAnswerError(UpstreamError):
+class SlowAnswerError(UpstreamError, UnknownOutcomeError):
     """The request was sent, and no answer began in time."""
 
 
-class BrokenAnswerError(UpstreamError):
+class BrokenAnswerError(UpstreamError, UnknownOutcomeError):
     """The answer ended before it was whole, or nothing came for too long."""
 
 

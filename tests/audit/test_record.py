@@ -129,6 +129,7 @@ OUTCOMES: dict[str, tuple[Callable[[Exchange], object], str, int | None, bool | 
     "json-rpc error": (lambda made: answered(made, error={"code": -32602, "message": ""}), "error", -32602, None),
     "http error": (lambda made: setattr(made, "status", 500), "error", None, None),
     "server raised": (lambda made: setattr(made, "failed", RuntimeError()), "failed", None, None),
+    "no whole answer": (lambda made: setattr(made, "failed", errors.UnknownOutcomeError()), "unknown", None, None),
     "server cancelled": (lambda made: setattr(made, "failed", KeyboardInterrupt()), "unknown", None, None),
     "client left": (lambda made: setattr(made, "disconnected", True), "disconnected", None, None),
     "no answer": (_nothing, "unknown", None, None),

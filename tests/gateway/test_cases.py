@@ -254,3 +254,39 @@ async def test_case_25_a_new_token_or_session_is_the_same_agent(tmp_path: Path) 
             assert reply.status_code == (200 if n < 4 else 429), "one budget for all servers"
         other = await post(running.http, running.url(), "tools/call", ECHO, token=running.token(OTHER))
         assert other.status_code == 200
+
+
+DYING = {
+    "no answer": (b"", 502),
+    "half an answer": (b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 90\r\n\r\n{"json', 502),
+    "half a stream": (
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        b'3f\r\ndata: {"jsonrpc":"2.0","method":"notifications/progress","par\r\n',
+        200,
+    ),
+}
+
+
+@pytest.mark.parametrize("how", DYING)
+async def test_case_40_an_upstream_that_dies_leaves_one_error_and_the_outcome_unknown(how: str, tmp_path: Path) -> None:
+    sent, status = DYING[how]
+    calls: list[bytes] = []
+
+    async def serve_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"POST"):
+            calls.append(head)
+            writer.write(sent)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve_once, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, gateway(tmp_path, {"files": f"http://127.0.0.1:{port}/mcp"}) as running:
+        reply = await post(running.http, running.url(), "tools/call", ECHO, token=running.token(), id="mine")
+        assert reply.status_code == status
+        answer = answer_of(reply)
+        assert answer["id"] == "mine"
+        assert "error" in answer
+        assert len(calls) == 1, "what may have been sent is never sent again"
+    assert [(record.decision, record.outcome) for record in running.records()] == [("allowed", "unknown")]
