@@ -13,6 +13,7 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.types import Clock, Principal
 
 from .cache import TokenCache
+from .challenge import MAX_TOKEN_BYTES
 from .discovery import IssuerClient, IssuerKeys
 from .identity import principal_of
 from .keys import Key, KeySet
@@ -142,7 +143,7 @@ class JWTVerifier:
     def recall(self, authorization: bytes) -> VerifiedToken | None:
         """What ``verify_token`` has answered for the token in this ``Authorization`` header, if it still holds: a
         token that is known byte for byte need not be looked at again. None decides nothing."""
-        if not authorization.startswith(_BEARER):
+        if not authorization.startswith(_BEARER) or len(authorization) > len(_BEARER) + MAX_TOKEN_BYTES:
             return None
         return self._known(self._cache.digest(authorization[len(_BEARER) :]))
 

@@ -206,6 +206,20 @@ async def test_a_token_is_verified_once_and_kept_until_it_ends(issuer: LoopbackI
     assert await verifier.verify_token(token) is None
 
 
+async def test_a_header_is_recognised_only_by_its_very_bytes_and_while_the_token_holds(issuer: LoopbackIssuer) -> None:
+    clock = FakeClock(issuer.claims()["iat"])
+    verifier = verifier_for(issuer, clock=clock)
+    token = issuer.token()
+    header = f"Bearer {token}".encode()
+    assert verifier.recall(header) is None
+    known = await verifier.verify_token(token)
+    assert verifier.recall(header) is known is not None
+    for other in (b"", b"Bearer ", b"Basic " + header[7:], header[:-1], header + b" ", header + b"a" * 20_000):
+        assert verifier.recall(other) is None
+    clock.advance(300)
+    assert verifier.recall(header) is None
+
+
 async def test_few_tokens_are_kept(issuer: LoopbackIssuer) -> None:
     verifier = verifier_for(issuer, cache_size=2)
     tokens = [issuer.token(jti=str(number)) for number in range(3)]
