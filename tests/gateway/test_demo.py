@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ COMMAND = [str(Path(sys.executable).with_name("mcp-gateway")), "demo"]
 URL = "http://127.0.0.1:9000"
 RESOURCE = "http://127.0.0.1:8080/files/mcp"
 CLIENTS = [Client("assistant", "a b:c%", frozenset({"mcp:use", "tickets:write"}))]
+pytestmark = pytest.mark.timeout(120)
+
 BASIC = "Basic " + base64.b64encode(b"assistant:a%20b%3Ac%25").decode()
 
 
@@ -165,11 +168,18 @@ def test_a_missing_package_is_named_with_the_extra_it_comes_with(
     )
 
 
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demonstration leaves its files where temporary ones are."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
 @pytest.fixture(scope="module")
-def output() -> str:
+def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What the command prints."""
     command = [sys.executable, "-c", "import sys; from mcp_middleware.gateway.demo import main; sys.exit(main())"]
-    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    environment = {**os.environ, "PYTHONWARNINGS": "default", "TMPDIR": str(tmp_path_factory.mktemp("demo"))}
     ended = subprocess.run([*command, "--once"], capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert ended.stderr == ""
     assert ended.returncode == 0, ended.stdout
@@ -309,7 +319,7 @@ def test_what_stays_up_serves_any_client_until_ctrl_c() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_the_middle_ends_every_process(number: signal.Signals) -> None:
     with running() as process:
         read_until(process, "asks too often")
