@@ -1,53 +1,42 @@
-"""Every ``python`` block of the documentation runs by itself, in an empty directory and without a network.
+"""Every ``python`` block of the documentation runs by itself, in an empty directory and without a network; every
+``gateway.yaml`` is one that the gateway accepts; and every command of ours in a shell block is one that we have.
 
 A block of another language with a title (```` ```yaml title="policy.yaml" ````) is a file: the blocks of its page find
 it in their directory.
 """
 
 import re
+import shlex
 import socket
-from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+from mcp_middleware.audit.__main__ import _parser as audit_parser
+from mcp_middleware.gateway.cli import _parser as gateway_parser
+from mcp_middleware.gateway.cli import main
+from tests.docs.blocks import PAGES, Block, blocks_of, write_files
 
-_BLOCK = re.compile(
-    r"^(?P<indent>[ ]*)(?P<fence>```+)[ ]*(?P<language>\w+)?(?P<rest>[^\n`]*)\n"
-    r"(?P<code>.*?)^(?P=indent)(?P=fence)[ ]*$",
-    re.MULTILINE | re.DOTALL,
-)
-_TITLE = re.compile(r'title="([\w./-]+)"')
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+PYTHON_BLOCKS = [block for block in BLOCKS if block.language in ("python", "py")]
+CONFIGURATIONS = [block for block in BLOCKS if block.title == "gateway.yaml"]
 
+KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+ENVIRONMENT = {"SESSION_KEY": KEY, "FILES_KEY": "a-secret", "REDIS_URL": "redis://127.0.0.1:6379/0"}
 
-class Block(NamedTuple):
-    """One fenced block of a page."""
-
-    page: Path
-    line: int
-    language: str
-    title: str | None
-    code: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+_OURS = re.compile(r"(?:mcp-gateway|python -m mcp_middleware\.(?P<module>gateway|audit))\b")
+_NEXT_COMMAND = re.compile(r"&&|[|;>]|(?:^|\s)#")
 
 
-def blocks_of(page: Path) -> Iterator[Block]:
-    text = page.read_text()
-    for match in _BLOCK.finditer(text):
-        indent = len(match["indent"])
-        code = "".join(line[indent:] if line.strip() else line for line in match["code"].splitlines(keepends=True))
-        title = _TITLE.search(match["rest"])
-        line = text.count("\n", 0, match.start("code")) + 1
-        yield Block(page, line, match["language"] or "", title[1] if title else None, code)
+def commands_in(block: Block) -> list[str]:
+    """The package's own commands in a shell block, each without what the shell does with it."""
+    lines = block.code.replace("\\\n", " ").splitlines()
+    return [command for line in lines if _OURS.match(command := _NEXT_COMMAND.split(line)[0].strip())]
 
 
-PYTHON_BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language in ("python", "py")]
+COMMANDS = [(block, command) for block in BLOCKS if block.language == "sh" for command in commands_in(block)]
 
 
 @pytest.fixture
@@ -65,15 +54,39 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_no_network")
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=[block.name for block in PYTHON_BLOCKS])
 def test_a_python_block_runs_alone(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for file in blocks_of(block.page):
-        if file.title is not None and file.language not in ("python", "py"):
-            path = tmp_path / file.title
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(file.code)
+    write_files(block.page, tmp_path)
     monkeypatch.chdir(tmp_path)
     code = compile("\n" * (block.line - 1) + block.code, block.name, "exec")
     exec(code, {"__name__": "__main__"})  # noqa: S102 - running it is the test
 
 
-def test_the_quick_start_is_among_the_blocks_that_run() -> None:
+@pytest.mark.usefixtures("_no_network")
+@pytest.mark.parametrize("block", CONFIGURATIONS, ids=[block.name for block in CONFIGURATIONS])
+def test_the_gateway_accepts_its_configuration(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_files(block.page, tmp_path)
+    file = tmp_path / "gateway.yaml"
+    file.write_text(block.code)
+    for name in re.findall(r"file: (session_key\w*)", block.code):
+        (tmp_path / name).write_text(KEY)
+    for name in re.findall(r"\$\{(\w+)\}", block.code):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
+    status = main(["check", str(file)])
+    assert status == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("block", "command"), COMMANDS, ids=[f"{block.name}: {command}" for block, command in COMMANDS]
+)
+def test_a_command_of_ours_exists(block: Block, command: str) -> None:
+    match = _OURS.match(command)
+    assert match is not None
+    parser = audit_parser(datetime.now(UTC)) if match["module"] == "audit" else gateway_parser()
+    parser.parse_args(shlex.split(command[match.end() :]))
+
+
+def test_the_quick_starts_are_among_what_is_tried() -> None:
     assert any(block.page.name == "README.md" for block in PYTHON_BLOCKS)
+    assert any(block.page.name == "README.md" for block in CONFIGURATIONS)
+    assert any(command.startswith("mcp-gateway run") for block, command in COMMANDS if block.page.name == "README.md")
