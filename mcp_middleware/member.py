@@ -25,7 +25,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeAlias
 
 from .cutoff import Cutoff
-from .errors import INTERNAL_ERROR, INVALID_REQUEST, UNAUTHORIZED, ConfigurationError
+from .errors import (
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    UNAUTHORIZED,
+    UNAVAILABLE,
+    ConfigurationError,
+    UnknownOutcomeError,
+)
 from .exchange import Exchange, Receive, Scope, Send, open_exchange, read_message
 from .message import Batch, Request, ServerMessage, parse_server_message
 from .responses import error_body, headers_of, rejection_answer
@@ -265,11 +272,16 @@ class _Pipeline:
             await self.server(exchange.scope, receive, answer.send)
         except asyncio.CancelledError:
             if not cutoff.absorbs():
+                await answer.cut_off()
                 raise
             await answer.end_stream(UNAUTHORIZED, "the token that opened this stream has expired")
-        except Exception:
-            await answer.end_stream(INTERNAL_ERROR, "the server failed before it answered")
-            raise
+        except Exception as error:
+            ended = await answer.end_stream(INTERNAL_ERROR, "the server failed before it answered")
+            if not (ended and isinstance(error, UnknownOutcomeError)):
+                raise
+            # The forwarder has logged it. An HTTP server that is told of an error closes the connection, which the
+            # client may have begun to use again, because its answer has ended as it should.
+            exchange.failed = error
         finally:
             cutoff.stop()
 
@@ -467,15 +479,29 @@ class _Answer:
             self.exchange.answer = passed
         return passed
 
-    async def end_stream(self, code: int, text: str) -> None:
-        """End an event stream that the server did not end, with an error for the request it leaves open."""
+    async def end_stream(self, code: int, text: str) -> bool:
+        """End an event stream that the server did not end, with an error for the request it leaves open. Whether there
+        was one to end."""
         if self.decoder is None or self.ended:
-            return
+            return False
         self.ended = True
         body = b""
         if self.exchange.request_id is not None and self.exchange.answer is None:
             body = encode(self._error(text, code))
         await self.send_on({"type": "http.response.body", "body": body, "more_body": False})
+        return True
+
+    async def cut_off(self) -> None:
+        """The process stops, and this call with it: say so with the request's id, as far as an answer still can."""
+        text = "the server stopped before it answered"
+        if await self.end_stream(UNAVAILABLE, text) or self.ended or not isinstance(self.exchange.message, Request):
+            return
+        if self.start is None and self.exchange.status is not None:
+            return  # an answer of another kind is under way
+        self.ended = True
+        self.exchange.status = 503
+        document = Document(self._error(text, UNAVAILABLE), 503, ((b"content-type", b"application/json"),))
+        await _send_document(document, self.send_on)
 
     def _error(self, text: str, code: int = INTERNAL_ERROR) -> bytes:
         data = error_body(code, text, self.exchange.request_id)

@@ -29,11 +29,12 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what ``arguments`` (the process's own by default) say; the exit status."""
-    given = _parser().parse_args(arguments)
-    if given.command == "demo":
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["demo"]:  # its options are its own, and argparse hands on none that come first
         from .demo import main as demo
 
-        return demo(given.rest)
+        return demo(words[1:])
+    given = _parser().parse_args(words)
     if given.command == "schema":
         from .schema import schema
 
@@ -69,8 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, check):
         command.add_argument("file", help="the configuration, as gateway.yaml")
     commands.add_parser("schema", help="print the JSON Schema of a configuration file, for editors")
-    demo = commands.add_parser("demo", help="show it all at work, with nothing but this package", add_help=False)
-    demo.add_argument("rest", nargs=argparse.REMAINDER)
+    commands.add_parser("demo", help="show it all at work, with nothing but this package")
     return parser
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.errors import ConfigurationError, UnknownOutcomeError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ORDER, Bounds, Member
 from mcp_middleware.message import Request, ServerMessage
@@ -431,6 +431,45 @@ async def test_case_40_a_server_that_fails_in_mid_stream_leaves_one_error_event_
     assert b"boom" not in call.body
     assert call.events[-1]["more_body"] is False
     assert isinstance(audit.exchanges[0].failed, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    "events", [[], [start(b"application/json")], [start(b"text/event-stream"), body(b": x\n\n", more=True)]]
+)
+async def test_case_43_a_call_that_the_processs_end_cuts_off_is_told_so(events: list[Any]) -> None:
+    reached = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for event in events:
+            await send(event)
+        reached.set()
+        await asyncio.Event().wait()
+
+    audit = Audit(app, [])
+    call = Call(audit, CALL)
+    task = asyncio.create_task(call.run())
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert call.events[0]["status"] == (200 if len(events) == 2 else 503)
+    assert b'"id":1' in call.body
+    assert b'"code":503001' in call.body
+    assert call.events[-1].get("more_body", False) is False
+
+
+async def test_case_40_a_stream_of_unknown_outcome_ends_without_ending_the_connection() -> None:
+    """The client may use it again as soon as its answer has ended."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(b"text/event-stream"))
+        await send(body(b": x\n\n", more=True))
+        raise UnknownOutcomeError
+
+    audit = Audit(app, [])
+    call = await Call(audit, CALL).run()
+    assert call.body.count(b"data: ") == 1
+    assert isinstance(audit.exchanges[0].failed, UnknownOutcomeError)
 
 
 class Authenticating(Member):

@@ -1,6 +1,7 @@
 """What ``import mcp_middleware`` promises: its public names, and none of what only extras or servers need."""
 
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
@@ -44,7 +45,8 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_a_member_costs_an_application_its_own_imports_only() -> None:
     code = "import sys; from mcp_middleware import RateLimitMiddleware; print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}  # it loads sqlite3
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=plain)
     assert not {"yaml", "cryptography", "sqlite3", "opentelemetry"}.intersection(done.stdout.split())
 
 
