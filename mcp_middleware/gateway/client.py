@@ -54,6 +54,8 @@ _HIGH_WATER: Final = 128 * 1024
 """Bytes of an answer that may wait to be read; then the connection is not read."""
 _MAX_INTERIM: Final = 8
 """Answers with a status of 1xx before the final one."""
+_CREDIT: Final = 9
+"""Bytes of framing that a byte of content pays for: a chunk of one byte comes in six, and some servers extend it."""
 
 _OWN_FAULTS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 """What keeps this machine from opening a connection to anybody: no instance is to blame."""
@@ -85,6 +87,10 @@ class SlowAnswerError(UpstreamError, UnknownOutcomeError):
 
 class BrokenAnswerError(UpstreamError, UnknownOutcomeError):
     """The answer ended before it was whole, or nothing came for too long."""
+
+
+class _RefusedError(Exception):
+    """Thrown through the parser: why this is no answer."""
 
 
 class Endpoint:
@@ -221,6 +227,7 @@ class Connection(asyncio.Protocol):
         "_answer",
         "_client",
         "_endpoint",
+        "_framing",
         "_head_bytes",
         "_interim",
         "_kept",
@@ -241,6 +248,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: Answer | None = None
         self._head_bytes = 0
+        self._framing = 0
+        """Bytes after the head that were no content: chunk sizes, their extensions, trailers."""
         self._interim = 0
         self._kept = False
         self._paused = False
@@ -252,7 +261,7 @@ class Connection(asyncio.Protocol):
         """Send a request. ``timeout`` is seconds until its answer must begin, ``idle`` between two of its bytes."""
         answer = Answer(self, self.loop.time() + timeout, idle)
         self._answer = answer
-        self._head_bytes = self._interim = self.ticks = 0
+        self._head_bytes = self._framing = self._interim = self.ticks = 0
         self._client._busy.add(self)
         if self._transport is not None and not self.lost:
             self._transport.write(head + body if len(body) < _HIGH_WATER else head)
@@ -269,12 +278,16 @@ class Connection(asyncio.Protocol):
         self._answer = None
         self._client._busy.discard(self)
         answer.on_slow = None
-        if answer.complete and not self.lost and self._kept:
+        if answer.complete and self._kept and self._is_sent():
             if self._paused:
                 self.resume()
             self._client._keep(self._endpoint, self)
         else:
             self.abort()
+
+    def _is_sent(self) -> bool:
+        """Whether nothing of the request waits to be sent: an early answer may leave some, which holds up the next."""
+        return self._transport is not None and not self.lost and not self._transport.get_write_buffer_size()
 
     def tick(self, now: float) -> None:
         """Look whether the answer takes too long."""
@@ -304,15 +317,23 @@ class Connection(asyncio.Protocol):
             self._client._forget(self._endpoint, self)
             self.abort()
             return
-        if not answer.started:
+        if answer.started:
+            self._framing += len(data)
+        else:
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._refuse(answer, f"what the server sent is no HTTP answer: {error}")
+            said = error.__context__ if isinstance(error.__context__, _RefusedError) else error
+            self._refuse(answer, f"what the server sent is no HTTP answer: {said}")
             return
-        if not answer.started and self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(answer, "the headers of the server's answer are too large")
+        if not answer.started:
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(answer, "the headers of the server's answer are too large")
+            return  # a head that comes byte by byte, or an interim answer, is no answer yet: the time runs on
+        self._framing = max(0, self._framing)
+        if self._framing > MAX_HEAD_BYTES and not answer.complete:
+            self._refuse(answer, "the server's answer has more framing than content")
             return
         answer._arrived(self.loop.time())
         if answer._size > _HIGH_WATER and not self._paused and not answer.complete and self._transport is not None:
@@ -351,26 +372,31 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         answer = self._answer
-        if answer is not None and not answer.complete:
+        if answer is not None and not answer.started:  # a trailer is no header (RFC 9110 section 6.5.1)
             answer.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         answer = self._answer
         if answer is None or answer.complete:
-            raise ValueError("an answer to no request")
+            raise _RefusedError("an answer to no request")
         status = self._parser.get_status_code()
+        if not 100 <= status < 600 or status == 101:  # RFC 9110 section 15
+            raise _RefusedError(f"its status is {status:03}")
         if status < 200:
             self._interim += 1
             answer.headers.clear()
-            if status == 101 or self._interim > _MAX_INTERIM:
-                raise ValueError(f"status {status}")
+            if self._interim > _MAX_INTERIM:
+                raise _RefusedError("too many interim answers")
             return
         if self._head_bytes > MAX_HEAD_BYTES and sum(len(n) + len(v) for n, v in answer.headers) > MAX_HEAD_BYTES:
-            raise ValueError("the headers are too large")
+            raise _RefusedError("its headers are too large")
+        if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in answer.headers):
+            raise _RefusedError("its transfer coding is not chunked, and nobody asked for another")
         answer.status = status
         answer.started = True
 
     def on_body(self, data: bytes) -> None:
+        self._framing -= _CREDIT * len(data)
         answer = self._answer
         if answer is not None and answer._error is None:
             answer._chunks.append(data)
@@ -385,10 +411,7 @@ class Connection(asyncio.Protocol):
 
 def _ends_with_connection(headers: Headers) -> bool:
     """Whether the end of the connection is how the body's end is told (RFC 9112 section 6.3, rule 8)."""
-    return not any(
-        name == b"content-length" or (name == b"transfer-encoding" and value.lower().endswith(b"chunked"))
-        for name, value in headers
-    )
+    return not any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
 
 
 class UpstreamClient:

@@ -1,0 +1,141 @@
+"""Hostile servers behind the gateway: what one of them sends costs its own callers an answer, nobody else anything."""
+
+import asyncio
+import itertools
+import socket
+from typing import cast
+
+import httpx2
+import pytest
+
+from tests.support import answer_of, listener, origin_of, post
+
+from .forwarding import Caller, gateway, raw_server
+
+CALL = {"name": "echo", "arguments": {}}
+RESULT = b'{"jsonrpc":"2.0","id":1,"result":{"content":[]}}'
+JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+CHUNKED = JSON + b"transfer-encoding: chunked\r\n\r\n"
+LENGTH = b"content-length: %d\r\n\r\n" % len(RESULT)
+
+
+async def test_case_38_a_trailer_is_no_header() -> None:
+    async def trail(caller: Caller) -> None:
+        trailers = b"mcp-session-id: theirs\r\nx-trailer: injected\r\ncontent-type: text/html\r\n"
+        await caller.send(CHUNKED + b"%x\r\n%b\r\n0\r\n" % (len(RESULT), RESULT) + trailers + b"\r\n")
+
+    async with raw_server(trail) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+        response = await post(http, gate.url, "tools/call", CALL)
+        assert response.content == RESULT
+        assert "x-trailer" not in response.headers
+        assert response.headers.get_list("content-type") == ["application/json"]
+        assert (await post(http, gate.url, "tools/call", CALL)).content == RESULT
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"%x\r\n%b\r\n0\r\n" % (len(RESULT), RESULT), b"x-more: " + b"x" * 1000 + b"\r\n"),
+        (b"%x\r\n%b\r\n0\r\nx-more: " % (len(RESULT), RESULT), b"x" * 1000),
+        (b"5;extension=", b"x" * 1000),
+    ],
+    ids=["many trailers", "one trailer", "a chunk extension"],
+)
+async def test_case_39_framing_without_an_end_is_cut_off(begin: bytes, more: bytes) -> None:
+    sent = 0
+
+    async def flood(caller: Caller) -> None:
+        nonlocal sent
+        await caller.send(CHUNKED + begin)
+        while True:
+            await caller.send(more)
+            sent += len(more)
+
+    async with raw_server(flood) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+        response = await post(http, gate.url, "tools/call", CALL)
+        assert response.status_code == 502
+        assert sent < 16 * 1024 * 1024  # what fits into sockets
+
+
+async def test_chunks_of_one_byte_are_no_flood() -> None:
+    async def crumble(caller: Caller) -> None:
+        body = RESULT + b" " * 70_000
+        for start in range(0, len(body), 1000):
+            await caller.send(
+                (CHUNKED if not start else b"")
+                + b"".join(b"1\r\n" + bytes([byte]) + b"\r\n" for byte in body[start : start + 1000])
+            )
+        await caller.send(b"0\r\n\r\n")
+
+    async with raw_server(crumble) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+        assert answer_of(await post(http, gate.url, "tools/call", CALL))["result"] == {"content": []}
+
+
+@pytest.mark.parametrize("head", [b"x-more: y\r\n", b"\r\nHTTP/1.1 102 Processing\r\n"], ids=["headers", "interim"])
+async def test_case_40_a_head_that_does_not_end_is_504_in_time(head: bytes) -> None:
+    async def dribble(caller: Caller) -> None:
+        await caller.send(b"HTTP/1.1 102 Processing\r\n")
+        for _ in itertools.count():
+            await caller.send(head)
+            await asyncio.sleep(0.3)
+
+    async with (
+        raw_server(dribble) as server,
+        gateway(server.origin, first_byte=0.5) as gate,
+        httpx2.AsyncClient() as http,
+    ):
+        assert (await post(http, gate.url, "tools/call", CALL)).status_code == 504
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        JSON.replace(b"200", b"999") + LENGTH + RESULT,
+        JSON.replace(b"200", b"600") + LENGTH + RESULT,
+        JSON.replace(b"200", b"000") + LENGTH + RESULT,
+        JSON + b"transfer-encoding: gzip\r\n\r\n" + RESULT,
+        JSON + b"transfer-encoding: chunked, gzip\r\n\r\n" + RESULT,
+        JSON + b"transfer-encoding: xchunked\r\n\r\n" + RESULT,
+        JSON + b"transfer-encoding: chunked\r\n" + LENGTH + RESULT,
+        JSON + b"content-length: 3\r\n" + LENGTH + RESULT,
+        JSON + b"x-folded: one\r\n set-cookie: two\r\n" + LENGTH + RESULT,
+        JSON + b"x-bare: one\rset-cookie: two\r\n" + LENGTH + RESULT,
+    ],
+)
+async def test_what_is_no_answer_of_http_is_502(answer: bytes) -> None:
+    async def say(caller: Caller) -> None:
+        if caller.number == 1:
+            await caller.send(answer)
+            caller.close()
+        else:
+            await caller.send_json(RESULT)
+
+    async with raw_server(say) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+        response = await post(http, gate.url, "tools/call", CALL)
+        assert response.status_code == 502
+        assert answer_of(response)["id"] == 1
+        assert "callback" not in response.text
+        assert (await post(http, gate.url, "tools/call", CALL)).content == RESULT
+
+
+async def test_an_answer_before_the_request_was_taken_ends_the_connection() -> None:
+    """What is left of a request would stand before the next one, of somebody else."""
+    connections: list[asyncio.StreamWriter] = []
+
+    async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        cast(asyncio.Transport, writer.transport).pause_reading()
+        writer.write(JSON + LENGTH + RESULT)
+
+    bound = listener()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    server = await asyncio.start_server(hasty, sock=bound, limit=1024)
+    async with server, gateway(origin_of(bound)) as gate, httpx2.AsyncClient() as http:
+        for argument in ("x" * 3_900_000, "x"):
+            call = {"name": "echo", "arguments": {"text": argument}}
+            assert (await post(http, gate.url, "tools/call", call)).content == RESULT
+        assert len(connections) == 2
+        for writer in connections:
+            writer.close()
