@@ -1,4 +1,4 @@
-"""The nginx of the operations page before two real replicas: sessions go through both, streams come as they are made."""
+"""The nginx of the operations page before two real replicas: sessions go through both, streams come as they are."""
 
 import asyncio
 import re

@@ -12,11 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+import yaml
 
 from mcp_middleware.audit.__main__ import _parser as audit_parser
 from mcp_middleware.gateway.cli import _parser as gateway_parser
 from mcp_middleware.gateway.cli import main
+from mcp_middleware.gateway.schema import schema
 from tests.docs.blocks import PAGES, Block, blocks_of, write_files
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
@@ -74,6 +77,7 @@ def test_the_gateway_accepts_its_configuration(
         monkeypatch.setenv(name, ENVIRONMENT[name])
     status = main(["check", str(file)])
     assert status == 0, capsys.readouterr().err
+    jsonschema.validate(yaml.safe_load(block.code), schema())  # as an editor does
 
 
 @pytest.mark.parametrize(
