@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import tracemalloc
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -50,6 +52,34 @@ def test_an_event_larger_than_the_limit_is_refused() -> None:
     decoder.feed(b"data: " + b"x" * 900)
     with pytest.raises(EventTooLargeError):
         decoder.feed(b"x" * 200)
+
+
+def most_memory(act: Callable[[], object]) -> int:
+    """Bytes that ``act`` held at once beyond those held before."""
+    tracemalloc.start()
+    act()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def test_case_39_a_large_event_in_small_pieces_is_not_copied_for_each() -> None:
+    decoder = Decoder(limit=10_000_000)
+    decoder.feed(b"data: " + b"x" * 4_000_000)
+    decoder.feed(b"x" * 400_000)  # leaves room to grow
+    assert most_memory(lambda: decoder.feed(b"x\n")) < 100_000
+    assert decoder.feed(b"\n")[0].data == b"x" * 4_400_001
+
+
+@pytest.mark.parametrize("line", [b"a\n", b"a:\n", b":\r", b"data\n", b"\ndata", b"data:ab\n"])
+def test_case_39_an_event_of_short_lines_takes_no_multiple_of_its_size(line: bytes) -> None:
+    frame = Frame(line * (2_000_000 // len(line)) + b"\n\n")
+    assert most_memory(lambda: (frame.data, frame.event)) < 8 * len(frame.raw)
+
+
+def test_data_of_many_lines() -> None:
+    lines = [str(number).encode() for number in range(3000)]
+    assert Frame(b"".join(b"data:%b\n" % line for line in lines) + b"\n").data == b"\n".join(lines)
 
 
 def test_encode_keeps_lines() -> None:
