@@ -4,8 +4,9 @@ A name is imported from its home when it is first asked for, so that each member
 only: one without sealed sessions loads no cryptography for them, one without a policy no YAML.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .exports import lazy_exports
 
 if TYPE_CHECKING:
     from .affinity import SessionAffinityMiddleware
@@ -83,10 +84,4 @@ _HOMES = {
 
 
 if not TYPE_CHECKING:  # a type checker would take every name for one of ours
-
-    def __getattr__(name: str) -> Any:
-        for home, names in _HOMES.items():
-            if name in names:
-                value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
-                return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = lazy_exports(__name__, _HOMES)

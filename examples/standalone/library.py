@@ -15,8 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from mcp_middleware import lifespan_of
-from mcp_middleware.gateway.app import create_app
-from mcp_middleware.gateway.config import load
+from mcp_middleware.gateway import create_app, load
 
 __all__ = ["create"]
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import mcp_middleware
+import mcp_middleware.gateway
 
 HEAVY = (
     "aiohttp",
@@ -51,10 +52,12 @@ def test_a_member_costs_an_application_its_own_imports_only() -> None:
 
 
 def test_the_names_for_type_checkers_are_the_names_at_run_time() -> None:
-    homes = [name for names in mcp_middleware._HOMES.values() for name in names]
-    assert sorted(homes) == sorted(mcp_middleware.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'Missing'"):
-        mcp_middleware.Missing  # type: ignore[attr-defined]  # noqa: B018
+    for package in (mcp_middleware, mcp_middleware.gateway):
+        homes = [name for names in package._HOMES.values() for name in names]
+        assert sorted(homes) == sorted(package.__all__)
+        assert all(hasattr(package, name) for name in package.__all__)
+        with pytest.raises(AttributeError, match="no attribute 'Missing'"):
+            package.Missing  # noqa: B018
 
 
 def test_the_public_names_are_the_contract() -> None:
