@@ -335,8 +335,6 @@ class _Answer:
     else a server answers passes untouched.
     """
 
-    __slots__ = ("body", "cutoff", "decoder", "dropped", "ended", "exchange", "pipeline", "send_on", "size", "start")
-
     __slots__ = (
         "body",
         "cutoff",
