@@ -1,8 +1,8 @@
 """Every name that spans and metrics carry, in one place.
 
 Sources: OpenTelemetry semantic conventions for MCP (open-telemetry/semantic-conventions-genai, ``docs/gen-ai/mcp.md``,
-status Development), with the general ``error.*``, ``network.*``, ``client.*``, ``session.*``, ``user.*`` and
-``http.*``. What no convention names is under ``mcp_middleware.``.
+status Development), with the general ``error.*``, ``network.*``, ``client.*``, ``server.*``, ``session.*``,
+``user.*`` and ``http.*``. What no convention names is under ``mcp_middleware.``.
 """
 
 from typing import Final
@@ -31,6 +31,8 @@ STATUS_CODE: Final = "rpc.response.status_code"
 NETWORK_PROTOCOL_NAME: Final = "network.protocol.name"
 NETWORK_PROTOCOL_VERSION: Final = "network.protocol.version"
 NETWORK_TRANSPORT: Final = "network.transport"
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
 DECISION: Final = "mcp_middleware.decision"
 """``allow`` or ``deny``: a refusal leaves the span's status unset, so that only an attribute shows it."""
 REFUSAL_REASON: Final = "mcp_middleware.refusal.reason"
@@ -61,6 +63,7 @@ DENY: Final = "deny"
 
 # Metrics, unit s
 OPERATION_DURATION: Final = "mcp.server.operation.duration"
+CLIENT_OPERATION_DURATION: Final = "mcp.client.operation.duration"
 SESSION_DURATION: Final = "mcp.server.session.duration"
 OVERHEAD_DURATION: Final = "mcp_middleware.overhead.duration"
 

@@ -6,6 +6,7 @@ from opentelemetry.metrics import MeterProvider
 
 from . import conventions as names
 from .attributes import Attributes
+from .providers import is_measuring
 
 __all__ = ["Instruments"]
 
@@ -40,9 +41,8 @@ class Instruments:
         )
 
     def look(self) -> None:
-        """Note whether anybody set a meter provider: the API's own ones record nothing."""
-        provider = self._provider or metrics.get_meter_provider()
-        self.recording = not type(provider).__module__.startswith("opentelemetry.metrics")
+        """Note whether anybody set a meter provider."""
+        self.recording = is_measuring(self._provider)
 
     def record_message(self, seconds: float, overhead: float, labels: Attributes, context: Context | None) -> None:
         """A message is answered. ``context`` holds its span, for exemplars."""

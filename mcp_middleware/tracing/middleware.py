@@ -32,6 +32,7 @@ from .attributes import KnownTargets, label_of, metric_labels, outcome_of, span_
 from .carrier import NOTHING, Carried, carried_by, carries_anything, introduce, keep_baggage, pass_on
 from .instruments import Instruments
 from .propagation import is_baggage_key, span_id_of, trace_id_of, with_sampled
+from .providers import LOOK_INTERVAL, is_tracing
 from .sampling import root_decision
 from .sessions import SessionTimes
 
@@ -42,8 +43,6 @@ logger = logging.getLogger("mcp_middleware")
 Trust = Literal["none", "authenticated", "all"]
 """Whose sampled flag is followed: nobody's, authenticated callers', or everybody's."""
 
-LOOK_INTERVAL: Final = 1.0
-"""Seconds between two looks for a global provider."""
 
 _SESSION_HEADER: Final = b"mcp-session-id"
 
@@ -174,15 +173,11 @@ class TraceContextMiddleware(Member):
             self._instruments.record_session(seconds)
 
     def _is_listening(self, exchange: Exchange) -> bool:
-        """Whether a provider is set, for traces or for metrics: the API's own ones make and record nothing.
-
-        Looking costs more than all the rest without an SDK, so a global provider set after the first request is
-        noticed within ``LOOK_INTERVAL``.
-        """
+        """Whether a provider is set, for traces or for metrics. A global one that is set after the first request is
+        noticed within ``LOOK_INTERVAL``."""
         if exchange.started >= self._next_look:
             self._next_look = exchange.started + LOOK_INTERVAL
-            provider = self._tracer_provider or trace.get_tracer_provider()
-            self._tracing = not type(provider).__module__.startswith("opentelemetry.trace")
+            self._tracing = is_tracing(self._tracer_provider)
             self._instruments.look()
         return self._tracing or self._instruments.recording
 

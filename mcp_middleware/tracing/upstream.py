@@ -19,17 +19,11 @@ from mcp_middleware.message import Notification, Request, with_meta
 from . import conventions as names
 from .attributes import Attributes, KnownTargets, Outcome, label_of, metric_labels, outcome_of, span_attributes
 from .propagation import TRACEPARENT, TRACESTATE, format_traceparent
+from .providers import LOOK_INTERVAL, is_measuring, is_tracing
 
 __all__ = ["ClientSpan", "ClientSpans"]
 
 logger = logging.getLogger("mcp_middleware")
-
-LOOK_INTERVAL: Final = 1.0
-"""Seconds between two looks for a global provider."""
-
-SERVER_ADDRESS: Final = "server.address"
-SERVER_PORT: Final = "server.port"
-OPERATION_DURATION: Final = "mcp.client.operation.duration"
 
 _TRACEPARENT_HEADER: Final = TRACEPARENT.encode()
 _TRACESTATE_HEADER: Final = TRACESTATE.encode()
@@ -73,7 +67,7 @@ class ClientSpans:
         self._tracer = trace.get_tracer(names.SCOPE, tracer_provider=tracer_provider)
         meter = metrics.get_meter(names.SCOPE, meter_provider=meter_provider)
         self._durations = meter.create_histogram(
-            OPERATION_DURATION,
+            names.CLIENT_OPERATION_DURATION,
             unit="s",
             description="Time from sending an MCP request or notification to the end of its answer",
             explicit_bucket_boundaries_advisory=names.DURATION_BOUNDARIES,
@@ -110,7 +104,7 @@ class ClientSpans:
         outcome = outcome_of(exchange) if error is None else Outcome(type(error).__qualname__, None, True)
         self._known.learn(exchange, outcome)
         span = started.span
-        where: Attributes = {SERVER_ADDRESS: started.address, SERVER_PORT: started.port}
+        where: Attributes = {names.SERVER_ADDRESS: started.address, names.SERVER_PORT: started.port}
         if span.is_recording():
             name = label_of(exchange, self._known)
             if name != started.name:
@@ -126,12 +120,10 @@ class ClientSpans:
             self._durations.record(time.monotonic() - started.started, labels, started.context)
 
     def _look(self, now: float) -> None:
-        """Note whether anybody set a provider: the API's own ones make and record nothing."""
+        """Note whether anybody set a provider."""
         self._next_look = now + LOOK_INTERVAL
-        tracers = self._tracer_provider or trace.get_tracer_provider()
-        meters = self._meter_provider or metrics.get_meter_provider()
-        self._tracing = not type(tracers).__module__.startswith("opentelemetry.trace")
-        self._measuring = not type(meters).__module__.startswith("opentelemetry.metrics")
+        self._tracing = is_tracing(self._tracer_provider)
+        self._measuring = is_measuring(self._meter_provider)
 
 
 def _introduce(exchange: Exchange, span: Span) -> None:
