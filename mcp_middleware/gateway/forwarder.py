@@ -7,20 +7,23 @@ What goes on is the canonical body that the members judged, and the caller's hea
 - credentials (``Authorization``, ``Cookie``, ...): the caller's token was issued for us (F1). The server gets those of
   its configuration;
 - what proxies say of a caller (``Forwarded``, ``X-Forwarded-*``, ``X-Auth-Request-*``, ...), in either spelling of the
-  hyphen: a caller who sends them has made them up.
+  hyphen: a caller who sends them has made them up;
+- MCP's own with underscores, which some servers read as if they had hyphens, and nobody has judged.
 
 All others go on as they came, unknown ``Mcp-Param-*`` too (A1), without white space around their values (A6).
 
-Of the answer go on: the status, the headers without hop-by-hop ones, cookies and challenges, and the body. JSON is
-sent when it is whole, because the members look at it whole, so that an answer which breaks off becomes an error with
-the right status. Everything else, event streams above all, is passed on as it arrives (A13).
+Of the answer go on: the status, the headers without hop-by-hop ones, cookies and challenges, and the body. An event
+stream is passed on as it arrives (A13). Everything else is sent when it is whole, because the members look at it whole,
+so that an answer which breaks off becomes an error with the right status. The page of a server that failed (5xx, no
+JSON) becomes an error with the request's id: clients cannot read it, and it may show what is nobody's business.
 
 These answers of a server become 502, because they are between it and us:
 
 - a redirect: following one would carry the request, and our credential, to where nobody configured;
 - 401, 407, and 403 with a challenge: our credential was refused, not the caller's. As a 401 they would make the
   caller's client throw its good token away, or ask for scopes that mean nothing here;
-- an encoding that nobody asked for and that we cannot undo.
+- an encoding that nobody asked for and that we cannot undo;
+- two content types, of which members and client might believe one each.
 
 When a request fails, what counts is whether the server may have acted (``client.UpstreamError``):
 
@@ -104,16 +107,53 @@ _NOT_SENT: Final = _HOP_BY_HOP | {
     b"cookie",
     b"cookie2",
     b"expect",
+    b"client-cert",
+    b"client-cert-chain",
     b"forwarded",
     b"host",
     b"http2-settings",
+    b"impersonate-user",
     b"remote-user",
+    b"true-client-ip",
+    b"x-auth-token",
+    b"x-auth-user",
+    b"x-client-ip",
+    b"x-cluster-client-ip",
+    b"x-email",
+    b"x-groups",
+    b"x-http-method",
+    b"x-http-method-override",
+    b"x-method-override",
     b"x-real-ip",
+    b"x-rewrite-url",
+    b"x-roles",
+    b"x-subject",
     b"x-user",
-    b"x-user-email",
-    b"x-user-id",
+    b"x-userinfo",
+    b"x-username",
 }
-_NOT_SENT_PREFIXES: Final = (b"x-forwarded-", b"x-auth-request-", b"x-authenticated-", b"x-remote-", b"x-original-")
+_NOT_SENT_PREFIXES: Final = (
+    b"cf-access-",
+    b"cf-connecting-",
+    b"ssl-client-",
+    b"tailscale-user-",
+    b"x-amzn-oidc-",
+    b"x-auth-request-",
+    b"x-authenticated-",
+    b"x-client-cert",
+    b"x-consumer-",
+    b"x-forwarded-",
+    b"x-goog-authenticated-user-",
+    b"x-goog-iap-",
+    b"x-ms-client-principal",
+    b"x-ms-token-",
+    b"x-original-",
+    b"x-remote-",
+    b"x-ssl-client-",
+    b"x-user-",
+    b"x-webauth-",
+)
+"""Who calls, from where and how, in the words of the proxies and frameworks in use. All of it would be made up."""
 _NEEDED: Final = frozenset({b"accept", b"content-type", b"last-event-id", b"close", b"keep-alive"})
 _NOT_RETURNED: Final = _HOP_BY_HOP | {
     b"alt-svc",
@@ -126,6 +166,12 @@ _NOT_RETURNED: Final = _HOP_BY_HOP | {
     b"set-cookie2",
     b"strict-transport-security",
     b"www-authenticate",
+    # Orders to a proxy in front of us, which would send a file or a page of its own in place of the answer.
+    b"x-accel-redirect",
+    b"x-litespeed-location",
+    b"x-lighttpd-send-file",
+    b"x-reproxy-url",
+    b"x-sendfile",
 }
 
 
@@ -401,19 +447,19 @@ class _Call:
             await self._fail(502, refusal, BrokenAnswerError(refusal))
             return
         media = _media_type(answer.headers)
-        if answer.status in UNAVAILABLE_STATUSES and media != b"application/json":
+        if answer.status >= 500 and media != b"application/json":
             retry = tuple(line for line in answer.headers if line[0] == b"retry-after")
-            text = "the server is not available"
+            text = "the server is not available" if answer.status in UNAVAILABLE_STATUSES else "the server failed"
             self.exchange.failed = BrokenAnswerError(f"the server answered {answer.status}")
             await self._send_error(answer.status, INTERNAL_ERROR, text, retry)
-        elif media == b"application/json" or answer.complete:
+        elif media == b"text/event-stream" and not answer.complete:
+            await self._stream(answer)
+            self._note_task()
+        else:
             data = await self._read_whole(answer)
             if data is not None:
                 await self._send_whole(answer, data)
                 self._note_task()
-        else:
-            await self._stream(answer)
-            self._note_task()
 
     async def _read_whole(self, answer: Answer) -> bytes | None:
         """The whole body; None where there is none, and the caller has been answered."""
@@ -585,7 +631,12 @@ def _forwarded(headers: Headers, own: frozenset[bytes]) -> bytes | None:
     parts: list[bytes] = []
     for name, value in headers:
         plain = name.replace(b"_", b"-") if b"_" in name else name
-        if plain in _NOT_SENT or plain.startswith(_NOT_SENT_PREFIXES) or plain in own:
+        if (
+            plain in _NOT_SENT
+            or plain.startswith(_NOT_SENT_PREFIXES)
+            or plain in own
+            or (plain is not name and plain.startswith(b"mcp-"))
+        ):
             if name == b"connection":
                 named |= _named(value)
             continue
@@ -632,6 +683,8 @@ def _unfit(answer: Answer) -> str | None:
         return f"the server refuses the gateway's credential ({status})"
     if _encoding(answer.headers) is None:
         return "the server compresses its answer in a way that nobody asked for"
+    if sum(name == b"content-type" for name, _ in answer.headers) > 1:
+        return "the server's answer has several content types"
     return None
 
 

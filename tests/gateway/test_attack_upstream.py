@@ -139,3 +139,75 @@ async def test_an_answer_before_the_request_was_taken_ends_the_connection() -> N
         assert len(connections) == 2
         for writer in connections:
             writer.close()
+
+
+@pytest.mark.parametrize("media", [b"text/html", b"text/plain; charset=utf-8", b"", b"text/event-stream"])
+async def test_case_40_what_a_failed_server_shows_stays_there(media: bytes) -> None:
+    page = b"Traceback: /srv/app.py at 10.0.0.7, password=hunter2"
+
+    async def fail(caller: Caller) -> None:
+        line = b"content-type: " + media + b"\r\n" if media else b""
+        length = b"content-length: %d\r\n\r\n" % len(page)
+        await caller.send(b"HTTP/1.1 500 Internal Server Error\r\n" + line + length + page)
+
+    async with raw_server(fail) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+        response = await post(http, gate.url, "tools/call", CALL)
+        assert response.status_code == 500
+        assert answer_of(response)["error"]["message"] == "the server failed"
+        assert "hunter2" not in response.text
+
+
+@pytest.mark.parametrize("media", [b"text/plain", b"application/vnd.other+json", b""])
+async def test_case_40_any_answer_that_breaks_off_is_502(media: bytes) -> None:
+    async def break_off(caller: Caller) -> None:
+        line = b"content-type: " + media + b"\r\n" if media else b""
+        await caller.send(b"HTTP/1.1 200 OK\r\n" + line + b"content-length: 5000\r\n\r\n" + RESULT)
+        caller.close()
+
+    async with raw_server(break_off) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+        for method in ("tools/call", "tools/list"):
+            response = await post(http, gate.url, method, CALL if method == "tools/call" else {})
+            assert response.status_code == 502
+            assert "error" in answer_of(response)
+
+
+async def test_case_14_two_content_types_are_not_passed_on() -> None:
+    async def say(caller: Caller) -> None:
+        await caller.send_json(RESULT, headers=b"content-type: text/event-stream\r\n")
+
+    async with raw_server(say) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+        assert (await post(http, gate.url, "tools/call", CALL)).status_code == 502
+
+
+async def test_case_38_a_server_gives_no_orders_to_proxies_in_front() -> None:
+    orders = ("x-accel-redirect", "x-sendfile", "x-lighttpd-send-file", "x-litespeed-location", "x-reproxy-url")
+
+    async def order(caller: Caller) -> None:
+        lines = "".join(f"{name}: /secret\r\n" for name in orders) + "x-accel-buffering: no\r\n"
+        await caller.send_json(RESULT, headers=lines.encode())
+
+    async with raw_server(order) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+        response = await post(http, gate.url, "tools/call", CALL)
+        assert not set(orders) & set(response.headers)
+        assert response.headers["x-accel-buffering"] == "no"
+
+
+async def test_case_8_no_invented_identity_and_no_second_spelling_of_mcp_headers_reaches_a_server() -> None:
+    invented = [
+        "X-User", "X_User", "X-User-Id", "Remote_User", "X-Forwarded_User", "X-Remote-User", "X-Email", "X-Roles",
+        "X-Goog-Authenticated-User-Email", "X-Amzn-Oidc-Data", "X-Ms-Client-Principal", "Cf-Access-Jwt-Assertion",
+        "X-Consumer-Username", "Tailscale-User-Login", "X-Webauth-User", "Client-Cert", "Ssl-Client-S-Dn",
+        "X-Ssl-Client-Cert", "True-Client-Ip", "X-Client-Ip", "X-Rewrite-Url", "X-Original-Url",
+        "X-Http-Method-Override", "Mcp_Session_Id", "Mcp_Method", "Mcp-Protocol_Version", "Mcp_Param-Secret",
+    ]  # fmt: skip
+
+    async def say(caller: Caller) -> None:
+        await caller.send_json(RESULT)
+
+    async with raw_server(say) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+        mine = dict.fromkeys(invented, "root") | {"Mcp-Param-Unknown": "kept", "X-Custom_Thing": "kept"}
+        assert (await post(http, gate.url, "tools/call", CALL, headers=mine)).content == RESULT
+        head = server.requests[0].head.lower()
+        assert b"root" not in head
+        assert b"mcp-param-unknown: kept" in head
+        assert b"x-custom_thing: kept" in head
