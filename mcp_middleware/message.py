@@ -38,6 +38,8 @@ __all__ = [
     "BATCH_VERSION",
     "LEGACY_VERSIONS",
     "MODERN_VERSIONS",
+    "SESSION_HEADER",
+    "VERSION_HEADER",
     "Batch",
     "Content",
     "ErrorObject",
@@ -115,10 +117,11 @@ _MIRRORED: Final = frozenset(
 _NESTED: Final = {"completion/complete": "ref", "subscriptions/listen": "notifications"}
 """Methods with a nested object that a policy judges; it is made canonical as the envelope is."""
 
-_VERSION_HEADER: Final = b"mcp-protocol-version"
+SESSION_HEADER: Final = b"mcp-session-id"
+VERSION_HEADER: Final = b"mcp-protocol-version"
 _METHOD_HEADER: Final = b"mcp-method"
 _NAME_HEADER: Final = b"mcp-name"
-_ROUTING_HEADERS: Final = (_VERSION_HEADER, _METHOD_HEADER, _NAME_HEADER, b"mcp-session-id")
+_ROUTING_HEADERS: Final = (VERSION_HEADER, _METHOD_HEADER, _NAME_HEADER, SESSION_HEADER)
 
 _SENTINEL: Final = re.compile(rb"=\?base64\?(.*)\?=")
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
@@ -434,7 +437,7 @@ def check_headers(
     for header in repeated:
         if header in _ROUTING_HEADERS:
             return _refusal(message, HEADER_MISMATCH, f"the {header.decode()} header appears more than once")
-    raw_version = headers.get(_VERSION_HEADER)
+    raw_version = headers.get(VERSION_HEADER)
     standing = _STANDINGS.get(raw_version)
     if standing is not None and standing.era == "legacy":
         return _check_legacy(message, standing, headers)

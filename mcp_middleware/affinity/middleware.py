@@ -14,24 +14,22 @@ from typing import ClassVar, Final, cast
 from mcp_middleware.errors import HEADER_MISMATCH, INVALID_REQUEST, RATE_LIMITED, UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
-from mcp_middleware.message import LEGACY_VERSIONS, Request
+from mcp_middleware.message import LEGACY_VERSIONS, SESSION_HEADER, VERSION_HEADER, Request
 from mcp_middleware.storage import MemorySessions, SessionStore, StorageUnavailableError
 from mcp_middleware.storage.sessions import Agent, Place, Use
 from mcp_middleware.types import Clock, Headers, Instances, Rejection
 
 from .sealing import MAX_UPSTREAM_BYTES, KeyRing, Session, bind_caller
 
-__all__ = ["SessionAffinityMiddleware"]
+__all__ = ["INSTANCE_DOWN", "SessionAffinityMiddleware"]
 
 logger = logging.getLogger("mcp_middleware.affinity")
 
-_SESSION_HEADER: Final = b"mcp-session-id"
-_VERSION_HEADER: Final = b"mcp-protocol-version"
 _LEGACY_VERSIONS: Final = frozenset(version.encode() for version in LEGACY_VERSIONS)
 _VISIBLE_ASCII: Final = bytes(range(0x21, 0x7F))
 _MAX_INSTANCE: Final = 64
-_INSTANCE_DOWN: Final = "session_instance_down"
-"""The reason of a 404 for a session whose instance is dead; a forwarder that finds that out gives the same."""
+INSTANCE_DOWN: Final = "session_instance_down"
+"""The reason of a 404 for a session whose instance is dead, also where a forwarder finds that out."""
 _STORE_RETRY: Final = 2
 """Seconds after which a store that was away is asked again at the latest."""
 
@@ -109,11 +107,11 @@ class SessionAffinityMiddleware(Member):
         """Turn the caller's id into the server's, or refuse it."""
         if self._instances is None:
             exchange.instance = self._instance or None
-        presented = exchange.headers.get(_SESSION_HEADER)
+        presented = exchange.headers.get(SESSION_HEADER)
         initializes = isinstance(exchange.message, Request) and exchange.message.method == "initialize"
         if not _is_legacy(exchange) or initializes:
             if presented is not None:
-                exchange.set_header(_SESSION_HEADER, None)  # modern: means nothing; initialize: never adopted
+                exchange.set_header(SESSION_HEADER, None)  # modern: means nothing; initialize: never adopted
             refused = await self._reserve(exchange) if initializes and _is_legacy(exchange) else None
             if refused is None and self._instances is not None:
                 exchange.instance = self._instances.choose()
@@ -122,7 +120,7 @@ class SessionAffinityMiddleware(Member):
             if self._instances is not None:
                 exchange.instance = self._instances.choose()
             return None
-        if _SESSION_HEADER in exchange.repeated:
+        if SESSION_HEADER in exchange.repeated:
             text = "the mcp-session-id header appears more than once"
             return Rejection(400, HEADER_MISMATCH, text, "session_repeated")
         now = self._clock()
@@ -137,12 +135,12 @@ class SessionAffinityMiddleware(Member):
             else:  # its place is free for the one that the client opens now
                 self._sessions.forget(found)
                 await self._store.forget(found)
-                found = _INSTANCE_DOWN
+                found = INSTANCE_DOWN
         if isinstance(found, str):
             return Rejection(404, INVALID_REQUEST, "Session not found", found)
         self._sessions.enter(found, now)
         exchange.state[self] = found
-        exchange.set_header(_SESSION_HEADER, found.upstream)
+        exchange.set_header(SESSION_HEADER, found.upstream)
         return None
 
     def _find(self, exchange: Exchange, token: bytes, now: float) -> Use | str:
@@ -229,15 +227,15 @@ class SessionAffinityMiddleware(Member):
 
     def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
         """Put the caller's id in place of the server's."""
-        upstream = [value for name, value in headers if name.lower() == _SESSION_HEADER]
+        upstream = [value for name, value in headers if name.lower() == SESSION_HEADER]
         held = exchange.state.get(self)
         if isinstance(held, _Opening) and upstream and 200 <= status < 300:
             held.use = self._open(exchange, held, upstream)
         use: Use | None = held if isinstance(held, Use) else held.use if isinstance(held, _Opening) else None
         if upstream:
-            headers[:] = [line for line in headers if line[0].lower() != _SESSION_HEADER]
+            headers[:] = [line for line in headers if line[0].lower() != SESSION_HEADER]
             if use is not None:
-                headers.append((_SESSION_HEADER, use.token))
+                headers.append((SESSION_HEADER, use.token))
         if not isinstance(held, Use) or _is_others(exchange.rejection):
             return
         # On the same endpoint with a slash more, a 404 may be the router's and say nothing about the session.
@@ -302,14 +300,14 @@ def _refused(status: int, code: int, text: str, reason: str, seconds: int) -> Re
 
 def _is_others(rejection: Rejection | None) -> bool:
     """Whether a member further in refused, for a reason that says nothing about the session."""
-    return rejection is not None and rejection.reason != _INSTANCE_DOWN
+    return rejection is not None and rejection.reason != INSTANCE_DOWN
 
 
 def _is_legacy(exchange: Exchange) -> bool:
     """A message's era is known; of a GET or DELETE its version header tells, as for messages without one."""
     if exchange.message is not None:
         return exchange.era == "legacy"
-    version = exchange.headers.get(_VERSION_HEADER)
+    version = exchange.headers.get(VERSION_HEADER)
     return version is None or version in _LEGACY_VERSIONS
 
 

@@ -11,7 +11,7 @@ import msgspec
 from mcp_middleware.errors import UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
-from mcp_middleware.message import Request
+from mcp_middleware.message import SESSION_HEADER, Request
 from mcp_middleware.types import Headers, Rejection
 
 from .record import MAX_TEXT, AuditRecord, build_record, end_record
@@ -22,7 +22,6 @@ __all__ = ["AuditLogMiddleware"]
 
 logger = logging.getLogger("mcp_middleware.audit")
 
-_SESSION_HEADER: Final = b"mcp-session-id"
 
 _UNAVAILABLE: Final = Rejection(
     503,
@@ -123,7 +122,7 @@ class AuditLogMiddleware(Member):
                     self._begin(exchange)
         elif status < 300 and isinstance(message, Request) and message.method == "initialize":
             state = exchange.state.setdefault(self, _State())
-            state.session = _header(headers, _SESSION_HEADER)
+            state.session = _header(headers, SESSION_HEADER)
 
     async def on_finish(self, exchange: Exchange) -> None:
         """Record the exchange, if it is a message, a refusal, the end of a session or the end of a stream."""
@@ -148,7 +147,7 @@ class AuditLogMiddleware(Member):
             session = name_session(session_id) if session_id else state.begun.session
             return end_record(state.begun, exchange, finished=finished, session=session)
         if not session_id and exchange.era == "legacy":
-            session_id = exchange.headers.get(_SESSION_HEADER, b"")
+            session_id = exchange.headers.get(SESSION_HEADER, b"")
         session = name_session(session_id) if session_id else None
         return build_record(exchange, finished=finished, session=session, server=self._server_name)
 

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextvars import Token
-from typing import Final, Literal, get_args
+from typing import Literal, get_args
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach, get_current
@@ -24,7 +24,7 @@ from opentelemetry.trace import (
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Exchange, TraceIds, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
-from mcp_middleware.message import Notification, Request
+from mcp_middleware.message import SESSION_HEADER, Notification, Request
 from mcp_middleware.types import Headers, Rejection
 
 from . import conventions as names
@@ -42,9 +42,6 @@ logger = logging.getLogger("mcp_middleware")
 
 Trust = Literal["none", "authenticated", "all"]
 """Whose sampled flag is followed: nobody's, authenticated callers', or everybody's."""
-
-
-_SESSION_HEADER: Final = b"mcp-session-id"
 
 
 class _State:
@@ -121,7 +118,7 @@ class TraceContextMiddleware(Member):
             return None
         state = _State()
         if exchange.era == "legacy":
-            state.session = exchange.headers.get(_SESSION_HEADER)
+            state.session = exchange.headers.get(SESSION_HEADER)
         carried = NOTHING if alone else carried_by(exchange, current)
         own: SpanContext | None = None
         if isinstance(exchange.message, (Request, Notification)):
@@ -144,7 +141,7 @@ class TraceContextMiddleware(Member):
         if isinstance(message, Request) and message.method == "initialize":
             state: _State | None = exchange.state.get(self)
             if state is not None:
-                state.session = next((value for name, value in headers if name == _SESSION_HEADER), None)
+                state.session = next((value for name, value in headers if name == SESSION_HEADER), None)
 
     async def on_finish(self, exchange: Exchange) -> None:
         state: _State | None = exchange.state.pop(self, None)
