@@ -42,6 +42,7 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _SCOPE_KEY: Final = "mcp_middleware.exchange"
 _MCP_HEADER_PREFIX: Final = b"mcp-"
+_CONTENT_HEADERS: Final = frozenset({b"content-type", b"content-encoding"})
 
 
 class TraceIds:
@@ -304,7 +305,7 @@ async def read_message(
 
     ``max_bytes`` bounds the body, ``seconds`` the time until its last byte, by way of ``cutoff``.
     """
-    refused = _check_content_headers(exchange.headers, max_bytes)
+    refused = _check_content_headers(exchange.headers, exchange.repeated, max_bytes)
     if refused is not None:
         return refused
     cutoff.start(seconds)
@@ -356,7 +357,9 @@ async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
             return b"".join(chunks)
 
 
-def _check_content_headers(headers: Mapping[bytes, bytes], max_bytes: int) -> Rejection | None:
+def _check_content_headers(headers: Mapping[bytes, bytes], repeated: Set[bytes], max_bytes: int) -> Rejection | None:
+    if not repeated.isdisjoint(_CONTENT_HEADERS):  # of two, the server might read the other
+        return Rejection(415, INVALID_REQUEST, "Content-Type and Content-Encoding may be sent once", "content_type")
     content_type = headers.get(b"content-type", b"").lower()
     if content_type != b"application/json":
         media, _, parameters = content_type.partition(b";")

@@ -271,14 +271,16 @@ class _Generation:
         self._idle.set()
         self._verifier = _verifier(config, previous)
         self.upstreams = {name: _upstream(server, shared.client, previous) for name, server in config.servers.items()}
-        open_requests = OpenRequests(config.connections_per_agent)
+        self.open_requests: OpenRequests = previous.open_requests if previous is not None else OpenRequests()
+        """What each agent has open, under the configuration before this one too."""
         self._stacks: dict[str, ASGIApp] = {}
         for name, upstream in self.upstreams.items():
-            stack = _stack(config, name, upstream, shared, self._verifier, open_requests)
+            stack = _stack(config, name, upstream, shared, self._verifier, self.open_requests)
             self._stacks[f"/{name}{_ENDPOINT}"] = stack
-            self._stacks[f"{WELL_KNOWN}/{name}{_ENDPOINT}"] = stack
-            if len(config.servers) == 1:
-                self._stacks[WELL_KNOWN] = stack
+            if config.auth is not None:  # nobody else answers there, and it would be a second way to the server
+                self._stacks[f"{WELL_KNOWN}/{name}{_ENDPOINT}"] = stack
+                if len(config.servers) == 1:
+                    self._stacks[WELL_KNOWN] = stack
 
     def route(self, path: str) -> ASGIApp | None:
         return self._stacks.get(path)
@@ -339,6 +341,7 @@ def _stack(
             hosts=_hosts(config),
             origins=AllowedOrigins(config.public_url, config.origins),
             open_requests=open_requests,
+            most_open=config.connections_per_agent,
             access_log=shared.access_log,
         )
     )

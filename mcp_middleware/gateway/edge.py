@@ -26,16 +26,15 @@ _HANDSHAKES: Final = frozenset({"initialize", "server/discover", "ping"})
 class OpenRequests:
     """How many requests and streams each agent has open, over all servers of one gateway."""
 
-    __slots__ = ("_counts", "most")
+    __slots__ = ("_counts",)
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self) -> None:
         self._counts: dict[tuple[str | None, str, str | None], int] = {}
 
-    def enter(self, agent: tuple[str | None, str, str | None]) -> bool:
-        """Count one more, unless there are as many as may be."""
+    def enter(self, agent: tuple[str | None, str, str | None], most: int) -> bool:
+        """Count one more, unless there are ``most`` already."""
         count = self._counts.get(agent, 0)
-        if count >= self.most:
+        if count >= most:
             return False
         self._counts[agent] = count + 1
         return True
@@ -53,7 +52,8 @@ class Edge(Member):
     """Checks ``Host`` and ``Origin`` against DNS rebinding (F5; SH and T25, "Security Warning"), bounds what one agent
     has open at once, and writes the access log.
 
-    ``hosts`` are the values of ``Host`` that are ours, in lower case, with a port where it is not the scheme's own.
+    ``hosts`` are the values of ``Host`` that are ours, in lower case, with a port where it is not the scheme's own;
+    ``most_open`` is how many requests and streams one agent may have in ``open_requests``.
     """
 
     stage: ClassVar[str] = "edge"
@@ -66,6 +66,7 @@ class Edge(Member):
         hosts: Collection[str],
         origins: AllowedOrigins,
         open_requests: OpenRequests,
+        most_open: int,
         access_log: AccessLog | None = None,
         bounds: Bounds | None = None,
     ) -> None:
@@ -74,6 +75,7 @@ class Edge(Member):
         self._hosts = frozenset(host.encode() for host in hosts)
         self._origins = origins
         self._open = open_requests
+        self._most = most_open
         self._access_log = access_log
 
     async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
@@ -90,15 +92,15 @@ class Edge(Member):
         if not streams and (not isinstance(message, Request) or message.method in _HANDSHAKES):
             return None
         agent = exchange.caller.key
-        if self._open.enter(agent):
+        if self._open.enter(agent, self._most):
             exchange.state[self] = agent
             return None
         return Rejection(
             429,
             RATE_LIMITED,
-            f"There are {self._open.most} requests and streams of this agent open; wait for one to end",
+            f"There are {self._most} requests and streams of this agent open; wait for one to end",
             "too_many_open",
-            data={"dimension": "open", "limit": self._open.most, "remaining": 0, "retryAfterMs": 1000},
+            data={"dimension": "open", "limit": self._most, "remaining": 0, "retryAfterMs": 1000},
             headers=((b"retry-after", b"1"),),
         )
 

@@ -38,6 +38,8 @@ PROBE_TIMEOUT: Final = 3.0
 """Seconds until a probe's answer must begin."""
 MAX_TASKS: Final = 10_000
 """Tasks whose instance is remembered; of more the oldest are forgotten, and asked for in turn."""
+MAX_TASK_NAME: Final = 256
+"""Characters of a task's id that is remembered."""
 _MAX_NAME: Final = 64
 
 
@@ -123,7 +125,9 @@ class Upstream:
         return self._tasks.get(task)
 
     def remember_task(self, task: str, name: str) -> None:
-        """``name`` has the task."""
+        """``name`` has the task. A name without bounds is not worth the memory: that task is asked for in turn."""
+        if len(task) > MAX_TASK_NAME:
+            return
         self._tasks.pop(task, None)
         self._tasks[task] = name
         if len(self._tasks) > MAX_TASKS:
