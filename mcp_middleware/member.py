@@ -192,7 +192,8 @@ class _Pipeline:
                     answer = message
             await self._serve_judged(exchange, answer, send, cutoff)
         except BaseException as error:
-            exchange.failed = error
+            if exchange.failed is None:
+                exchange.failed = error
             raise
         finally:
             await self._finish(exchange)
@@ -492,6 +493,8 @@ class _Answer:
     async def cut_off(self) -> None:
         """The process stops, and this call with it: say so with the request's id, as far as an answer still can."""
         text = "the server stopped before it answered"
+        if self.exchange.answer is None:
+            self.exchange.failed = UnknownOutcomeError(text)  # the words below are ours, and say nothing of the server
         if await self.end_stream(UNAVAILABLE, text) or self.ended or not isinstance(self.exchange.message, Request):
             return
         if self.start is None and self.exchange.status is not None:
