@@ -64,10 +64,11 @@ def main() -> None:
         taken = footprint.measure(at, plan.starts, _tell)
         with serving(at, echo, wanted, _tell) as contenders:
             figures = rounds.measure(plan, at, echo, contenders, _tell)
-            by_wrk = rounds.with_wrk(plan, at, echo, contenders, _tell) if wrk.is_installed() else {}
+            quick = rounds.quick_enough(contenders, figures) if wrk.is_installed() else []
+            by_wrk = rounds.with_wrk(plan, at, echo, quick, _tell)
             document = report.document(
                 figures,
-                by_wrk if plan.wrk_rounds else {},
+                by_wrk,
                 taken,
                 contenders,
                 skipped=skipped,

@@ -2,7 +2,7 @@
 
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,11 +14,13 @@ from benchmarks.wire import check_echo
 from . import wrk
 from .contenders import DIRECT, Contender, Site
 
-__all__ = ["Case", "Plan", "WrkFigures", "measure", "with_wrk"]
+__all__ = ["Case", "Plan", "WrkFigures", "measure", "quick_enough", "with_wrk"]
 
 TEXT = "x" * 50
 _WARM_UP = 0.05
 """Seconds."""
+_SLOW = 0.01
+"""Seconds of a call from which a second is too short for wrk: sixteen at once may all be unanswered at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +109,10 @@ def measure(
 def with_wrk(
     plan: Plan, site: Site, echo: Server, contenders: Sequence[Contender], tell: Callable[[str], None]
 ) -> dict[Case, WrkFigures]:
-    """The same by wrk, which needs less of its core and can ask no less than a second."""
+    """The same by wrk, which needs less of its core and asks for a second at least. It is for contenders that answer
+    many times in one."""
     by_name = {contender.name: contender for contender in contenders}
-    figures = {case: WrkFigures() for case in cases_of(contenders, site)}
+    figures = {case: WrkFigures() for case in cases_of(contenders, site)} if plan.wrk_rounds else {}
     for number in range(plan.wrk_rounds):
         tell(f"wrk, round {number + 1} of {plan.wrk_rounds}")
         for case in _back_and_forth(list(figures), number):
@@ -122,6 +125,11 @@ def with_wrk(
             own.p99s.append(seen.p99)
             own.rates.append(seen.rate)
     return figures
+
+
+def quick_enough(contenders: Sequence[Contender], figures: Mapping[Case, Figures]) -> list[Contender]:
+    """Those that wrk can measure."""
+    return [one for one in contenders if figures[Case(one.name, 1)].p50 < _SLOW]
 
 
 def _back_and_forth(cases: list[Case], number: int) -> Iterator[Case]:

@@ -10,6 +10,9 @@ __all__ = ["Seen", "is_installed", "read", "run", "script"]
 
 _LINE = re.compile(r"^seen (\d+) (\d+) (\d+) (\d+) (\d+)$", re.MULTILINE)
 
+_OWN = ("content-length:", "host:")
+"""The headers that wrk sets itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -39,9 +42,18 @@ def script(request: bytes) -> str:
     """The request as wrk's script, and what to print at the end."""
     head, _, body = request.decode().partition("\r\n\r\n")
     first, *lines = head.split("\r\n")
-    headers = [line.partition(": ") for line in lines if not line.startswith("content-length")]
-    parts = [f"wrk.method = {_quoted(first.split(' ')[0])}", f"wrk.body = {_quoted(body)}"]
+    headers = [line.partition(": ") for line in lines if not line.startswith(_OWN)]
+    before, after = body.split('"id":1,')
+    parts = [f"wrk.method = {_quoted(first.split(' ')[0])}"]
     parts += [f"wrk.headers[{_quoted(name)}] = {_quoted(value)}" for name, _, value in headers]
+    parts.append(
+        # Requests of one session that wait at the same time must not have the same id.
+        f"local before, after, id = {_quoted(before)}, {_quoted(after)}, 0\n"
+        "request = function()\n"
+        "  id = id + 1\n"
+        """  return wrk.format(nil, nil, nil, before .. '"id":' .. id .. ',' .. after)\n"""
+        "end"
+    )
     parts.append(
         "done = function(summary, latency)\n"
         "  local failed = summary.errors.status + summary.errors.read + summary.errors.timeout\n"

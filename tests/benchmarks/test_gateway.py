@@ -66,8 +66,10 @@ def test_what_wrk_is_told_and_tells() -> None:
     assert 'wrk.method = "POST"' in written
     assert 'wrk.headers["authorization"] = "Bearer t"' in written
     assert "content-length" not in written
-    body = next(line for line in written.splitlines() if line.startswith("wrk.body = "))
-    assert json.loads(json.loads(body.removeprefix("wrk.body = ")))["params"]["arguments"]["text"] == 'a "quoted" text'
+    assert "host" not in written
+    parts = next(line for line in written.splitlines() if line.startswith("local "))
+    before, after, _ = json.loads(f"[{parts.partition(' = ')[2]}]")
+    assert json.loads(f'{before}"id":7,{after}')["params"]["arguments"]["text"] == 'a "quoted" text'
     assert wrk.read("Running\nseen 250 1000 5000 1000000 0\n") == wrk.Seen(250 * MICRO, 0.001, 5000.0)
 
 
