@@ -1,21 +1,10 @@
 """The innermost application of the gateway: sends a judged request to an instance of its server, and the answer back.
 
-What goes on is the canonical body that the members judged, and the caller's headers without these:
-
-- hop-by-hop headers, and those that ``Connection`` names, unless MCP needs them (RFC 9110 section 7.6.1; an option
-  that names ``mcp-protocol-version`` would make the server read another message than the one that was judged);
-- credentials (``Authorization``, ``Cookie``, ...): the caller's token was issued for us (F1). The server gets those of
-  its configuration;
-- what proxies say of a caller (``Forwarded``, ``X-Forwarded-*``, ``X-Auth-Request-*``, ...), in either spelling of the
-  hyphen: a caller who sends them has made them up;
-- MCP's own with underscores, which some servers read as if they had hyphens, and nobody has judged.
-
-All others go on as they came, unknown ``Mcp-Param-*`` too (A1), without white space around their values (A6).
-
-Of the answer go on: the status, the headers without hop-by-hop ones, cookies and challenges, and the body. An event
-stream is passed on as it arrives (A13). Everything else is sent when it is whole, because the members look at it whole,
-so that an answer which breaks off becomes an error with the right status. The page of a server that failed (5xx, no
-JSON) becomes an error with the request's id: clients cannot read it, and it may show what is nobody's business.
+What goes on is the canonical body that the members judged; what comes back are the status and the body. Which headers
+go along either way is for ``headers``. An event stream is passed on as it arrives (A13). Everything else is sent when
+it is whole, because the members look at it whole, so that an answer which breaks off becomes an error with the right
+status. The page of a server that failed (5xx, no JSON) becomes an error with the request's id: clients cannot read it,
+and it may show what is nobody's business.
 
 These answers of a server become 502, because they are between it and us:
 
@@ -31,7 +20,7 @@ When a request fails, what counts is whether the server may have acted (``client
 no connection                  the next instance; none left: 502, or 404 where the request is bound to a session
                                whose instance is gone, so that the client opens a new one
 no instance may be used        503 with ``Retry-After``
-no answer                      502, never again sent; recorded as failed
+no answer                      502, never again sent; recorded as of unknown outcome
 no answer in time              504, likewise
 answer ends too early          502; in an event stream one error event with the request's id, by the pipeline
 client gone                    2026-07-28: the server's connection is closed, which cancels the call (A12).
@@ -45,20 +34,20 @@ The deprecated HTTP+SSE transport of 2024-11-05 is not forwarded (its event stre
 import asyncio
 import logging
 import math
-import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Raw
 
+from mcp_middleware.affinity.middleware import INSTANCE_DOWN
 from mcp_middleware.errors import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, UNAVAILABLE
 from mcp_middleware.exchange import Exchange, Receive, Scope, Send, exchange_of, open_exchange
 from mcp_middleware.member import Bounds
-from mcp_middleware.message import Request
+from mcp_middleware.message import SESSION_HEADER, Request
 from mcp_middleware.responses import error_body, headers_of, rejection_answer
 from mcp_middleware.sse import encode
-from mcp_middleware.types import Headers, Rejection
+from mcp_middleware.types import Rejection
 
 from .client import (
     Answer,
@@ -68,6 +57,8 @@ from .client import (
     UpstreamClient,
     UpstreamError,
 )
+from .decoding import Source, decoded, encoding_of
+from .headers import for_caller, for_server, media_type
 from .upstream import UNAVAILABLE_STATUSES, Upstream
 
 if TYPE_CHECKING:
@@ -78,101 +69,11 @@ __all__ = ["Forwarder"]
 logger = logging.getLogger("mcp_middleware.gateway")
 
 _BOUNDS: Final = Bounds()
-_PIECE: Final = 64 * 1024
-"""Bytes that are decompressed at once."""
 _MAX_TAIL: Final = 4
 
 _METHODS: Final = {"POST": b"POST", "GET": b"GET", "DELETE": b"DELETE"}
-_SESSION_HEADER: Final = b"mcp-session-id"
 _LISTEN: Final = "subscriptions/listen"
 _SUBSCRIPTION_KEY: Final = "io.modelcontextprotocol/subscriptionId"
-
-_HOP_BY_HOP: Final = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
-_NOT_SENT: Final = _HOP_BY_HOP | {
-    b"accept-encoding",
-    b"authorization",
-    b"content-length",
-    b"cookie",
-    b"cookie2",
-    b"expect",
-    b"client-cert",
-    b"client-cert-chain",
-    b"forwarded",
-    b"host",
-    b"http2-settings",
-    b"impersonate-user",
-    b"remote-user",
-    b"true-client-ip",
-    b"x-auth-token",
-    b"x-auth-user",
-    b"x-client-ip",
-    b"x-cluster-client-ip",
-    b"x-email",
-    b"x-groups",
-    b"x-http-method",
-    b"x-http-method-override",
-    b"x-method-override",
-    b"x-real-ip",
-    b"x-rewrite-url",
-    b"x-roles",
-    b"x-subject",
-    b"x-user",
-    b"x-userinfo",
-    b"x-username",
-}
-_NOT_SENT_PREFIXES: Final = (
-    b"cf-access-",
-    b"cf-connecting-",
-    b"ssl-client-",
-    b"tailscale-user-",
-    b"x-amzn-oidc-",
-    b"x-auth-request-",
-    b"x-authenticated-",
-    b"x-client-cert",
-    b"x-consumer-",
-    b"x-forwarded-",
-    b"x-goog-authenticated-user-",
-    b"x-goog-iap-",
-    b"x-ms-client-principal",
-    b"x-ms-token-",
-    b"x-original-",
-    b"x-remote-",
-    b"x-ssl-client-",
-    b"x-user-",
-    b"x-webauth-",
-)
-"""Who calls, from where and how, in the words of the proxies and frameworks in use. All of it would be made up."""
-_NEEDED: Final = frozenset({b"accept", b"content-type", b"last-event-id", b"close", b"keep-alive"})
-_NOT_RETURNED: Final = _HOP_BY_HOP | {
-    b"alt-svc",
-    b"authentication-info",
-    b"content-encoding",
-    b"content-length",
-    b"date",  # ours is added on the way out
-    b"server",
-    b"set-cookie",
-    b"set-cookie2",
-    b"strict-transport-security",
-    b"www-authenticate",
-    # Orders to a proxy in front of us, which would send a file or a page of its own in place of the answer.
-    b"x-accel-redirect",
-    b"x-litespeed-location",
-    b"x-lighttpd-send-file",
-    b"x-reproxy-url",
-    b"x-sendfile",
-}
 
 
 class _ClientGoneError(Exception):
@@ -204,12 +105,6 @@ class _Answered(msgspec.Struct):
 
 _task_result: Final = msgspec.json.Decoder(_TaskResult)
 _answered: Final = msgspec.json.Decoder(_Answered)
-
-
-class _Source(Protocol):
-    """Where a body comes from, piece by piece; empty at its end."""
-
-    async def read(self) -> bytes: ...
 
 
 class Forwarder:
@@ -351,7 +246,7 @@ class _Call:
         """Send the request to ``name``, or where no connection can be made to another instance, and wait until the
         answer begins. Whether it has; if not, the caller has been answered."""
         exchange, upstream = self.exchange, self.upstream
-        bound = exchange.era == "legacy" and _SESSION_HEADER in exchange.headers
+        bound = exchange.era == "legacy" and SESSION_HEADER in exchange.headers
         failure: NotSentError | None = None
         while True:
             endpoint = None if name is None else upstream.endpoint(name)
@@ -365,7 +260,7 @@ class _Call:
                 self.span = spans.start(exchange, endpoint.host, endpoint.port)
                 if self.span is not None and exchange.body is not None:
                     self.body = exchange.body  # it names the span as its parent now
-            lines = _forwarded(exchange.scope["headers"], upstream.own_headers)
+            lines = for_server(exchange.scope["headers"], upstream.own_headers)
             if lines is None:
                 text = "a header has a line break in it"
                 await _refuse(exchange, self.send, Rejection(400, INVALID_REQUEST, text, "bad_header"))
@@ -419,7 +314,7 @@ class _Call:
         while True:
             if not await self._begin(name, tried) or self.answer is None:
                 return
-            if _media_type(self.answer.headers) != b"application/json" or _unfit(self.answer) is not None:
+            if media_type(self.answer.headers) != b"application/json" or _unfit(self.answer) is not None:
                 await self._answer()
                 return
             data = await self._read_whole(self.answer)
@@ -446,7 +341,7 @@ class _Call:
         if refusal is not None:
             await self._fail(502, refusal, BrokenAnswerError(refusal))
             return
-        media = _media_type(answer.headers)
+        media = media_type(answer.headers)
         if answer.status >= 500 and media != b"application/json":
             retry = tuple(line for line in answer.headers if line[0] == b"retry-after")
             text = "the server is not available" if answer.status in UNAVAILABLE_STATUSES else "the server failed"
@@ -463,7 +358,7 @@ class _Call:
 
     async def _read_whole(self, answer: Answer) -> bytes | None:
         """The whole body; None where there is none, and the caller has been answered."""
-        source: _Source = _decoded(answer)
+        source: Source = decoded(answer)
         try:
             data = await source.read()
             if not answer.complete or source is not answer or len(data) > _BOUNDS.max_answer_bytes:
@@ -485,15 +380,15 @@ class _Call:
         return data
 
     async def _send_whole(self, answer: Answer, data: bytes) -> None:
-        headers = _returned(answer.headers)
+        headers = for_caller(answer.headers)
         if answer.status != 204:  # RFC 9110 section 8.6
             headers.append((b"content-length", str(len(data)).encode()))
         await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def _stream(self, answer: Answer) -> None:
-        send, source = self.send, _decoded(answer)
-        await send({"type": "http.response.start", "status": answer.status, "headers": _returned(answer.headers)})
+        send, source = self.send, decoded(answer)
+        await send({"type": "http.response.start", "status": answer.status, "headers": for_caller(answer.headers)})
         tail = b"\n\n"
         try:
             while data := await source.read():
@@ -541,7 +436,7 @@ class _Call:
     async def _refuse_unsent(self, session: bool, failure: NotSentError | None) -> None:
         """Say that nothing was sent."""
         if session:
-            refusal = Rejection(404, INVALID_REQUEST, "Session not found", "session_instance_down")
+            refusal = Rejection(404, INVALID_REQUEST, "Session not found", INSTANCE_DOWN)
         elif failure is not None and not failure.ours:
             text = "the server cannot be reached; nothing was sent to it"
             refusal = Rejection(502, UNAVAILABLE, text, "upstream_unreachable")
@@ -625,55 +520,6 @@ async def _read_body(receive: Receive) -> bytes | None:
     return body
 
 
-def _forwarded(headers: Headers, own: frozenset[bytes]) -> bytes | None:
-    """The header lines for the server; None where one would be several."""
-    named: frozenset[bytes] = frozenset()
-    parts: list[bytes] = []
-    for name, value in headers:
-        plain = name.replace(b"_", b"-") if b"_" in name else name
-        if (
-            plain in _NOT_SENT
-            or plain.startswith(_NOT_SENT_PREFIXES)
-            or plain in own
-            or (plain is not name and plain.startswith(b"mcp-"))
-        ):
-            if name == b"connection":
-                named |= _named(value)
-            continue
-        parts += (name, b": ", value.strip(b" \t"), b"\r\n")
-    if named:
-        kept = [parts[place : place + 4] for place in range(0, len(parts), 4) if parts[place] not in named]
-        parts = [part for line in kept for part in line]
-    lines = b"accept-encoding: identity\r\n" + b"".join(parts)
-    count = len(parts) // 4 + 1
-    return lines if lines.count(b"\n") == count == lines.count(b"\r") and b"\0" not in lines else None
-
-
-def _named(value: bytes) -> frozenset[bytes]:
-    """The headers that a ``Connection`` header keeps on this hop."""
-    tokens = {token.strip().lower() for token in value.split(b",")} - _NEEDED
-    return frozenset(token for token in tokens if not token.startswith(b"mcp-"))
-
-
-def _returned(headers: Headers) -> Headers:
-    """The headers for the caller."""
-    lines: Headers = []
-    named: frozenset[bytes] = frozenset()
-    for line in headers:
-        if line[0] not in _NOT_RETURNED:
-            lines.append(line)
-        elif line[0] == b"connection":
-            named |= _named(line[1])
-    return [line for line in lines if line[0] not in named] if named else lines
-
-
-def _media_type(headers: Headers) -> bytes:
-    for name, value in headers:
-        if name == b"content-type":
-            return value.partition(b";")[0].strip().lower()
-    return b""
-
-
 def _unfit(answer: Answer) -> str | None:
     """Why this answer of the server is none for the caller."""
     status = answer.status
@@ -681,53 +527,11 @@ def _unfit(answer: Answer) -> str | None:
         return f"the server redirects ({status}); its configured URL must be the final one"
     if status in (401, 407) or (status == 403 and any(name == b"www-authenticate" for name, _ in answer.headers)):
         return f"the server refuses the gateway's credential ({status})"
-    if _encoding(answer.headers) is None:
+    if encoding_of(answer.headers) is None:
         return "the server compresses its answer in a way that nobody asked for"
     if sum(name == b"content-type" for name, _ in answer.headers) > 1:
         return "the server's answer has several content types"
     return None
-
-
-def _encoding(headers: Headers) -> bytes | None:
-    """How the body is encoded, ``gzip``, ``deflate`` or empty for not at all; None for what cannot be undone."""
-    for name, _ in headers:
-        if name == b"content-encoding":
-            break
-    else:
-        return b""
-    found = [value.strip().lower() for name, value in headers if name == b"content-encoding"]
-    if found in ([b"identity"], [b""]):
-        return b""
-    if found in ([b"gzip"], [b"x-gzip"]):
-        return b"gzip"
-    return b"deflate" if found == [b"deflate"] else None
-
-
-def _decoded(answer: Answer) -> _Source:
-    encoding = _encoding(answer.headers)
-    return _Inflated(answer) if encoding else answer
-
-
-class _Inflated:
-    """The body of an answer that is compressed although nobody asked, plain again, piece by piece: however much it
-    inflates, no more than a piece is held."""
-
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by its own header
-
-    async def read(self) -> bytes:
-        """The next piece; empty at the end. Raises BrokenAnswerError where the data is not what it claims to be."""
-        try:
-            while not self._inflate.eof:
-                data = self._inflate.unconsumed_tail or await self._answer.read()
-                if not data:
-                    raise BrokenAnswerError("the server's compressed answer is cut off")
-                if piece := self._inflate.decompress(data, _PIECE):
-                    return piece
-        except zlib.error:
-            raise BrokenAnswerError("the server's compressed answer cannot be read") from None
-        return b""
 
 
 def _error_code(data: bytes) -> int | None:

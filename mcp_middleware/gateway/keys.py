@@ -22,6 +22,7 @@ from mcp_middleware.resource_server.tokens import Issuer
 from mcp_middleware.resource_server.urls import absolute_url
 from mcp_middleware.tracing.propagation import is_baggage_key
 
+from .headers import HOP_BY_HOP
 from .shapes import Duration, Either, File, Flag, Key, ListOf, MapOf, Off, OneOf, Secret, Section, Size, Text, Whole
 from .source import Reading
 
@@ -33,27 +34,16 @@ _SERVER_NAME: Final = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,{_MAX_NAME - 1}}}", re
 _HOST: Final = re.compile(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+", re.ASCII)
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _FIELD_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?", re.ASCII)
-_OURS: Final = frozenset(
-    {
-        "accept",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "expect",
-        "host",
-        "keep-alive",
-        "last-event-id",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "trailers",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
+_OURS: Final = frozenset(name.decode() for name in HOP_BY_HOP) | {
+    "accept",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "last-event-id",
+    "trailers",
+}
 """Headers that belong to one hop (RFC 9110 section 7.6.1), that the message decides, or that the protocol does."""
 
 

@@ -12,7 +12,7 @@ from mcp_middleware.types import AccessToken, Document, Rejection, TokenVerifier
 
 from .challenge import MalformedAuthorizationError, bearer_token, challenge, without_token
 from .discovery import IssuerUnavailableError
-from .identity import hand_on, principal_of
+from .identity import IDENTITY_HEADERS, hand_on, principal_of
 from .jwt import JWTVerifier, VerifiedToken
 from .metadata import WELL_KNOWN, ProtectedResource, metadata_answer, server_paths
 from .origins import AllowedOrigins
@@ -21,30 +21,6 @@ from .tokens import Issuer
 __all__ = ["OAuthResourceServerMiddleware"]
 
 _QUERY_TOKEN: Final = b"token"
-_IDENTITY_HEADERS: Final = frozenset(
-    {
-        b"authorization",
-        b"proxy-authorization",
-        b"remote-user",
-        b"x-remote-user",
-        b"x-forwarded-user",
-        b"x-forwarded-email",
-        b"x-forwarded-groups",
-        b"x-forwarded-preferred-username",
-        b"x-forwarded-access-token",
-        b"x-auth-request-user",
-        b"x-auth-request-email",
-        b"x-auth-request-groups",
-        b"x-auth-request-preferred-username",
-        b"x-auth-request-access-token",
-        b"x-authenticated-user",
-        b"x-user",
-        b"x-user-id",
-        b"x-user-email",
-    }
-)
-"""What proxies say of a caller they have authenticated. Here the token alone says who calls, so a caller who sends one
-of these has made it up."""
 
 logger = logging.getLogger("mcp_middleware.resource_server")
 
@@ -115,7 +91,7 @@ class OAuthResourceServerMiddleware(Member):
         if not self._required <= exchange.principal.scopes:
             text = "The access token lacks a scope: this resource requires " + " ".join(self._resource.scopes)
             return self._refuse(403, "insufficient_scope", text, "insufficient_scope")
-        exchange.remove_headers(_IDENTITY_HEADERS)
+        exchange.remove_headers(IDENTITY_HEADERS)
         if _QUERY_TOKEN in exchange.scope.get("query_string", b"").lower():
             exchange.scope["query_string"] = without_token(exchange.scope["query_string"])
         if self._hand_on is not None:

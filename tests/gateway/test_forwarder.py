@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from mcp_middleware.member import Bounds
-from mcp_middleware.resource_server.middleware import _IDENTITY_HEADERS
+from mcp_middleware.resource_server.identity import IDENTITY_HEADERS
 from tests.gateway.forwarding import Caller, gateway, raw_server
 from tests.support import answer_of, headers_for, initialize, message, post
 
@@ -53,7 +53,7 @@ async def test_without_members_it_forwards_as_well() -> None:
 
 
 async def test_case_8_neither_credentials_nor_invented_identities_reach_a_server() -> None:
-    invented = {name.decode(): "root" for name in _IDENTITY_HEADERS} | {
+    invented = {name.decode(): "root" for name in IDENTITY_HEADERS} | {
         "authorization": "Bearer secret",
         "cookie": "session=1",
         "forwarded": "for=1.2.3.4",
