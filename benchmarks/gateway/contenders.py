@@ -170,7 +170,10 @@ def start(at: Site, name: str) -> Iterator[Contender]:
                 file.write_text(json.dumps(configuration))
                 command = [sys.executable, "-m", "mcp_middleware.gateway", "run", str(file)]
                 started = running.enter_context(process(command, output=output, errors=output))
-        session = _first_answer(endpoint, started)
+        try:
+            session = _first_answer(endpoint, started)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}:\n{(own / 'output.log').read_text()[-2000:]}") from None
         ready = time.monotonic() - begun
         rest = resident(started.pid)
         load.ask(endpoint.port, endpoint.initialized(session))
