@@ -1,48 +1,28 @@
 """The gateway as an ASGI application: for each server of the configuration the members around a forwarder.
 
 ``create_app(config)`` makes it. What outlives a configuration (limits, sessions, the audit trail, connections) is in
-``_Shared``; what a reload replaces is a ``_Generation``, which ends when its last request has.
+``Shared``; what a reload replaces is a ``_Generation``, which ends when its last request has.
 """
 
 import asyncio
-import base64
 import contextlib
 import logging
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 
-from mcp_middleware.affinity import SessionAffinityMiddleware
-from mcp_middleware.audit import AuditLogMiddleware, JSONLinesSink, SQLiteSink
-from mcp_middleware.authorization import ToolAuthorizationMiddleware
 from mcp_middleware.exchange import Receive, Scope, Send
 from mcp_middleware.member import ASGIApp
-from mcp_middleware.ratelimit import RateLimitMiddleware
-from mcp_middleware.resource_server import JWTVerifier, OAuthResourceServerMiddleware
+from mcp_middleware.resource_server import JWTVerifier
 from mcp_middleware.resource_server.metadata import WELL_KNOWN
-from mcp_middleware.resource_server.origins import AllowedOrigins
-from mcp_middleware.resource_server.urls import is_loopback
-from mcp_middleware.storage import (
-    LimitStorage,
-    MemorySessions,
-    MemoryStorage,
-    RedisConnection,
-    RedisSessions,
-    RedisStorage,
-    SessionStore,
-)
-from mcp_middleware.tracing import TraceContextMiddleware
 
 from .client import UpstreamClient, UpstreamError
-from .config import Config, ServerConfig, TracingConfig
-from .edge import AccessLog, Edge, OpenRequests
-from .forwarder import Forwarder
-from .telemetry import Telemetry
+from .config import Config, ServerConfig
+from .edge import AccessLog
+from .shared import Shared
+from .stack import stack
 from .upstream import Upstream
 
 __all__ = ["Gateway", "create_app"]
@@ -50,9 +30,6 @@ __all__ = ["Gateway", "create_app"]
 logger = logging.getLogger("mcp_middleware.gateway")
 
 _ENDPOINT: Final = "/mcp"
-_RELAYED: Final = TracingConfig(otlp="")
-"""The options of trace context where nothing is sent anywhere: contexts pass, spans go to the process's provider."""
-_PORTS: Final = {"http": 80, "https": 443}
 _FIXED: Final = ("host", "port", "workers", "replicas", "tls", "state", "tracing", "audit")
 """What a running process does not change: a reload that asks for it is told so."""
 
@@ -67,13 +44,10 @@ class Gateway:
     """An ASGI application that serves ``/{server}/mcp``, the metadata documents, ``/healthz`` and ``/readyz``."""
 
     def __init__(self, config: Config, *, access_log: AccessLog | None = None) -> None:
-        self._shared = _Shared(config, access_log)
+        self._shared = Shared(config, access_log)
         self._generation = _Generation(config, self._shared)
         self._starting = asyncio.Lock()
         self._started = False
-        self._in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._bad_reload: str | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -81,11 +55,6 @@ class Gateway:
     def config(self) -> Config:
         """The configuration that is served now."""
         return self._generation.config
-
-    @property
-    def in_flight(self) -> int:
-        """Requests and streams that are open."""
-        return self._in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -101,23 +70,18 @@ class Gateway:
             await self._answer_health(path, scope["method"], send)
             return
         generation = self._generation
-        stack = generation.route(path)
-        if stack is None:
+        app = generation.route(path)
+        if app is None:
             await _answer(send, 404, {"error": "not found", "remedy": "MCP servers are at /{server}/mcp"})
             return
         scope["path"] = path
-        self._in_flight += 1
-        self._idle.clear()
         generation.enter()
         try:
-            await stack(scope, receive, send)
+            await app(scope, receive, send)
         except UpstreamError:
             pass  # a stream broke off: it has been logged, recorded, and told the client
         finally:
             generation.leave()
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -156,7 +120,9 @@ class Gateway:
 
     async def wait_idle(self) -> None:
         """Wait until no request is open."""
-        await self._idle.wait()
+        if self._retiring:
+            await asyncio.wait(self._retiring)
+        await self._generation.wait_idle()
 
     async def reload(self, config: Config) -> None:
         """Serve by another configuration from now on; what is under way ends by the old one.
@@ -211,76 +177,30 @@ class Gateway:
             await _answer(send, 200, {"status": "alive"})
         else:
             document = self.readiness()
-            await _answer(send, 200 if document["status"] == "ready" else 503, document | {"servers": self._counts()})
-
-    def _counts(self) -> dict[str, dict[str, int]]:
-        """Of each server, how many instances there are and may be used. Where they are is for the log: anybody can
-        ask."""
-        return {
-            name: {"instances": len(names), "usable": sum(map(upstream.is_usable, names))}
-            for name, upstream in self._generation.upstreams.items()
-            for names in [list(upstream.snapshot()["instances"])]
-        }
-
-
-class _Shared:
-    """What outlives a reload."""
-
-    def __init__(self, config: Config, access_log: AccessLog | None) -> None:
-        self.access_log = access_log
-        self.draining = asyncio.Event()
-        self.client = UpstreamClient()
-        self.tracing = config.tracing or _RELAYED
-        self.telemetry = Telemetry(config.tracing)
-        self.sinks = _sinks(config)
-        self.connection = None if config.state == "memory" else RedisConnection(config.state)
-        self.storage: LimitStorage = MemoryStorage()
-        self.sessions: SessionStore = MemorySessions()
-        if self.connection is not None:
-            self.storage = RedisStorage(self.connection, replicas=config.workers * config.replicas)
-            self.sessions = RedisSessions(self.connection)
-        self.session_keys: tuple[str, ...] = (base64.b64encode(secrets.token_bytes(32)).decode(),)
-        """For a configuration without keys: good for this process alone."""
-
-    async def start(self) -> None:
-        await self.client.start()
-        if self.connection is not None and not await self.connection.connect():
-            logger.warning(
-                "Redis at %s does not answer; until it does, limits are this process's share", self.connection.place
-            )
-
-    async def aclose(self) -> None:
-        for sink in self.sinks:
-            try:
-                await asyncio.to_thread(sink.close)
-            except Exception:
-                logger.exception("the audit sink %s failed while closing", sink)
-        await self.storage.aclose()
-        await self.sessions.aclose()
-        await self.client.aclose()
-        await asyncio.to_thread(self.telemetry.close)
+            for server in document["servers"].values():  # where they are is for the log: anybody can ask
+                states = [instance["state"] for instance in server["instances"].values()]
+                server |= {"instances": len(states), "usable": len(states) - states.count("ejected")}
+            await _answer(send, 200 if document["status"] == "ready" else 503, document)
 
 
 class _Generation:
     """The stacks of one configuration."""
 
-    def __init__(self, config: Config, shared: _Shared, *, previous: "_Generation | None" = None) -> None:
+    def __init__(self, config: Config, shared: Shared, *, previous: "_Generation | None" = None) -> None:
         self.config = config
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._verifier = _verifier(config, previous)
         self.upstreams = {name: _upstream(server, shared.client, previous) for name, server in config.servers.items()}
-        self.open_requests: OpenRequests = previous.open_requests if previous is not None else OpenRequests()
-        """What each agent has open, under the configuration before this one too."""
         self._stacks: dict[str, ASGIApp] = {}
         for name, upstream in self.upstreams.items():
-            stack = _stack(config, name, upstream, shared, self._verifier, self.open_requests)
-            self._stacks[f"/{name}{_ENDPOINT}"] = stack
+            app = stack(config, name, upstream, shared, self._verifier)
+            self._stacks[f"/{name}{_ENDPOINT}"] = app
             if config.auth is not None:  # nobody else answers there, and it would be a second way to the server
-                self._stacks[f"{WELL_KNOWN}/{name}{_ENDPOINT}"] = stack
+                self._stacks[f"{WELL_KNOWN}/{name}{_ENDPOINT}"] = app
                 if len(config.servers) == 1:
-                    self._stacks[WELL_KNOWN] = stack
+                    self._stacks[WELL_KNOWN] = app
 
     def route(self, path: str) -> ASGIApp | None:
         return self._stacks.get(path)
@@ -294,6 +214,9 @@ class _Generation:
         if not self._in_flight:
             self._idle.set()
 
+    async def wait_idle(self) -> None:
+        await self._idle.wait()
+
     async def start(self) -> None:
         for upstream in self.upstreams.values():
             await upstream.start()
@@ -301,88 +224,13 @@ class _Generation:
     async def aclose(self, following: "_Generation | None") -> None:
         """Let go of what ``following`` does not use, once no request does; at once when nothing follows."""
         if following is not None:
-            await self._idle.wait()
+            await self.wait_idle()
         kept = [] if following is None else list(following.upstreams.values())
         for upstream in self.upstreams.values():
             if upstream not in kept:
                 await upstream.aclose()
         if self._verifier is not None and (following is None or self._verifier is not following._verifier):
             await self._verifier.aclose()
-
-
-def _stack(
-    config: Config,
-    name: str,
-    upstream: Upstream,
-    shared: _Shared,
-    verifier: JWTVerifier | None,
-    open_requests: OpenRequests,
-) -> ASGIApp:
-    """The members that the configuration asks for, outermost first, around the forwarder to one server."""
-    resource, tracing, sessions = config.resource(name), shared.tracing, config.sessions
-    audit, auth, limits, policy = config.audit, config.auth, config.limits, config.policies[name]
-    layers: list[Callable[..., ASGIApp]] = []
-    if audit is not None:
-        layers.append(partial(AuditLogMiddleware, sinks=shared.sinks, server=name, on_failure=audit.on_failure))
-    layers.append(
-        partial(
-            TraceContextMiddleware,
-            baggage=tracing.baggage,
-            trust=tracing.trust,
-            capture_content=tracing.capture_content,
-            tracer_provider=shared.telemetry.tracer_provider,
-            meter_provider=shared.telemetry.meter_provider,
-        )
-    )
-    layers.append(
-        partial(
-            Edge,
-            server=name,
-            hosts=_hosts(config),
-            origins=AllowedOrigins(config.public_url, config.origins),
-            open_requests=open_requests,
-            most_open=config.connections_per_agent,
-            access_log=shared.access_log,
-        )
-    )
-    if auth is not None and verifier is not None:
-        layers.append(
-            partial(
-                OAuthResourceServerMiddleware,
-                resource=resource,
-                verifier=verifier.for_resource(resource),
-                scopes=auth.scopes,
-                allowed_origins=config.origins,
-                tell_server=False,
-            )
-        )
-    if limits is not None:
-        layers.append(
-            partial(
-                RateLimitMiddleware,
-                requests=limits.requests,
-                tokens=limits.tokens,
-                agents=limits.agents,
-                storage=shared.storage,
-            )
-        )
-    layers.append(
-        partial(
-            SessionAffinityMiddleware,
-            keys=sessions.keys or shared.session_keys,
-            idle=sessions.idle,
-            lifetime=sessions.lifetime,
-            per_agent=sessions.per_agent,
-            instances=upstream,
-            store=shared.sessions,
-        )
-    )
-    if policy is not None:
-        layers.append(partial(ToolAuthorizationMiddleware, policy=policy))
-    app: ASGIApp = Forwarder(upstream, shared.client, spans=shared.telemetry.spans, draining=shared.draining)
-    for layer in reversed(layers):
-        app = layer(app, bounds=config.bounds)
-    return app
 
 
 def _verifier(config: Config, previous: _Generation | None) -> JWTVerifier | None:
@@ -399,33 +247,6 @@ def _upstream(server: ServerConfig, client: UpstreamClient, previous: _Generatio
     if previous is not None and previous.config.servers.get(server.name) == server:
         return previous.upstreams[server.name]
     return Upstream(server, client)
-
-
-def _sinks(config: Config) -> list[Any]:
-    if config.audit is None:
-        return []
-    sinks: list[Any] = []
-    if config.audit.sqlite is not None:
-        sinks.append(SQLiteSink(config.audit.sqlite))
-    if config.audit.jsonl is not None:
-        sinks.append(JSONLinesSink(config.audit.jsonl))
-    return sinks
-
-
-def _hosts(config: Config) -> set[str]:
-    """Every ``Host`` a client may name: the public one, where we listen if that is this machine, and those added."""
-    public = urlsplit(config.public_url)
-    hosts = {_with_port(public.hostname or "", public.port, public.scheme), *(host.lower() for host in config.hosts)}
-    if is_loopback(config.host):
-        scheme = "http" if config.tls is None else "https"
-        hosts |= {_with_port(name, config.port, scheme) for name in ("localhost", "127.0.0.1", "::1", config.host)}
-    return hosts
-
-
-def _with_port(host: str, port: int | None, scheme: str) -> str:
-    """As ``Host`` has it (RFC 9110 section 7.2)."""
-    name = f"[{host}]" if ":" in host else host.lower()
-    return name if port in (None, _PORTS[scheme]) else f"{name}:{port}"
 
 
 def _normal(path: str) -> str:

@@ -68,7 +68,6 @@ __all__ = ["Forwarder"]
 
 logger = logging.getLogger("mcp_middleware.gateway")
 
-_BOUNDS: Final = Bounds()
 _MAX_TAIL: Final = 4
 
 _METHODS: Final = {"POST": b"POST", "GET": b"GET", "DELETE": b"DELETE"}
@@ -112,7 +111,8 @@ class Forwarder:
 
     Inside the members it reads which instance a request is for from their Exchange; without them it chooses one.
     ``spans`` makes a span for each request to an instance. Once ``draining`` is set, streams that would stay open end
-    properly, and no new ones begin. An event stream that breaks off raises ``UpstreamError``.
+    properly, and no new ones begin. Of ``bounds`` it heeds ``max_answer_bytes``. An event stream that breaks off raises
+    ``UpstreamError``.
     """
 
     def __init__(
@@ -122,11 +122,13 @@ class Forwarder:
         *,
         spans: "ClientSpans | None" = None,
         draining: asyncio.Event | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         self._upstream = upstream
         self._client = client
         self._spans = spans
         self._draining = draining
+        self._most = (bounds or Bounds()).max_answer_bytes
         self._streams: set[Answer] = set()
         self._ending: asyncio.Task[None] | None = None
 
@@ -359,15 +361,16 @@ class _Call:
     async def _read_whole(self, answer: Answer) -> bytes | None:
         """The whole body; None where there is none, and the caller has been answered."""
         source: Source = decoded(answer)
+        most = self.forwarder._most
         try:
             data = await source.read()
-            if not answer.complete or source is not answer or len(data) > _BOUNDS.max_answer_bytes:
+            if not answer.complete or source is not answer or len(data) > most:
                 parts, size = [data], len(data)
-                while data and size <= _BOUNDS.max_answer_bytes:
+                while data and size <= most:
                     data = await source.read()
                     parts.append(data)
                     size += len(data)
-                if size > _BOUNDS.max_answer_bytes:
+                if size > most:
                     raise BrokenAnswerError("the server's answer is too large")
                 data = b"".join(parts)
         except UpstreamError as error:

@@ -134,7 +134,7 @@ class Upstream:
             del self._tasks[next(iter(self._tasks))]
 
     def snapshot(self) -> dict[str, Any]:
-        """What ``/readyz`` says of this server."""
+        """How this server is, and each of its instances."""
         instances = {
             name: {"state": self._balancer.state(name), "in_flight": self._balancer.in_flight(name)}
             for name in self._endpoints

@@ -14,7 +14,7 @@ from mcp_middleware.exchange import Exchange
 from mcp_middleware.gateway.config import ServerConfig
 from mcp_middleware.gateway.forwarder import Forwarder
 from mcp_middleware.gateway.upstream import Upstream, UpstreamClient
-from mcp_middleware.member import ASGIApp, Member
+from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import ServerMessage
 from mcp_middleware.types import Rejection
 from tests.support import listener, origin_of, serve
@@ -82,6 +82,7 @@ async def gateway(
     stream_idle: float = 10.0,
     headers: dict[str, str] | None = None,
     spans: Any = None,
+    bounds: Bounds | None = None,
     around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> AsyncIterator[Gateway]:
     """A gateway for the servers at ``origins``. Without ``probing``, requests alone say which instances live."""
@@ -97,7 +98,7 @@ async def gateway(
     await client.start()
     if probing:
         await upstream.start()
-    app: ASGIApp = Forwarder(upstream, client, spans=spans, draining=draining)
+    app: ASGIApp = Forwarder(upstream, client, spans=spans, draining=draining, bounds=bounds)
     if members:
         app = Recorder(SessionAffinityMiddleware(around(app), keys=[KEY], instances=upstream), seen)
     async with serve(_quiet(app)) as origin:

@@ -222,16 +222,18 @@ async def test_compression_that_cannot_be_undone_is_an_error(encoding: bytes, da
         assert answer_of(response)["id"] == "x"
 
 
-async def test_case_37_a_compressed_bomb_ends_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mcp_middleware.gateway import forwarder
-
-    monkeypatch.setattr(forwarder, "_BOUNDS", Bounds(max_answer_bytes=1024 * 1024))
+async def test_case_37_a_compressed_bomb_ends_at_the_bound() -> None:
+    bounds = Bounds(max_answer_bytes=1024 * 1024)
     bomb = gzip.compress(bytes(64 * 1024 * 1024), 9)
 
     async def compress(caller: Caller) -> None:
         await caller.send_json(bomb, headers=b"content-encoding: gzip\r\n")
 
-    async with raw_server(compress) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+    async with (
+        raw_server(compress) as server,
+        gateway(server.origin, bounds=bounds) as gate,
+        httpx2.AsyncClient() as http,
+    ):
         response = await post(http, gate.url, "tools/call", CALL)
         assert response.status_code == 502
         assert "too large" in answer_of(response)["error"]["message"]

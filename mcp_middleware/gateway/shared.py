@@ -1,0 +1,80 @@
+"""What outlives a configuration of the gateway: limits, sessions, the audit trail, telemetry, connections."""
+
+import asyncio
+import base64
+import logging
+import secrets
+from typing import Any, Final
+
+from mcp_middleware.audit import JSONLinesSink, SQLiteSink
+from mcp_middleware.storage import (
+    LimitStorage,
+    MemorySessions,
+    MemoryStorage,
+    RedisConnection,
+    RedisSessions,
+    RedisStorage,
+    SessionStore,
+)
+
+from .client import UpstreamClient
+from .config import Config, TracingConfig
+from .edge import AccessLog, OpenRequests
+from .telemetry import Telemetry
+
+__all__ = ["Shared"]
+
+logger = logging.getLogger("mcp_middleware.gateway")
+
+_RELAYED: Final = TracingConfig(otlp="")
+"""The options of trace context where nothing is sent anywhere: contexts pass, spans go to the process's provider."""
+
+
+class Shared:
+    """What outlives a reload."""
+
+    def __init__(self, config: Config, access_log: AccessLog | None) -> None:
+        self.access_log = access_log
+        self.open_requests = OpenRequests()
+        self.draining = asyncio.Event()
+        self.client = UpstreamClient()
+        self.tracing = config.tracing or _RELAYED
+        self.telemetry = Telemetry(config.tracing)
+        self.sinks = _sinks(config)
+        self.connection = None if config.state == "memory" else RedisConnection(config.state)
+        self.storage: LimitStorage = MemoryStorage()
+        self.sessions: SessionStore = MemorySessions()
+        if self.connection is not None:
+            self.storage = RedisStorage(self.connection, replicas=config.workers * config.replicas)
+            self.sessions = RedisSessions(self.connection)
+        self.session_keys: tuple[str, ...] = (base64.b64encode(secrets.token_bytes(32)).decode(),)
+        """For a configuration without keys: good for this process alone."""
+
+    async def start(self) -> None:
+        await self.client.start()
+        if self.connection is not None and not await self.connection.connect():
+            logger.warning(
+                "Redis at %s does not answer; until it does, limits are this process's share", self.connection.place
+            )
+
+    async def aclose(self) -> None:
+        for sink in self.sinks:
+            try:
+                await asyncio.to_thread(sink.close)
+            except Exception:
+                logger.exception("the audit sink %s failed while closing", sink)
+        await self.storage.aclose()
+        await self.sessions.aclose()
+        await self.client.aclose()
+        await asyncio.to_thread(self.telemetry.close)
+
+
+def _sinks(config: Config) -> list[Any]:
+    if config.audit is None:
+        return []
+    sinks: list[Any] = []
+    if config.audit.sqlite is not None:
+        sinks.append(SQLiteSink(config.audit.sqlite))
+    if config.audit.jsonl is not None:
+        sinks.append(JSONLinesSink(config.audit.jsonl))
+    return sinks

@@ -1,0 +1,102 @@
+"""The members that a configuration asks for, around the forwarder to one server. What each member is told of the
+configuration is said here and nowhere else."""
+
+from typing import Final
+from urllib.parse import urlsplit
+
+from mcp_middleware.affinity import SessionAffinityMiddleware
+from mcp_middleware.audit import AuditLogMiddleware
+from mcp_middleware.authorization import ToolAuthorizationMiddleware
+from mcp_middleware.member import ASGIApp
+from mcp_middleware.ratelimit import RateLimitMiddleware
+from mcp_middleware.resource_server import JWTVerifier, OAuthResourceServerMiddleware
+from mcp_middleware.resource_server.origins import AllowedOrigins
+from mcp_middleware.resource_server.urls import is_loopback
+from mcp_middleware.tracing import TraceContextMiddleware
+
+from .config import Config
+from .edge import Edge
+from .forwarder import Forwarder
+from .shared import Shared
+from .upstream import Upstream
+
+__all__ = ["stack"]
+
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+def stack(config: Config, name: str, upstream: Upstream, shared: Shared, verifier: JWTVerifier | None) -> ASGIApp:
+    """The application that serves the server ``name``, from the forwarder outwards. Raises ConfigurationError."""
+    bounds, policy, limits, audit = config.bounds, config.policies[name], config.limits, config.audit
+    sessions, tracing, telemetry = config.sessions, shared.tracing, shared.telemetry
+    app: ASGIApp = Forwarder(upstream, shared.client, spans=telemetry.spans, draining=shared.draining, bounds=bounds)
+    if policy is not None:
+        app = ToolAuthorizationMiddleware(app, policy=policy, bounds=bounds)
+    app = SessionAffinityMiddleware(
+        app,
+        keys=sessions.keys or shared.session_keys,
+        idle=sessions.idle,
+        lifetime=sessions.lifetime,
+        per_agent=sessions.per_agent,
+        instances=upstream,
+        store=shared.sessions,
+        bounds=bounds,
+    )
+    if limits is not None:
+        app = RateLimitMiddleware(
+            app,
+            requests=limits.requests,
+            tokens=limits.tokens,
+            agents=limits.agents,
+            storage=shared.storage,
+            bounds=bounds,
+        )
+    if config.auth is not None and verifier is not None:
+        resource = config.resource(name)
+        app = OAuthResourceServerMiddleware(
+            app,
+            resource=resource,
+            verifier=verifier.for_resource(resource),
+            scopes=config.auth.scopes,
+            allowed_origins=config.origins,
+            tell_server=False,
+            bounds=bounds,
+        )
+    app = Edge(
+        app,
+        server=name,
+        hosts=_hosts(config),
+        origins=AllowedOrigins(config.public_url, config.origins),
+        open_requests=shared.open_requests,
+        most_open=config.connections_per_agent,
+        access_log=shared.access_log,
+        bounds=bounds,
+    )
+    app = TraceContextMiddleware(
+        app,
+        baggage=tracing.baggage,
+        trust=tracing.trust,
+        capture_content=tracing.capture_content,
+        tracer_provider=telemetry.tracer_provider,
+        meter_provider=telemetry.meter_provider,
+        bounds=bounds,
+    )
+    if audit is not None:
+        app = AuditLogMiddleware(app, sinks=shared.sinks, server=name, on_failure=audit.on_failure, bounds=bounds)
+    return app
+
+
+def _hosts(config: Config) -> set[str]:
+    """Every ``Host`` a client may name: the public one, where we listen if that is this machine, and those added."""
+    public = urlsplit(config.public_url)
+    hosts = {_with_port(public.hostname or "", public.port, public.scheme), *(host.lower() for host in config.hosts)}
+    if is_loopback(config.host):
+        scheme = "http" if config.tls is None else "https"
+        hosts |= {_with_port(name, config.port, scheme) for name in ("localhost", "127.0.0.1", "::1", config.host)}
+    return hosts
+
+
+def _with_port(host: str, port: int | None, scheme: str) -> str:
+    """As ``Host`` has it (RFC 9110 section 7.2)."""
+    name = f"[{host}]" if ":" in host else host.lower()
+    return name if port in (None, _PORTS[scheme]) else f"{name}:{port}"
