@@ -101,17 +101,17 @@ def _run(config: "Config", path: Path, given: argparse.Namespace) -> int:
         from .access_log import AccessLogWriter, as_json, as_text
 
         render = as_json if given.log_format == "json" else as_text
-        worker = Worker(
-            bound,
-            config,
-            path=path,
-            access_log=AccessLogWriter(sys.stderr, render) if config.access_log else None,
-            announce=(_announce_as_record if given.log_format == "json" else _announce) if first else None,
-            parent=parent,
-        )
         try:
+            worker = Worker(
+                bound,
+                config,
+                path=path,
+                access_log=AccessLogWriter(sys.stderr, render) if config.access_log else None,
+                announce=(_announce_as_record if given.log_format == "json" else _announce) if first else None,
+                parent=parent,
+            )
             return worker.run()
-        except StartError as error:
+        except (StartError, ConfigurationError) as error:
             print(f"mcp-gateway: {error}", file=sys.stderr)
             return CANNOT_START
 

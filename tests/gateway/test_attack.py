@@ -1,6 +1,8 @@
 """Hostile callers of a whole gateway."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from mcp_middleware.gateway.config import ServerConfig, from_mapping
 from mcp_middleware.gateway.upstream import MAX_TASK_NAME, Upstream, UpstreamClient
 from tests.support import headers_for, initialize, message, post
 
-from .gateways import sections
+from .gateways import SESSION_KEY, sections
+from .processes import configured, free_port
 from .test_cases import recorded
 from .test_gateway import ECHO, before
 
@@ -69,3 +72,22 @@ async def test_case_14_a_body_that_is_said_to_be_two_things_is_refused(
         assert response.status_code == 415
         assert not recorder.bodies
         assert (await post(running.http, running.url(), "tools/call", ECHO, token=running.token())).status_code == 200
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_certificate_that_is_none_is_said_in_one_line(workers: int, tmp_path: Path) -> None:
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).write_text("no PEM")
+    file = tmp_path / "gateway.yaml"
+    written = configured(
+        {"files": "http://127.0.0.1:9"},
+        free_port(),
+        workers=workers,
+        sessions={"per_agent": "off", "keys": [SESSION_KEY]},
+    )
+    file.write_text(json.dumps(written | {"tls": {"cert": "cert.pem", "key": "key.pem"}}))
+    command = [sys.executable, "-m", "mcp_middleware.gateway", "run", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "tls.cert is" in ended.stderr
+    assert "Traceback" not in ended.stderr
