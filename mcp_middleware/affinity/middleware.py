@@ -15,6 +15,7 @@ from mcp_middleware.errors import HEADER_MISMATCH, INVALID_REQUEST, RATE_LIMITED
 from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import LEGACY_VERSIONS, SESSION_HEADER, VERSION_HEADER, Request
+from mcp_middleware.options import seconds, whole_number
 from mcp_middleware.storage import MemorySessions, SessionStore, StorageUnavailableError
 from mcp_middleware.storage.sessions import Agent, Place, Use
 from mcp_middleware.types import Clock, Headers, Instances, Rejection
@@ -27,6 +28,7 @@ logger = logging.getLogger("mcp_middleware.affinity")
 
 _LEGACY_VERSIONS: Final = frozenset(version.encode() for version in LEGACY_VERSIONS)
 _VISIBLE_ASCII: Final = bytes(range(0x21, 0x7F))
+_HERE: Final = "SessionAffinityMiddleware"
 _MAX_INSTANCE: Final = 64
 INSTANCE_DOWN: Final = "session_instance_down"
 """The reason of a 404 for a session whose instance is dead, also where a forwarder finds that out."""
@@ -92,14 +94,14 @@ class SessionAffinityMiddleware(Member):
     ) -> None:
         super().__init__(app, bounds=bounds)
         self._keys = KeyRing(keys)
-        self._lifetime = _seconds("lifetime", lifetime)
+        self._lifetime = seconds(f"{_HERE}: lifetime", lifetime)
         self._instance = _instance(instance)
         self._instances = _instances(instances, instance)
         self._clock = clock
-        self._idle = _seconds("idle", idle)
-        self._per_agent = _count("per_agent", per_agent) if per_agent is not None else None
+        self._idle = seconds(f"{_HERE}: idle", idle)
+        self._per_agent = whole_number(f"{_HERE}: per_agent", per_agent) if per_agent is not None else None
         self._shared = store is not None
-        own = MemorySessions(max_sessions=_count("max_sessions", max_sessions))
+        own = MemorySessions(max_sessions=whole_number(f"{_HERE}: max_sessions", max_sessions))
         self._store: SessionStore = own if store is None else _store(store)
         self._sessions = self._store.table
 
@@ -318,30 +320,14 @@ def _endpoint(exchange: Exchange) -> str:
     return path.rstrip("/")
 
 
-def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigurationError(
-            f"SessionAffinityMiddleware: {name} is {value!r}; it must be a number of seconds above 0"
-        )
-    return float(value)
-
-
-def _count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"SessionAffinityMiddleware: {name} is {value!r}; it must be an integer above 0")
-    return value
-
-
 def _instances(value: object, instance: str) -> Instances | None:
     if value is None:
         return None
     if not all(callable(getattr(value, name, None)) for name in ("choose", "is_usable")):
-        raise ConfigurationError(
-            f"SessionAffinityMiddleware: instances is {value!r}; it must have the methods 'choose' and 'is_usable'"
-        )
+        raise ConfigurationError(f"{_HERE}: instances is {value!r}; it must have the methods 'choose' and 'is_usable'")
     if instance:
         raise ConfigurationError(
-            "SessionAffinityMiddleware: instance and instances are both given; instance is for a server in this "
+            f"{_HERE}: instance and instances are both given; instance is for a server in this "
             "process, instances for those behind a gateway"
         )
     return cast(Instances, value)
@@ -349,16 +335,14 @@ def _instances(value: object, instance: str) -> Instances | None:
 
 def _store(value: SessionStore) -> SessionStore:
     if not callable(getattr(value, "is_over", None)):
-        raise ConfigurationError(
-            f"SessionAffinityMiddleware: store is {value!r}; it must be a SessionStore, such as MemorySessions"
-        )
+        raise ConfigurationError(f"{_HERE}: store is {value!r}; it must be a SessionStore, such as MemorySessions")
     return value
 
 
 def _instance(value: object) -> str:
     if not isinstance(value, str) or len(value) > _MAX_INSTANCE or not all("!" <= char <= "~" for char in value):
         raise ConfigurationError(
-            f"SessionAffinityMiddleware: instance is {value!r}; it must be at most {_MAX_INSTANCE} visible ASCII "
+            f"{_HERE}: instance is {value!r}; it must be at most {_MAX_INSTANCE} visible ASCII "
             "characters, without spaces"
         )
     return value

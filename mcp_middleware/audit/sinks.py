@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Final, Protocol, runtime_checkable
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.options import whole_number
 
 from .record import AuditRecord
 
@@ -76,11 +77,7 @@ class QueuedSink(ABC):
     max_batch: ClassVar[int] = 256
 
     def __init__(self, *, queue_size: int = 10_000) -> None:
-        if isinstance(queue_size, bool) or not isinstance(queue_size, int) or queue_size < 1:
-            raise ConfigurationError(
-                f"{type(self).__name__}: queue_size is {queue_size!r}; it must be a whole number from 1"
-            )
-        self._queue_size = queue_size
+        self._queue_size = whole_number(f"{type(self).__name__}: queue_size", queue_size)
         self._lost = 0
         self._start_over()
 

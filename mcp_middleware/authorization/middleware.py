@@ -10,6 +10,7 @@ from mcp_middleware.errors import INTERNAL_ERROR, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request, ServerMessage
+from mcp_middleware.options import whole_number
 from mcp_middleware.types import Decision, Principal, Rejection
 
 from .lists import LISTS, ItemList, filtered, list_in, private
@@ -41,12 +42,8 @@ class ToolAuthorizationMiddleware(Member):
                 f"ToolAuthorizationMiddleware: policy is {policy!r}; it must be a Policy, such as "
                 "Policy.from_file(path), or an object with authorize(principal, message)"
             )
-        if isinstance(max_ttl_ms, bool) or not isinstance(max_ttl_ms, int) or max_ttl_ms < 0:
-            raise ConfigurationError(
-                f"ToolAuthorizationMiddleware: max_ttl_ms is {max_ttl_ms!r}; it must be a whole number, 0 or more"
-            )
         self._policy = policy
-        self._max_ttl_ms = max_ttl_ms
+        self._max_ttl_ms = whole_number("ToolAuthorizationMiddleware: max_ttl_ms", max_ttl_ms, least=0)
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         request = exchange.message

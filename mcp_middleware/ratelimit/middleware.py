@@ -14,6 +14,7 @@ from mcp_middleware.errors import RATE_LIMITED, UNAUTHORIZED, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request, ServerMessage
+from mcp_middleware.options import whole_number
 from mcp_middleware.storage import Limits, LimitStorage, MemoryStorage, Reservation, Shortage
 from mcp_middleware.types import Headers, Rejection, Usage
 
@@ -90,9 +91,7 @@ class RateLimitMiddleware(Member):
             (_glob(name, pattern), _profile(read_agent_limits(f"{name}: agents[{pattern!r}]", option, everybody)))
             for pattern, option in _mapping(name, agents).items()
         ]
-        start = initial_output_tokens
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise ConfigurationError(f"{name}: initial_output_tokens is {start!r}; it must be an integer of at least 0")
+        start = whole_number(f"{name}: initial_output_tokens", initial_output_tokens, least=0)
         self._storage = MemoryStorage() if storage is None else storage
         self._counter = EstimatingCounter() if counter is None else counter
         for option, value, method in (("storage", self._storage, "reserve"), ("counter", self._counter, "count")):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.options import whole_number
 from mcp_middleware.storage import Limit
 
 __all__ = ["AgentLimits", "Rate", "RateOption", "Rates", "read_agent_limits", "read_rate"]
@@ -37,9 +38,8 @@ class Rate:
         amount, seconds = _parse(self.rate)
         object.__setattr__(self, "amount", amount)
         object.__setattr__(self, "seconds", seconds)
-        burst = self.burst
-        if burst is not None and (isinstance(burst, bool) or not isinstance(burst, int) or burst < 1):
-            raise ConfigurationError(f"burst is {burst!r}; it must be an integer of at least 1")
+        if self.burst is not None:
+            whole_number("burst", self.burst)
         self.limit  # noqa: B018  # figures that no bucket can keep are refused here, not at the first request
 
     @property

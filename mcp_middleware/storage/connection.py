@@ -18,7 +18,6 @@ redirections, and forgotten when a node is lost.
 import asyncio
 import hashlib
 import logging
-import math
 import time
 from binascii import crc_hqx
 from collections import deque
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.options import seconds
 
 from .interface import StorageUnavailableError
 
@@ -86,9 +86,7 @@ class RedisConnection:
     """
 
     def __init__(self, url: str, *, budget: float = 0.05) -> None:
-        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
-            raise ConfigurationError(f"RedisConnection: budget is {budget!r}; it must be seconds above 0")
-        self._budget = float(budget)
+        self._budget = seconds("RedisConnection: budget", budget)
         self._url = url
         self._address: tuple[str, int] | None = None  # of a cluster's node, in place of the URL's
         self._nodes: dict[tuple[str, int], RedisConnection] = {}

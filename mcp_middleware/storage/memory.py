@@ -6,7 +6,7 @@ from collections import OrderedDict
 from itertools import islice
 from typing import Final
 
-from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.options import seconds, whole_number
 from mcp_middleware.types import Clock
 
 from .bucket import Levels, Limits, Shortage, full, seconds_until_full, settle, take, takeable
@@ -31,16 +31,8 @@ class MemoryStorage:
     def __init__(
         self, *, max_keys: int = 100_000, reservation_lifetime: float = 3600.0, clock: Clock = time.monotonic
     ) -> None:
-        if isinstance(max_keys, bool) or not isinstance(max_keys, int) or max_keys < 1:
-            raise ConfigurationError(f"MemoryStorage: max_keys is {max_keys!r}; it must be an integer of at least 1")
-        if isinstance(reservation_lifetime, bool) or not (
-            isinstance(reservation_lifetime, int | float) and 0 < reservation_lifetime < math.inf
-        ):
-            raise ConfigurationError(
-                f"MemoryStorage: reservation_lifetime is {reservation_lifetime!r}; it must be seconds above 0"
-            )
-        self._max_keys = max_keys
-        self._lifetime = reservation_lifetime
+        self._max_keys = whole_number("MemoryStorage: max_keys", max_keys)
+        self._lifetime = seconds("MemoryStorage: reservation_lifetime", reservation_lifetime)
         self._clock = clock
         self._buckets: OrderedDict[bytes, tuple[Levels, Limits]] = OrderedDict()  # longest unused first
 

@@ -15,12 +15,13 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.options import seconds, whole_number
 from mcp_middleware.types import Clock
 
 from .bucket import Levels, Limit, Limits, Shortage, full, refill, settle, shortage, take, takeable
 from .connection import RedisConnection, Script
 from .interface import Reservation, StorageUnavailableError, check_tokens
-from .sessions import Agent, Place, Use, table_of
+from .sessions import Agent, Place, SessionTable, Use
 
 __all__ = ["RedisSessions", "RedisStorage"]
 
@@ -82,20 +83,11 @@ class RedisStorage:
         max_keys: int = 100_000,
         clock: Clock | None = None,
     ) -> None:
-        for option, number in (("replicas", replicas), ("max_keys", max_keys)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ConfigurationError(f"RedisStorage: {option} is {number!r}; it must be an integer of at least 1")
-        if isinstance(reservation_lifetime, bool) or not (
-            isinstance(reservation_lifetime, int | float) and 0 < reservation_lifetime < math.inf
-        ):
-            raise ConfigurationError(
-                f"RedisStorage: reservation_lifetime is {reservation_lifetime!r}; it must be seconds above 0"
-            )
         self._connection = connection_of(connection)
         self._prefix = prefix_of("RedisStorage", prefix)
-        self._replicas = replicas
-        self._lifetime = reservation_lifetime
-        self._max_keys = max_keys
+        self._replicas = whole_number("RedisStorage: replicas", replicas)
+        self._lifetime = seconds("RedisStorage: reservation_lifetime", reservation_lifetime)
+        self._max_keys = whole_number("RedisStorage: max_keys", max_keys)
         self._clock = clock
         self._now = time.monotonic if clock is None else clock
         self._known: OrderedDict[bytes, _Known] = OrderedDict()  # longest unused first
@@ -246,7 +238,7 @@ class RedisSessions:
         prefix: str = "mcp_middleware",
         max_sessions: int = 100_000,
     ) -> None:
-        self.table = table_of("RedisSessions", max_sessions)
+        self.table = SessionTable(whole_number("RedisSessions: max_sessions", max_sessions))
         self._connection = connection_of(connection)
         self._prefix = prefix_of("RedisSessions", prefix)
         self._keys = lru_cache(4096)(self._find_keys)

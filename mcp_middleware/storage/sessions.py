@@ -10,8 +10,8 @@ from collections import OrderedDict
 from itertools import islice
 from typing import Final, Protocol, TypeAlias
 
-from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import name_session
+from mcp_middleware.options import whole_number
 
 __all__ = ["Agent", "MemorySessions", "Place", "SessionStore", "SessionTable", "Use"]
 
@@ -271,7 +271,7 @@ class MemorySessions:
     """
 
     def __init__(self, *, max_sessions: int = 100_000) -> None:
-        self.table = table_of("MemorySessions", max_sessions)
+        self.table = SessionTable(whole_number("MemorySessions: max_sessions", max_sessions))
 
     async def reserve(self, agent: Agent, *, per_agent: int | None, idle: float, now: float) -> Place | float:
         """See ``SessionStore.reserve``."""
@@ -300,10 +300,3 @@ class MemorySessions:
 
     async def aclose(self) -> None:
         """Nothing to let go of."""
-
-
-def table_of(name: str, max_sessions: object) -> SessionTable:
-    """A table, or a ConfigurationError that names the option of ``name``."""
-    if isinstance(max_sessions, bool) or not isinstance(max_sessions, int) or max_sessions < 1:
-        raise ConfigurationError(f"{name}: max_sessions is {max_sessions!r}; it must be an integer above 0")
-    return SessionTable(max_sessions)
