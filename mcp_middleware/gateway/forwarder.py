@@ -52,6 +52,7 @@ from mcp_middleware.types import Rejection
 from .client import (
     Answer,
     BrokenAnswerError,
+    Connection,
     NotSentError,
     SlowAnswerError,
     UpstreamClient,
@@ -234,12 +235,11 @@ class _Call:
 
     async def run(self) -> None:
         """Forward the request and its answer."""
-        exchange, upstream, request = self.exchange, self.upstream, self.request
-        modern_task = request is not None and request.target_kind == "task" and exchange.era == "modern"
-        if modern_task and request is not None and len(upstream) > 1:
-            await self._run_task(request.target or "")
-            return
-        if await self._begin(exchange.instance, set()):
+        exchange, request = self.exchange, self.request
+        is_task = request is not None and request.target_kind == "task" and exchange.era == "modern"
+        if is_task and request is not None and request.target and len(self.upstream) > 1:
+            await self._run_task(request.target)
+        elif await self._begin(exchange.instance, set()):
             await self._answer()
 
     # Out
@@ -247,48 +247,14 @@ class _Call:
     async def _begin(self, name: str | None, tried: set[str]) -> bool:
         """Send the request to ``name``, or where no connection can be made to another instance, and wait until the
         answer begins. Whether it has; if not, the caller has been answered."""
-        exchange, upstream = self.exchange, self.upstream
-        bound = exchange.era == "legacy" and SESSION_HEADER in exchange.headers
-        failure: NotSentError | None = None
-        while True:
-            endpoint = None if name is None else upstream.endpoint(name)
-            if name is None or endpoint is None:
-                await self._refuse_unsent(bound and name is not None, failure)
-                return False
-            tried.add(name)
-            exchange.instance = name
-            spans = self.forwarder._spans
-            if spans is not None:
-                self.span = spans.start(exchange, endpoint.host, endpoint.port)
-                if self.span is not None and exchange.body is not None:
-                    self.body = exchange.body  # it names the span as its parent now
-            lines = for_server(exchange.scope["headers"], upstream.own_headers)
-            if lines is None:
-                text = "a header has a line break in it"
-                await _refuse(exchange, self.send, Rejection(400, INVALID_REQUEST, text, "bad_header"))
-                return False
-            try:
-                connection = await self.forwarder._client.connect(endpoint)
-            except NotSentError as error:
-                self._end_span(error)
-                failure = error
-                if not error.ours:
-                    upstream.failed(name, str(error))
-                if bound:
-                    await self._refuse_unsent(error.gone, error)
-                    return False
-                name = upstream.choose(tried)
-                continue
-            break
-        length = b"content-length: %d\r\n\r\n" % len(self.body) if self.method == b"POST" else b"\r\n"
+        found = await self._connect(name, tried)
+        if found is None:
+            return False
+        name, connection, head = found
+        upstream = self.upstream
         self.name = name
         upstream.enter(name)
-        self.answer = answer = connection.request(
-            self.method + endpoint.start + lines + length,
-            self.body,
-            timeout=upstream.timeout,
-            idle=upstream.stream_idle,
-        )
+        self.answer = answer = connection.request(head, self.body, timeout=upstream.timeout, idle=upstream.stream_idle)
         if self.streams:
             self.forwarder.follow(answer)
             self._watch()
@@ -307,6 +273,42 @@ class _Call:
             return False
         upstream.answered(name, answer.status)
         return True
+
+    async def _connect(self, name: str | None, tried: set[str]) -> tuple[str, Connection, bytes] | None:
+        """An instance, a connection to it, and the head to send on it; None where the caller has been answered."""
+        exchange, upstream, spans = self.exchange, self.upstream, self.forwarder._spans
+        bound = exchange.era == "legacy" and SESSION_HEADER in exchange.headers
+        failure: NotSentError | None = None
+        while True:
+            endpoint = None if name is None else upstream.endpoint(name)
+            if name is None or endpoint is None:
+                await self._refuse_unsent(bound and name is not None, failure)
+                return None
+            tried.add(name)
+            exchange.instance = name
+            if spans is not None:
+                self.span = spans.start(exchange, endpoint.host, endpoint.port)
+                if self.span is not None and exchange.body is not None:
+                    self.body = exchange.body  # it names the span as its parent now
+            lines = for_server(exchange.scope["headers"], upstream.own_headers)
+            if lines is None:
+                text = "a header has a line break in it"
+                await _refuse(exchange, self.send, Rejection(400, INVALID_REQUEST, text, "bad_header"))
+                return None
+            try:
+                connection = await self.forwarder._client.connect(endpoint)
+            except NotSentError as error:
+                self._end_span(error)
+                failure = error
+                if not error.ours:
+                    upstream.failed(name, str(error))
+                if bound:
+                    await self._refuse_unsent(error.gone, error)
+                    return None
+                name = upstream.choose(tried)
+            else:
+                length = b"content-length: %d\r\n\r\n" % len(self.body) if self.method == b"POST" else b"\r\n"
+                return name, connection, self.method + endpoint.start + lines + length
 
     async def _run_task(self, task: str) -> None:
         """A task is on the instance that began it. Where that is not known, ask each in turn: one that does not know
@@ -397,6 +399,8 @@ class _Call:
             while data := await source.read():
                 tail = (tail + data)[-_MAX_TAIL:] if len(data) < _MAX_TAIL else data[-_MAX_TAIL:]
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+                if self.exchange.ended:
+                    return
         except UpstreamError as error:
             if self.name is not None:
                 self.upstream.suspect(self.name)
