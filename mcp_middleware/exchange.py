@@ -66,6 +66,7 @@ class Exchange:
         "cost",
         "decision",
         "disconnected",
+        "ended",
         "era",
         "failed",
         "header_bytes",
@@ -131,6 +132,8 @@ class Exchange:
         self.answer: ServerMessage | None = None
         self.response_bytes = 0
         self.disconnected = False
+        self.ended = False
+        """A member's pipeline has ended the stream that the server sends: whatever more it says is for nobody."""
         self.failed: BaseException | None = None
         self.overhead = 0.0
         """Seconds spent in members so far: without the body's arrival, the server, and sending."""

@@ -300,6 +300,7 @@ def _check_method(exchange: Exchange) -> Rejection | None:
     return None
 
 
+_TOO_LARGE: Final = "the server's answer is too large"
 _LEFT_UNREAD: Final = 64 * 1024
 
 
@@ -421,9 +422,9 @@ class _Answer:
                 body = bytes(passed.raw) if passed is not None else b""
                 start["status"] = self.exchange.status = (passed and passed.status) or start["status"]
         elif too_large or (self.exchange.strict and start["status"] < 400):  # a server's own refusal is no list
-            body = self._error(
-                "the server's answer is too large" if too_large else "the server's answer cannot be read"
-            )
+            if too_large:
+                self.exchange.failed = UnknownOutcomeError(_TOO_LARGE)
+            body = self._error(_TOO_LARGE if too_large else "the server's answer cannot be read")
             start["status"] = self.exchange.status = 502
             kept = [line for line in start["headers"] if line[0] not in (b"content-type", b"content-encoding")]
             start["headers"] = [*kept, (b"content-type", b"application/json")]
@@ -442,7 +443,9 @@ class _Answer:
         try:
             frames = decoder.feed(chunk)
         except EventTooLargeError:
-            await self.end_stream(INTERNAL_ERROR, "the server's answer is too large")
+            if self.exchange.answer is None:
+                self.exchange.failed = UnknownOutcomeError(_TOO_LARGE)  # the words below are ours, as in cut_off
+            await self.end_stream(INTERNAL_ERROR, _TOO_LARGE)
             return
         out: list[bytes] = []
         for frame in frames:
@@ -483,7 +486,7 @@ class _Answer:
         was one to end."""
         if self.decoder is None or self.ended:
             return False
-        self.ended = True
+        self.ended = self.exchange.ended = True
         body = b""
         if self.exchange.request_id is not None and self.exchange.answer is None:
             body = encode(self._error(text, code))

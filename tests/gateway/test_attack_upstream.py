@@ -8,9 +8,19 @@ from typing import cast
 import httpx2
 import pytest
 
+from mcp_middleware.errors import UnknownOutcomeError
+from mcp_middleware.member import Bounds, Member
+from mcp_middleware.types import Era
 from tests.support import answer_of, listener, origin_of, post
 
 from .forwarding import Caller, gateway, raw_server
+
+
+class Narrow(Member):
+    """Does nothing, within bounds of its own."""
+
+    stage = "limiter"
+
 
 CALL = {"name": "echo", "arguments": {}}
 RESULT = b'{"jsonrpc":"2.0","id":1,"result":{"content":[]}}'
@@ -56,6 +66,35 @@ async def test_case_39_framing_without_an_end_is_cut_off(begin: bytes, more: byt
         response = await post(http, gate.url, "tools/call", CALL)
         assert response.status_code == 502
         assert sent < 16 * 1024 * 1024  # what fits into sockets
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_case_37_nobody_reads_on_after_an_event_that_is_too_large(era: Era) -> None:
+    gone = asyncio.Event()
+
+    async def flood(caller: Caller) -> None:
+        await caller.start_stream()
+        try:
+            while True:
+                await caller.send_chunk(b"data: " + b"x" * 60_000)
+        finally:
+            gone.set()
+
+    async with (
+        raw_server(flood) as server,
+        gateway(
+            server.origin,
+            first_byte=3600,
+            around=lambda app: Narrow(app, bounds=Bounds(max_answer_bytes=100_000)),
+        ) as gate,
+        httpx2.AsyncClient() as http,
+    ):
+        response = await post(http, gate.url, "tools/call", CALL, era=era)
+        assert answer_of(response)["error"]["message"] == "the server's answer is too large"
+        async with asyncio.timeout(20):
+            await gone.wait()
+        assert not gate.client._busy
+        assert isinstance((await gate.seen.get()).failed, UnknownOutcomeError), "it may have acted"
 
 
 async def test_chunks_of_one_byte_are_no_flood() -> None:
