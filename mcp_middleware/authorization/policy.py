@@ -6,9 +6,9 @@ from os import PathLike
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from mcp_middleware.message import Message, Request
+from mcp_middleware.nodes import Node, read_file, read_mapping, read_text
 from mcp_middleware.types import Decision, Principal
 
-from . import loader
 from .globs import Glob, matcher
 from .methods import questions
 from .rules import Effect, Rule, compile_rules, compile_rules_for_servers
@@ -18,6 +18,7 @@ __all__ = ["MAX_TARGET", "Authorizer", "Policy", "combine"]
 
 MAX_TARGET: Final = 8192
 """Characters of a name, URI or template; a longer one names nothing that a policy allows."""
+_WHAT: Final = "the policy"
 _ANY: Final = Glob("*")
 _ALLOWED: Final = Decision(allowed=True)
 _DENIED: Final = Decision(allowed=False)
@@ -68,20 +69,20 @@ class Policy:
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> "Policy":
         """The policy in a YAML file. Raises ConfigurationError naming the line of everything that is wrong with it."""
-        return cls._compile(loader.read_file(path))
+        return cls._compile(read_file(path, what=_WHAT))
 
     @classmethod
     def from_text(cls, text: str, *, source: str = "policy") -> "Policy":
         """The policy in a YAML text; ``source`` is its name in errors. Raises ConfigurationError."""
-        return cls._compile(loader.read_text(text, source=source))
+        return cls._compile(read_text(text, source=source, what=_WHAT))
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], *, source: str = "policy") -> "Policy":
         """The policy in Python values of the same form as the YAML. Raises ConfigurationError."""
-        return cls._compile(loader.read_mapping(mapping, source=source))
+        return cls._compile(read_mapping(mapping, source=source))
 
     @classmethod
-    def for_servers(cls, root: loader.Node, names: Collection[str], *, inside: str = "") -> "dict[str, Policy]":
+    def for_servers(cls, root: Node, names: Collection[str], *, inside: str = "") -> "dict[str, Policy]":
         """For each of several servers the policy of the rules that are about it: those whose ``servers`` match its
         name, and those without. Rules keep their names. ``inside`` is what the places of the policy's keys begin with
         in errors. Raises ConfigurationError, also for ``servers`` that match none of ``names``."""
@@ -96,7 +97,7 @@ class Policy:
         return found
 
     @classmethod
-    def _compile(cls, root: loader.Node) -> "Policy":
+    def _compile(cls, root: Node) -> "Policy":
         default, rules = compile_rules(root)
         return cls(rules, default=default)
 

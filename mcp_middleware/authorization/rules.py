@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.nodes import Node
 
 from .globs import Glob, matcher
-from .loader import Node
 
 __all__ = [
     "CONDITIONS",

@@ -9,13 +9,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from mcp_middleware.authorization import Policy
-from mcp_middleware.authorization.loader import Node, read_file, read_mapping
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.member import Bounds
+from mcp_middleware.nodes import Node, read_file, read_mapping
 from mcp_middleware.ratelimit.rate import AgentLimits, Rate
 from mcp_middleware.resource_server.tokens import Issuer
 from mcp_middleware.resource_server.urls import is_loopback
@@ -36,8 +36,6 @@ __all__ = [
     "from_mapping",
     "load",
 ]
-
-WHAT: Final = "the configuration"
 
 
 class ConfigErrors(ConfigurationError):  # noqa: N818 - it is several
@@ -188,7 +186,7 @@ def load(path: str | os.PathLike[str], *, environ: Mapping[str, str] = os.enviro
     """
     reading = Reading(environ, Path(path).absolute().parent if isinstance(path, str | os.PathLike) else Path())
     try:
-        root = read_file(path, what=WHAT, problems=reading.problems)
+        root = read_file(path, what="the configuration", problems=reading.problems)
     except ConfigurationError as error:
         raise ConfigErrors(tuple(str(error).splitlines())) from None
     return _read(root, str(path), reading)
@@ -320,7 +318,7 @@ class _Parts:
             if not isinstance(access, Node):
                 prefix = ""
                 self.reading.files.append(access["file"])
-                access = read_file(access["file"])
+                access = read_file(access["file"], what="the policy")
             return Policy.for_servers(access, names, inside=prefix)
         except ConfigurationError as error:
             self.reading.problems += str(error).splitlines()

@@ -7,9 +7,9 @@ is for ``config``.
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from mcp_middleware.authorization.loader import Node
 from mcp_middleware.authorization.rules import POLICY_KEYS, RULE_KEYS
 from mcp_middleware.member import Bounds
+from mcp_middleware.nodes import Node
 from mcp_middleware.ratelimit.rate import AgentLimits
 from mcp_middleware.resource_server.keys import ALGORITHMS
 from mcp_middleware.resource_server.tokens import Issuer

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
-from mcp_middleware.authorization.loader import Node, read_mapping
+from mcp_middleware.nodes import Node, read_mapping
 
 from .source import INVALID, VARIABLE, Reading, join
 

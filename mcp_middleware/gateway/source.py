@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from mcp_middleware.authorization.loader import Node
+from mcp_middleware.nodes import Node
 
 __all__ = ["INVALID", "VARIABLE", "Reading", "join", "with_environment"]
 

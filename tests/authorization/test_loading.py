@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_middleware.authorization import Policy
-from mcp_middleware.authorization.loader import MAX_BYTES
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.nodes import MAX_BYTES
 
 CONTRACT = """
 default: deny

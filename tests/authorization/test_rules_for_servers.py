@@ -3,18 +3,18 @@
 import pytest
 
 from mcp_middleware.authorization import Policy
-from mcp_middleware.authorization.loader import read_text
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.nodes import read_text
 
 
 def rules(text: str, *names: str) -> dict[str, list[str]]:
-    policies = Policy.for_servers(read_text(text, source="policy.yaml"), names)
+    policies = Policy.for_servers(read_text(text, source="policy.yaml", what="the policy"), names)
     return {name: [rule.name for rule in policy.rules] for name, policy in policies.items()}
 
 
 def refused(text: str, *names: str, inside: str = "") -> list[str]:
     with pytest.raises(ConfigurationError) as error:
-        Policy.for_servers(read_text(text, source="policy.yaml"), names, inside=inside)
+        Policy.for_servers(read_text(text, source="policy.yaml", what="the policy"), names, inside=inside)
     return str(error.value).splitlines()
 
 
@@ -28,7 +28,7 @@ def test_a_servers_rules_are_those_that_match_its_name_and_keep_their_own() -> N
 
 
 def test_the_default_is_every_servers() -> None:
-    policies = Policy.for_servers(read_text("default: allow", source="p"), ["a", "b"])
+    policies = Policy.for_servers(read_text("default: allow", source="p", what="the policy"), ["a", "b"])
     assert {policy.default for policy in policies.values()} == {"allow"}
 
 

@@ -1,5 +1,5 @@
 """A configuration as text or as Python values, read into nodes that know where they stood: a policy, whose meaning is
-for ``rules``, or the gateway's file.
+for ``authorization.rules``, or the gateway's file.
 
 Of YAML only plain data is understood: no anchors, aliases, merge keys or tags (a few bytes of them can stand for
 gigabytes, or for objects), one document, every key once.
@@ -21,8 +21,6 @@ MAX_BYTES: Final = 256 * 1024
 """Size of a file; some two thousand rules of a policy fit."""
 MAX_DEPTH: Final = 8
 """Levels of nesting; a policy has four, and two more where it stands in the gateway's file."""
-POLICY: Final = "the policy"
-
 _MAX_BITS: Final = 256
 
 _KINDS: Final = {
@@ -66,7 +64,7 @@ class Node:
         return repr(self.text[:200]) if self.kind == "string" else f"{self.text[:200]} (a {self.kind})"
 
 
-def read_file(path: str | PathLike[str], *, what: str = POLICY, problems: list[str] | None = None) -> Node:
+def read_file(path: str | PathLike[str], *, what: str, problems: list[str] | None = None) -> Node:
     """What a YAML file holds, in UTF-8; ``what`` is its name in errors. Raises ConfigurationError.
 
     ``problems``: takes what is wrong with single keys, instead of an error.
@@ -90,7 +88,7 @@ def read_file(path: str | PathLike[str], *, what: str = POLICY, problems: list[s
     return read_text(text, source=str(path), what=what, problems=problems)
 
 
-def read_text(text: str, *, source: str, what: str = POLICY, problems: list[str] | None = None) -> Node:
+def read_text(text: str, *, source: str, what: str, problems: list[str] | None = None) -> Node:
     """What a YAML text holds; ``source`` is where it stands. As ``read_file``."""
     if not isinstance(text, str):
         raise ConfigurationError(f"the text of {what} is {text!r}; it must be a string of YAML")
