@@ -90,9 +90,10 @@ async def _sink(scope: Scope, receive: Receive, send: Send) -> None:
 
 def _forwarder(url: str) -> ASGIApp:
     """Our forwarder without a member around it."""
+    from mcp_middleware.gateway.client import UpstreamClient
     from mcp_middleware.gateway.config import from_mapping
     from mcp_middleware.gateway.forwarder import Forwarder
-    from mcp_middleware.gateway.upstream import Upstream, UpstreamClient
+    from mcp_middleware.gateway.upstream import Upstream
 
     config = from_mapping({"listen": "127.0.0.1:1", "servers": {"echo": {"url": url}}, "auth": "off"})
     client = UpstreamClient()

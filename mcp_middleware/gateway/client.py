@@ -30,12 +30,12 @@ from mcp_middleware.types import Headers
 __all__ = [
     "Answer",
     "BrokenAnswerError",
-    "Connection",
     "Endpoint",
     "NoAnswerError",
     "NotSentError",
     "SlowAnswerError",
     "UpstreamClient",
+    "UpstreamConnection",
     "UpstreamError",
 ]
 
@@ -132,7 +132,7 @@ class Answer:
         "status",
     )
 
-    def __init__(self, connection: "Connection", deadline: float, idle: float) -> None:
+    def __init__(self, connection: "UpstreamConnection", deadline: float, idle: float) -> None:
         self._connection = connection
         self._deadline = deadline
         self._idle = idle
@@ -220,7 +220,7 @@ class Answer:
             on_slow()
 
 
-class Connection(asyncio.Protocol):
+class UpstreamConnection(asyncio.Protocol):
     """One connection to an instance, with one request at a time."""
 
     __slots__ = (
@@ -418,8 +418,8 @@ class UpstreamClient:
     """The connections to all instances of all servers, kept open and used again."""
 
     def __init__(self) -> None:
-        self._idle: dict[Endpoint, list[Connection]] = {}
-        self._busy: set[Connection] = set()
+        self._idle: dict[Endpoint, list[UpstreamConnection]] = {}
+        self._busy: set[UpstreamConnection] = set()
         self._tls: ssl.SSLContext | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -443,7 +443,7 @@ class UpstreamClient:
         self._idle.clear()
         await asyncio.sleep(0)  # connection_lost is called by the loop
 
-    async def connect(self, endpoint: Endpoint, *, fresh: bool = False) -> Connection:
+    async def connect(self, endpoint: Endpoint, *, fresh: bool = False) -> UpstreamConnection:
         """A connection to ``endpoint``, one that is unused if there is one and ``fresh`` does not forbid it.
 
         Raises NotSentError.
@@ -459,7 +459,7 @@ class UpstreamClient:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self, endpoint, loop),
+                    lambda: UpstreamConnection(self, endpoint, loop),
                     endpoint.host,
                     endpoint.port,
                     ssl=self._context() if endpoint.tls else None,
@@ -484,7 +484,7 @@ class UpstreamClient:
             self._tls = ssl.create_default_context()
         return self._tls
 
-    def _keep(self, endpoint: Endpoint, connection: Connection) -> None:
+    def _keep(self, endpoint: Endpoint, connection: UpstreamConnection) -> None:
         idle = self._idle.setdefault(endpoint, [])
         if self._closed or len(idle) >= MAX_IDLE:
             connection.abort()
@@ -492,7 +492,7 @@ class UpstreamClient:
         connection.idle_since = cast(asyncio.AbstractEventLoop, self._loop).time()
         idle.append(connection)
 
-    def _forget(self, endpoint: Endpoint, connection: Connection) -> None:
+    def _forget(self, endpoint: Endpoint, connection: UpstreamConnection) -> None:
         idle = self._idle.get(endpoint)
         if idle is not None and connection in idle:
             idle.remove(connection)

@@ -50,6 +50,8 @@ MAX_TARGET: Final = 8 * 1024
 """Bytes of a request target (RFC 9112 section 3 recommends to take at least 8,000)."""
 MAX_HEADER_LINES: Final = 256
 """Headers of one request."""
+CREDIT: Final = 9
+"""Bytes of framing that a byte of content pays for: a chunk of one byte comes in six, and some clients extend it."""
 MAX_PIPELINED: Final = 8
 """Requests that wait for the one before them to be answered."""
 
@@ -266,7 +268,7 @@ class Connection(HttpToolsProtocol):
             self.running = self.cycle
 
     def on_body(self, body: bytes) -> None:
-        self.framing_bytes -= 9 * len(body)
+        self.framing_bytes -= CREDIT * len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:

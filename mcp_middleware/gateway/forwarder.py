@@ -52,10 +52,10 @@ from mcp_middleware.types import Rejection
 from .client import (
     Answer,
     BrokenAnswerError,
-    Connection,
     NotSentError,
     SlowAnswerError,
     UpstreamClient,
+    UpstreamConnection,
     UpstreamError,
 )
 from .decoding import Source, decoded, encoding_of
@@ -274,7 +274,7 @@ class _Call:
         upstream.answered(name, answer.status)
         return True
 
-    async def _connect(self, name: str | None, tried: set[str]) -> tuple[str, Connection, bytes] | None:
+    async def _connect(self, name: str | None, tried: set[str]) -> tuple[str, UpstreamConnection, bytes] | None:
         """An instance, a connection to it, and the head to send on it; None where the caller has been answered."""
         exchange, upstream, spans = self.exchange, self.upstream, self.forwarder._spans
         bound = exchange.era == "legacy" and SESSION_HEADER in exchange.headers

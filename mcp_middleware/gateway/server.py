@@ -45,7 +45,6 @@ CLOSING: Final = 5.0
 """Seconds for what comes after the last request: writing the audit trail out, sending spans."""
 YOUNGEST: Final = 10_000
 """New containers that make the garbage collector look at the young ones, which then takes 3 ms (Python's own: 700)."""
-_TAKEN: Final = (errno.EADDRINUSE,)
 
 
 class StartError(Exception):
@@ -69,7 +68,7 @@ def listen(host: str, port: int) -> socket.socket:
         bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
-        if error.errno in _TAKEN:
+        if error.errno == errno.EADDRINUSE:
             raise StartError(f"cannot listen on {shown}: another program does; stop it, or change `listen`") from None
         raise StartError(f"cannot listen on {shown}: {error.strerror or error}") from None
     bound.set_inheritable(True)

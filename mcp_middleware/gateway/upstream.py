@@ -27,7 +27,7 @@ from .client import Endpoint, SlowAnswerError, UpstreamClient, UpstreamError
 if TYPE_CHECKING:
     from .config import ServerConfig
 
-__all__ = ["UNAVAILABLE_STATUSES", "Upstream", "UpstreamClient", "instance_name"]
+__all__ = ["UNAVAILABLE_STATUSES", "Upstream", "instance_name"]
 
 logger = logging.getLogger("mcp_middleware.gateway")
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from mcp_middleware import SessionAffinityMiddleware
 from mcp_middleware.exchange import Exchange
+from mcp_middleware.gateway.client import UpstreamClient
 from mcp_middleware.gateway.config import ServerConfig
 from mcp_middleware.gateway.forwarder import Forwarder
-from mcp_middleware.gateway.upstream import Upstream, UpstreamClient
+from mcp_middleware.gateway.upstream import Upstream
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import ServerMessage
 from mcp_middleware.types import Rejection

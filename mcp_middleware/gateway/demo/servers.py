@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .listening import listen, serve
 
-__all__ = ["SERVERS", "RequireKey", "files", "search", "tickets"]
+__all__ = ["KEY", "SERVERS", "RequireKey", "files", "search", "tickets"]
 
 KEY: Final = "FILES_KEY"
 """The environment variable with the key that the files server asks its callers for."""
