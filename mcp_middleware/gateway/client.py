@@ -2,7 +2,8 @@
 
 A request goes out as one write of bytes that are ready; an answer comes in as its status, its headers as bytes, and
 chunks as they arrive. There are no cookies, redirects, retries or decoding, and no conversion of headers to text and
-back. With aiohttp's client, which has all of them, the same bare forwarder took twice the CPU time for a small call.
+back. With aiohttp's client, which has all of them, the same bare forwarder took 202 µs of CPU time for a small call; it
+takes 87 with this one.
 
 The parser is llhttp, which the server side uses as well. What can go wrong is told apart by one question: may the
 server have acted?
