@@ -97,7 +97,7 @@ def _run(config: "Config", path: Path, given: argparse.Namespace) -> int:
         print(f"mcp-gateway: {error}", file=sys.stderr)
         return CANNOT_START
 
-    def work(parent: int | None, first: bool) -> int:
+    def work(parent: int | None, first: bool, again: bool) -> int:
         from .access_log import AccessLogWriter, as_json, as_text
 
         render = as_json if given.log_format == "json" else as_text
@@ -109,13 +109,14 @@ def _run(config: "Config", path: Path, given: argparse.Namespace) -> int:
                 access_log=AccessLogWriter(sys.stderr, render) if config.access_log else None,
                 announce=(_announce_as_record if given.log_format == "json" else _announce) if first else None,
                 parent=parent,
+                again=again,
             )
             return worker.run()
         except (StartError, ConfigurationError) as error:
             print(f"mcp-gateway: {error}", file=sys.stderr)
             return CANNOT_START
 
-    return work(None, True) if config.workers == 1 else supervise(config.workers, work)
+    return work(None, True, False) if config.workers == 1 else supervise(config.workers, work)
 
 
 async def _announce(gateway: "Gateway", port: int) -> None:

@@ -90,7 +90,8 @@ def most_connections() -> int:
 
 
 class Worker:
-    """One process that serves. ``announce`` runs once it does; ``parent`` is the process without which it ends."""
+    """One process that serves. ``announce`` runs once it does; ``parent`` is the process without which it ends; with
+    ``again`` it replaces one that ended, which may have read its file since ``config`` was made of it."""
 
     def __init__(
         self,
@@ -101,6 +102,7 @@ class Worker:
         access_log: AccessLogWriter | None = None,
         announce: Announce | None = None,
         parent: int | None = None,
+        again: bool = False,
     ) -> None:
         self._bound = bound
         self._config = config
@@ -108,6 +110,7 @@ class Worker:
         self._access_log = access_log
         self._announce = announce
         self._parent = parent
+        self._again = again
         self._connections = Connections(most=most_connections(), max_header_bytes=config.bounds.max_header_bytes)
         self._tls = _TLS(config.tls) if config.tls is not None else None
         self._files = WatchedFiles(_files_of(config, path))
@@ -129,6 +132,8 @@ class Worker:
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
         try:
             gateway = create_app(self._config, access_log=self._access_log)
+            if self._again:
+                await self._catch_up(gateway)
             await gateway.startup()
         except ConfigurationError as error:
             raise StartError(str(error)) from None
@@ -171,6 +176,17 @@ class Worker:
 
     # Reloads
 
+    async def _catch_up(self, gateway: Gateway) -> None:
+        """Serve by what the file says now, as the other workers do. By what it said when the first of them started,
+        what has been forbidden since would be allowed again, so that one who cannot read it does not serve."""
+        config = await asyncio.to_thread(load, self._path)
+        await gateway.reload(config)
+        self._take(config)
+
+    def _take(self, config: Config) -> None:
+        self._connections.max_header_bytes = config.bounds.max_header_bytes
+        self._files.watch(_files_of(config, self._path))
+
     async def _reload_when_told(self, gateway: Gateway) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
@@ -193,8 +209,7 @@ class Worker:
             logger.exception("a reload failed")
             gateway.note_bad_reload(f"{type(error).__name__}: {error}")
             return
-        self._connections.max_header_bytes = config.bounds.max_header_bytes
-        self._files.watch(_files_of(config, self._path))
+        self._take(config)
         _settle_heap()
 
     # The end

@@ -28,11 +28,11 @@ _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 _HEEDED: Final = (signal.SIGCHLD, signal.SIGALRM, signal.SIGHUP, *_STOPPING)
 
 
-def supervise(workers: int, work: Callable[[int, bool], int]) -> int:
-    """Run ``work(parent, first)`` in that many processes until told to stop; the exit status of all.
+def supervise(workers: int, work: Callable[[int, bool, bool], int]) -> int:
+    """Run ``work(parent, first, again)`` in that many processes until told to stop; the exit status of all.
 
-    ``parent`` is this process, and ``first`` is true for one of those that are started first. Must be called before
-    there are threads.
+    ``parent`` is this process, ``first`` is true for one of those that are started first, and ``again`` for those that
+    replace one that ended. Must be called before there are threads.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal that would be ignored might not wake us
@@ -40,7 +40,7 @@ def supervise(workers: int, work: Callable[[int, bool], int]) -> int:
 
 
 class _Supervisor:
-    def __init__(self, work: Callable[[int, bool], int]) -> None:
+    def __init__(self, work: Callable[[int, bool, bool], int]) -> None:
         self._work = work
         self._started: dict[int, float] = {}
         """When each living worker was started, by its process."""
@@ -65,7 +65,7 @@ class _Supervisor:
             self._start_due()
         return self._status
 
-    def _start(self, *, first: bool = False) -> None:
+    def _start(self, *, first: bool = False, again: bool = False) -> None:
         parent = os.getpid()
         child = os.fork()
         if child:
@@ -77,7 +77,7 @@ class _Supervisor:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             # What stops us would end a worker that has no handler yet: it may, there is nothing to finish.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
-            status = self._work(parent, first)
+            status = self._work(parent, first, again)
         finally:
             logging.shutdown()
             os._exit(status)
@@ -113,7 +113,7 @@ class _Supervisor:
         for due in [due for due in self._due if due <= now]:
             self._due.remove(due)
             if not self._stopping:
-                self._start()
+                self._start(again=True)
         if self._due:
             signal.setitimer(signal.ITIMER_REAL, max(0.001, min(self._due) - now))
 

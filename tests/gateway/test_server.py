@@ -283,6 +283,31 @@ async def test_workers_reload_and_drain_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+async def test_a_worker_that_replaces_another_serves_by_what_the_file_says_now(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("default: allow\n")
+    sections: dict[str, Any] = {"workers": 2, "sessions": UNCOUNTED, "access": {"file": "policy.yaml"}}
+    async with backend() as files, running(tmp_path, {"files": files.origin}, **sections) as process:
+        url = f"{process.origin}/files/mcp"
+        policy.write_text("default: deny\n")
+        await process.wrote("was reloaded", times=2)
+        for pid in await pids(process, 2):
+            os.kill(pid, signal.SIGKILL)
+        await process.wrote("was reloaded", times=4)
+        async with client() as http:
+            assert not await served(http, url)
+
+        policy.write_text("default: perhaps\n")
+        await process.wrote("was refused|one was refused", times=2)
+        old, other = await pids(process, 2)
+        os.kill(old, signal.SIGKILL)
+        await process.wrote("another starts", times=4)  # it does not serve by a policy that is not in force
+        policy.write_text("default: deny\n")
+        await process.wrote("was reloaded", times=5)
+        assert other in await pids(process, 2)
+
+
+@pytest.mark.slow
 async def test_workers_do_not_outlive_the_process_that_watches_them(tmp_path: Path) -> None:
     async with backend() as files, running(tmp_path, {"files": files.origin}, workers=2, sessions=UNCOUNTED) as process:
         await pids(process, 2)
