@@ -110,18 +110,19 @@ class SessionAffinityMiddleware(Member):
         if self._instances is None:
             exchange.instance = self._instance or None
         presented = exchange.headers.get(SESSION_HEADER)
+        is_legacy = _is_legacy(exchange)
         initializes = isinstance(exchange.message, Request) and exchange.message.method == "initialize"
-        if not _is_legacy(exchange) or initializes:
-            if presented is not None:
-                exchange.set_header(SESSION_HEADER, None)  # modern: means nothing; initialize: never adopted
-            refused = await self._reserve(exchange) if initializes and _is_legacy(exchange) else None
-            if refused is None and self._instances is not None:
-                exchange.instance = self._instances.choose()
-            return refused
-        if presented is None:
-            if self._instances is not None:
-                exchange.instance = self._instances.choose()
-            return None
+        if is_legacy and not initializes and presented is not None:
+            return await self._resume(exchange, presented)
+        if presented is not None:
+            exchange.set_header(SESSION_HEADER, None)  # modern: means nothing; initialize: never adopted
+        refused = await self._reserve(exchange) if is_legacy and initializes else None
+        if refused is None and self._instances is not None:
+            exchange.instance = self._instances.choose()
+        return refused
+
+    async def _resume(self, exchange: Exchange, presented: bytes) -> Rejection | None:
+        """Send a request of a session where that lives, or refuse what is none of the caller's."""
         if SESSION_HEADER in exchange.repeated:
             text = "the mcp-session-id header appears more than once"
             return Rejection(400, HEADER_MISMATCH, text, "session_repeated")
@@ -135,8 +136,7 @@ class SessionAffinityMiddleware(Member):
             if self._instances.is_usable(found.instance):
                 exchange.instance = found.instance
             else:  # its place is free for the one that the client opens now
-                self._sessions.forget(found)
-                await self._store.forget(found)
+                await self._let_go(found)
                 found = INSTANCE_DOWN
         if isinstance(found, str):
             return Rejection(404, INVALID_REQUEST, "Session not found", found)
@@ -223,9 +223,13 @@ class SessionAffinityMiddleware(Member):
             return False
         lost = [use for use in self._sessions.of(agent) if not self._instances.is_usable(use.instance)]
         for use in lost:
-            self._sessions.forget(use)
-            await self._store.forget(use)
+            await self._let_go(use)
         return bool(lost)
+
+    async def _let_go(self, use: Use) -> None:
+        """Stop counting a session that no request can reach."""
+        self._sessions.forget(use)
+        await self._store.forget(use)
 
     def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
         """Put the caller's id in place of the server's."""
