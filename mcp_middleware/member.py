@@ -300,6 +300,10 @@ def _check_method(exchange: Exchange) -> Rejection | None:
     return None
 
 
+_SLICE: Final = 2 * 1024
+"""Bytes of an event stream that are looked at between two looks at the clock."""
+_TURN: Final = 0.002
+"""Seconds that one stream may take before others have their turn."""
 _TOO_LARGE: Final = "the server's answer is too large"
 _LEFT_UNREAD: Final = 64 * 1024
 
@@ -436,19 +440,36 @@ class _Answer:
         await self.send_on({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _send_events(self, event: MutableMapping[str, Any]) -> None:
-        decoder = self.decoder or Decoder(limit=0)
         chunk: bytes = event.get("body", b"")
         more = event.get("more_body", False)
         self._count(event)
-        try:
-            frames = decoder.feed(chunk)
-        except EventTooLargeError:
-            if self.exchange.answer is None:
-                self.exchange.failed = UnknownOutcomeError(_TOO_LARGE)  # the words below are ours, as in cut_off
-            await self.end_stream(INTERNAL_ERROR, _TOO_LARGE)
-            return
         out: list[bytes] = []
-        for frame in frames:
+        began = time.monotonic() if len(chunk) > _SLICE else 0.0
+        for start in range(0, len(chunk), _SLICE):
+            if start and time.monotonic() - began > _TURN:  # a server of many small events must leave others their turn
+                if out:
+                    await self.send_on({"type": "http.response.body", "body": b"".join(out), "more_body": True})
+                    out.clear()
+                await asyncio.sleep(0)
+                began = time.monotonic()
+            try:
+                self._take(chunk if len(chunk) <= _SLICE else chunk[start : start + _SLICE], out)
+            except EventTooLargeError:
+                if self.exchange.answer is None:
+                    self.exchange.failed = UnknownOutcomeError(_TOO_LARGE)  # the words below are ours, as in cut_off
+                await self.end_stream(INTERNAL_ERROR, _TOO_LARGE, b"".join(out))
+                return
+        if not more:
+            self.ended = True
+            if self.dropped and self.exchange.answer is None and self.exchange.request_id is not None:
+                out.append(encode(self._error("the server's answer cannot be read")))
+        if out or not more:
+            await self.send_on({"type": "http.response.body", "body": b"".join(out), "more_body": more})
+
+    def _take(self, chunk: bytes, out: list[bytes]) -> None:
+        """Put the events that ``chunk`` completes into ``out``, as they are to be sent on."""
+        decoder = self.decoder or Decoder(limit=0)
+        for frame in decoder.feed(chunk):
             data = frame.data
             message = parse_server_message(data) if data else None
             if message is None:
@@ -462,12 +483,6 @@ class _Answer:
                 out.append(frame.raw)
             elif passed is not None:
                 out.append(frame.with_data(bytes(passed.raw)).raw)
-        if not more:
-            self.ended = True
-            if self.dropped and self.exchange.answer is None and self.exchange.request_id is not None:
-                out.append(encode(self._error("the server's answer cannot be read")))
-        if out or not more:
-            await self.send_on({"type": "http.response.body", "body": b"".join(out), "more_body": more})
 
     def _observe(self, message: ServerMessage) -> ServerMessage | None:
         began = time.monotonic()
@@ -481,15 +496,15 @@ class _Answer:
             self.exchange.answer = passed
         return passed
 
-    async def end_stream(self, code: int, text: str) -> bool:
-        """End an event stream that the server did not end, with an error for the request it leaves open. Whether there
-        was one to end."""
+    async def end_stream(self, code: int, text: str, rest: bytes = b"") -> bool:
+        """End an event stream that the server did not end, with ``rest`` and an error for the request it leaves open.
+        Whether there was one to end."""
         if self.decoder is None or self.ended:
             return False
         self.ended = self.exchange.ended = True
-        body = b""
+        body = rest
         if self.exchange.request_id is not None and self.exchange.answer is None:
-            body = encode(self._error(text, code))
+            body += encode(self._error(text, code))
         await self.send_on({"type": "http.response.body", "body": body, "more_body": False})
         return True
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-__all__ = ["LISTS", "ItemList", "filtered", "list_in", "private"]
+__all__ = ["LISTS", "MAX_ITEMS", "ItemList", "filtered", "list_in", "private"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ LISTS: Final = {
 }
 """List methods, the same in every revision."""
 
+MAX_ITEMS: Final = 50_000
+"""Items of one page. To ask about each takes some microseconds, in which nobody else is served."""
 _MEMBERS: Final = ("resultType", "nextCursor", "cacheScope", "ttlMs")
 _RESERVED_META: Final = "io.modelcontextprotocol/"
 """Beginning of the ``_meta`` keys that the specification defines (2026-07-28, basic/index, "_meta")."""
@@ -46,13 +48,16 @@ _number: Final[msgspec.json.Decoder[int | float]] = msgspec.json.Decoder(int | f
 
 
 def filtered(result: Raw, items: ItemList, shown: Callable[[str], bool]) -> dict[str, Any] | None:
-    """``result`` with the items of which ``shown`` says so of their names; None for what is no such list.
+    """``result`` with the items of which ``shown`` says so of their names; None for what is no such list,
+    or one of more than ``MAX_ITEMS``.
 
     An item whose name cannot be read is not shown. A list that is not there is empty.
     """
     try:
         members = _object.decode(result)
         listed = _array.decode(members.get(items.member, b"[]"))
+        if len(listed) > MAX_ITEMS:
+            return None
         kept: dict[str, Any] = {key: members[key] for key in _MEMBERS if key in members}
         kept[items.member] = [
             item for item in listed if (name := _name(item, items.named_by)) is not None and shown(name)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import mcp_types
 from mcp_types.methods import SPEC_CLIENT_METHODS
+from msgspec import Raw
 
-from mcp_middleware.authorization.lists import LISTS
+from mcp_middleware.authorization.lists import LISTS, MAX_ITEMS, filtered
 from mcp_middleware.authorization.methods import METHODS
 
 SERVER_TO_CLIENT = {"roots/list", "sampling/createMessage", "elicitation/create"}
@@ -23,3 +24,10 @@ def test_case_17_every_request_of_a_client_is_classified() -> None:
 
 def test_what_is_filtered_is_open() -> None:
     assert {METHODS[method] for method in LISTS} == {"open"}
+
+
+def test_case_31_a_page_of_a_list_is_bounded() -> None:
+    """One answer of a server, all of it judged in one turn, must not keep others waiting."""
+    for count, kept in ((MAX_ITEMS, True), (MAX_ITEMS + 1, False)):
+        result = Raw(b'{"tools":[' + b",".join([b'{"name":"a"}'] * count) + b"]}")
+        assert (filtered(result, LISTS["tools/list"], bool) is not None) is kept

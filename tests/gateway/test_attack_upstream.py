@@ -9,9 +9,10 @@ import httpx2
 import pytest
 
 from mcp_middleware.errors import UnknownOutcomeError
+from mcp_middleware.exchange import Receive, Scope, Send
 from mcp_middleware.member import Bounds, Member
 from mcp_middleware.types import Era
-from tests.support import answer_of, listener, origin_of, post
+from tests.support import answer_of, listener, messages_of, origin_of, post, serve
 
 from .forwarding import Caller, gateway, raw_server
 
@@ -95,6 +96,37 @@ async def test_case_37_nobody_reads_on_after_an_event_that_is_too_large(era: Era
             await gone.wait()
         assert not gate.client._busy
         assert isinstance((await gate.seen.get()).failed, UnknownOutcomeError), "it may have acted"
+
+
+async def test_case_31_a_flood_of_small_events_leaves_others_their_turn() -> None:
+    turns = 0
+    during = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def flood(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal during
+        if scope["type"] == "http":
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+            )
+            counting = asyncio.create_task(count())
+            await asyncio.sleep(0)
+            before = turns
+            events = b'data: {"jsonrpc":"2.0","method":"notifications/message"}\n\n' * 20_000
+            await send({"type": "http.response.body", "body": events, "more_body": True})
+            during = turns - before
+            counting.cancel()
+            await send({"type": "http.response.body", "body": b"data: " + RESULT + b"\n\n", "more_body": False})
+
+    async with serve(Narrow(flood)) as origin, httpx2.AsyncClient() as http:
+        response = await post(http, origin + "/mcp", "tools/call", CALL)
+        assert len(messages_of(response)) == 20_001
+        assert during > 10
 
 
 async def test_chunks_of_one_byte_are_no_flood() -> None:
