@@ -1,14 +1,14 @@
-"""A Rejection as the HTTP answer that every measured client understands: status, headers, and a JSON-RPC error with
-the request's own id (MCP defines no 413, 415, 429 or 503; those are HTTP's, RFC 9110 and RFC 6585)."""
+"""Answers as HTTP. A Rejection becomes one that every measured client understands: status, headers, and a JSON-RPC
+error with the request's own id (MCP defines no 413, 415, 429 or 503; those are HTTP's, RFC 9110 and RFC 6585)."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import msgspec
 
 from .types import Document, Headers, Rejection
 
-__all__ = ["error_body", "headers_of", "rejection_answer"]
+__all__ = ["error_body", "headers_of", "media_type", "rejection_answer", "send_document"]
 
 
 def error_body(code: int, message: str, request_id: int | str | None, data: Mapping[str, Any] | None = None) -> bytes:
@@ -34,3 +34,20 @@ def rejection_answer(rejection: Rejection, request_id: int | str | None, *, clos
 def headers_of(document: Document) -> Headers:
     """The answer's headers with its length."""
     return [*document.headers, (b"content-length", str(len(document.body)).encode())]
+
+
+async def send_document(document: Document, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
+    """Send the whole answer."""
+    await send({"type": "http.response.start", "status": document.status, "headers": headers_of(document)})
+    await send({"type": "http.response.body", "body": document.body, "more_body": False})
+
+
+def media_type(headers: Headers) -> bytes:
+    """The type of the content (RFC 9110 section 8.3) without its parameters, in lower case; empty where none is named.
+
+    The names of ``headers`` are in lower case.
+    """
+    for name, value in headers:
+        if name == b"content-type":
+            return value.partition(b";")[0].strip().lower()
+    return b""

@@ -17,6 +17,8 @@ from mcp_middleware.exchange import Receive, Scope, Send
 from mcp_middleware.member import ASGIApp
 from mcp_middleware.resource_server import JWTVerifier
 from mcp_middleware.resource_server.metadata import WELL_KNOWN
+from mcp_middleware.responses import send_document
+from mcp_middleware.types import Document
 
 from .client import UpstreamClient, UpstreamError
 from .config import Config, ServerConfig
@@ -172,7 +174,7 @@ class Gateway:
 
     async def _answer_health(self, path: str, method: str, send: Send) -> None:
         if method not in ("GET", "HEAD"):
-            await _answer(send, 405, {"error": "use GET"}, [(b"allow", b"GET, HEAD")])
+            await _answer(send, 405, {"error": "use GET"}, ((b"allow", b"GET, HEAD"),))
         elif path == "/healthz":
             await _answer(send, 200, {"status": "alive"})
         else:
@@ -257,10 +259,7 @@ def _normal(path: str) -> str:
 
 
 async def _answer(
-    send: Send, status: int, document: Mapping[str, Any], headers: list[tuple[bytes, bytes]] | None = None
+    send: Send, status: int, said: Mapping[str, Any], headers: tuple[tuple[bytes, bytes], ...] = ()
 ) -> None:
-    body = msgspec.json.encode(document)
-    lines = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-    lines += [*(headers or ()), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": lines})
-    await send({"type": "http.response.body", "body": body})
+    headers = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"), *headers)
+    await send_document(Document(msgspec.json.encode(said), status, headers), send)

@@ -45,9 +45,9 @@ from mcp_middleware.errors import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUES
 from mcp_middleware.exchange import Exchange, Receive, Scope, Send, exchange_of, open_exchange
 from mcp_middleware.member import Bounds
 from mcp_middleware.message import SESSION_HEADER, Request
-from mcp_middleware.responses import error_body, headers_of, rejection_answer
+from mcp_middleware.responses import error_body, media_type, rejection_answer, send_document
 from mcp_middleware.sse import encode
-from mcp_middleware.types import Rejection
+from mcp_middleware.types import Document, Rejection
 
 from .client import (
     Answer,
@@ -59,7 +59,7 @@ from .client import (
     UpstreamError,
 )
 from .decoding import Source, decoded, encoding_of
-from .headers import for_caller, for_server, media_type
+from .headers import for_caller, for_server
 from .upstream import UNAVAILABLE_STATUSES, Upstream
 
 if TYPE_CHECKING:
@@ -459,9 +459,7 @@ class _Call:
 
     async def _send_error(self, status: int, code: int, text: str, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         body = error_body(code, text, self.exchange.request_id)
-        lines = [(b"content-type", b"application/json"), *headers, (b"content-length", str(len(body)).encode())]
-        await self.send({"type": "http.response.start", "status": status, "headers": lines})
-        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+        await send_document(Document(body, status, ((b"content-type", b"application/json"), *headers)), self.send)
 
     # The caller's connection
 
@@ -508,9 +506,7 @@ def _unavailable(text: str, seconds: float) -> Rejection:
 async def _refuse(exchange: Exchange, send: Send, rejection: Rejection) -> None:
     """Answer a request of which nothing was sent."""
     exchange.rejection = rejection
-    document = rejection_answer(rejection, exchange.request_id)
-    await send({"type": "http.response.start", "status": document.status, "headers": headers_of(document)})
-    await send({"type": "http.response.body", "body": document.body, "more_body": False})
+    await send_document(rejection_answer(rejection, exchange.request_id), send)
 
 
 async def _read_body(receive: Receive) -> bytes | None:

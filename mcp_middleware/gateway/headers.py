@@ -18,7 +18,7 @@ from typing import Final
 from mcp_middleware.resource_server.identity import IDENTITY_HEADERS
 from mcp_middleware.types import Headers
 
-__all__ = ["HOP_BY_HOP", "for_caller", "for_server", "media_type"]
+__all__ = ["HOP_BY_HOP", "for_caller", "for_server"]
 
 HOP_BY_HOP: Final = frozenset(
     {
@@ -151,11 +151,3 @@ def for_caller(headers: Headers) -> Headers:
         elif line[0] == b"connection":
             named |= _named(line[1])
     return [line for line in lines if line[0] not in named] if named else lines
-
-
-def media_type(headers: Headers) -> bytes:
-    """The content type without its parameters, in lower case; empty where there is none."""
-    for name, value in headers:
-        if name == b"content-type":
-            return value.partition(b";")[0].strip().lower()
-    return b""
