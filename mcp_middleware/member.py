@@ -35,7 +35,7 @@ from .errors import (
 )
 from .exchange import Exchange, Receive, Scope, Send, open_exchange, read_message
 from .message import Batch, Request, ServerMessage, parse_server_message
-from .responses import error_body, headers_of, rejection_answer
+from .responses import error_body, headers_of, media_type, rejection_answer, send_document
 from .sse import Decoder, EventTooLargeError, encode
 from .types import Document, Headers, Rejection
 
@@ -172,7 +172,7 @@ class _Pipeline:
             exchange.overhead += time.monotonic() - exchange.started
             if isinstance(answer, Document):
                 exchange.silent = True
-                await _send_document(answer, send)
+                await send_document(answer, send)
                 return
             if answer is None and exchange.http_method == "POST":
                 message = await read_message(
@@ -300,6 +300,8 @@ def _check_method(exchange: Exchange) -> Rejection | None:
     return None
 
 
+_MAX_HELD: Final = 4 * 1024 * 1024
+"""Bytes of answers to a batch that are held for a JSON array."""
 _SLICE: Final = 2 * 1024
 """Bytes of an event stream that are looked at between two looks at the clock."""
 _TURN: Final = 0.002
@@ -393,7 +395,7 @@ class _Answer:
         for on_response_start in self.pipeline.on_response_start:
             on_response_start(exchange, event["status"], headers)
         event["headers"] = headers
-        media = _media_type(headers)
+        media = media_type(headers)
         if media == b"text/event-stream":
             event["headers"] = [line for line in headers if line[0] != b"content-length"]
             self.decoder = Decoder(limit=self.pipeline.bounds.max_answer_bytes)
@@ -520,7 +522,7 @@ class _Answer:
         self.ended = True
         self.exchange.status = 503
         document = Document(self._error(text, UNAVAILABLE), 503, ((b"content-type", b"application/json"),))
-        await _send_document(document, self.send_on)
+        await send_document(document, self.send_on)
 
     def _error(self, text: str, code: int = INTERNAL_ERROR) -> bytes:
         data = error_body(code, text, self.exchange.request_id)
@@ -529,11 +531,13 @@ class _Answer:
 
 
 class _BatchAnswer:
-    """The answers to a batch: a JSON array, or an event stream as soon as one answer is one."""
+    """The answers to a batch: a JSON array, or an event stream as soon as one answer is one, or all are too much to
+    hold."""
 
     def __init__(self, send: Send) -> None:
         self.send = send
         self.answers: list[bytes] = []
+        self.held = 0
         self.parts = 0
         self.streaming = False
 
@@ -571,8 +575,11 @@ class _BatchAnswer:
         self.parts += 1
         if self.streaming:
             await self._send_part(encode(body))
-        else:
-            self.answers.append(body)
+            return
+        self.answers.append(body)
+        self.held += len(body)
+        if self.held > _MAX_HELD:
+            await self._stream()
 
     async def _stream(self) -> None:
         if self.streaming:
@@ -586,6 +593,7 @@ class _BatchAnswer:
         await self.send({"type": "http.response.start", "status": 200, "headers": headers})
         for body in self.answers:
             await self._send_part(encode(body))
+        self.answers.clear()
 
     async def _send_part(self, body: bytes) -> None:
         await self.send({"type": "http.response.body", "body": body, "more_body": True})
@@ -596,18 +604,6 @@ class _BatchAnswer:
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
         elif self.answers:
             body = b"[" + b",".join(self.answers) + b"]"
-            await _send_document(Document(body, 200, ((b"content-type", b"application/json"),)), self.send)
+            await send_document(Document(body, 200, ((b"content-type", b"application/json"),)), self.send)
         else:
-            await _send_document(Document(b"", 202), self.send)
-
-
-def _media_type(headers: Headers) -> bytes:
-    for name, value in headers:
-        if name == b"content-type":
-            return value.partition(b";")[0].strip().lower()
-    return b""
-
-
-async def _send_document(document: Document, send: Send) -> None:
-    await send({"type": "http.response.start", "status": document.status, "headers": headers_of(document)})
-    await send({"type": "http.response.body", "body": document.body, "more_body": False})
+            await send_document(Document(b"", 202), self.send)
