@@ -16,8 +16,7 @@ from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import LEGACY_VERSIONS, SESSION_HEADER, VERSION_HEADER, Request
 from mcp_middleware.options import seconds, whole_number
-from mcp_middleware.storage import MemorySessions, SessionStore, StorageUnavailableError
-from mcp_middleware.storage.sessions import Agent, Place, Use
+from mcp_middleware.storage import Agent, MemorySessions, Place, SessionStore, StorageUnavailableError, Use
 from mcp_middleware.types import Clock, Headers, Instances, Rejection
 
 from .sealing import MAX_UPSTREAM_BYTES, KeyRing, Session, bind_caller

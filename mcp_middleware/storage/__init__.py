@@ -5,19 +5,23 @@ from .connection import RedisConnection
 from .interface import LimitStorage, Reservation, StorageUnavailableError
 from .memory import MemoryStorage
 from .redis import RedisSessions, RedisStorage
-from .sessions import MemorySessions, SessionStore
+from .sessions import Agent, MemorySessions, Place, SessionStore, SessionTable, Use
 
 __all__ = [
+    "Agent",
     "Limit",
     "LimitStorage",
     "Limits",
     "MemorySessions",
     "MemoryStorage",
+    "Place",
     "RedisConnection",
     "RedisSessions",
     "RedisStorage",
     "Reservation",
     "SessionStore",
+    "SessionTable",
     "Shortage",
     "StorageUnavailableError",
+    "Use",
 ]
