@@ -211,7 +211,9 @@ class Answer:
         self._wake()
 
     def _check(self, now: float) -> None:
-        if now >= self._deadline:
+        if self._idle and self._connection.paused:
+            self._deadline = now + self._idle  # it is the caller who does not read; the server may have much to say
+        elif now >= self._deadline:
             if self.started:
                 self.interrupt(BrokenAnswerError("the server fell silent"))
             else:
@@ -233,11 +235,11 @@ class UpstreamConnection(asyncio.Protocol):
         "_interim",
         "_kept",
         "_parser",
-        "_paused",
         "_transport",
         "idle_since",
         "loop",
         "lost",
+        "paused",
         "ticks",
     )
 
@@ -253,7 +255,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Bytes after the head that were no content: chunk sizes, their extensions, trailers."""
         self._interim = 0
         self._kept = False
-        self._paused = False
+        self.paused = False
         self.idle_since = 0.0
         self.lost = False
         self.ticks = 0
@@ -280,7 +282,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._client._busy.discard(self)
         answer.on_slow = None
         if answer.complete and self._kept and self._is_sent():
-            if self._paused:
+            if self.paused:
                 self.resume()
             self._client._keep(self._endpoint, self)
         else:
@@ -298,8 +300,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def resume(self) -> None:
         """Read again."""
-        if self._paused and self._transport is not None and not self.lost:
-            self._paused = False
+        if self.paused and self._transport is not None and not self.lost:
+            self.paused = False
             self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -337,8 +339,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._refuse(answer, "the server's answer has more framing than content")
             return
         answer._arrived(self.loop.time())
-        if answer._size > _HIGH_WATER and not self._paused and not answer.complete and self._transport is not None:
-            self._paused = True
+        if answer._size > _HIGH_WATER and not self.paused and not answer.complete and self._transport is not None:
+            self.paused = True
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:

@@ -102,6 +102,8 @@ class TracingConfig:
     otlp: str
     """The base URL of an OTLP receiver over HTTP."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    sample: float = 1.0
+    """The share of traces to record, from 0 to 1."""
     baggage: tuple[str, ...] = ()
     trust: Literal["none", "authenticated", "all"] = "none"
     capture_content: bool = False

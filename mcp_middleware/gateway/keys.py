@@ -14,7 +14,7 @@ from mcp_middleware.ratelimit.rate import AgentLimits
 from mcp_middleware.resource_server.keys import ALGORITHMS
 from mcp_middleware.resource_server.tokens import Issuer
 
-from .shapes import Duration, Either, File, Flag, Key, ListOf, MapOf, Off, OneOf, Section, Size, Text, Whole
+from .shapes import Duration, Either, File, Flag, Key, ListOf, MapOf, Off, OneOf, Section, Share, Size, Text, Whole
 from .source import Reading
 from .values import (
     BAGGAGE_KEY,
@@ -214,6 +214,13 @@ _TRACING: Final = Section(
             "otlp", COLLECTOR, "Where spans and metrics go: the base URL of an OTLP receiver over HTTP.", required=True
         ),
         Key("headers", HEADERS, "Headers for that receiver, such as its credentials.", {}),
+        Key(
+            "sample",
+            Share(),
+            "The share of traces to record. It does not change what metrics count; recording each call takes more time "
+            "than all else that the gateway does.",
+            1.0,
+        ),
         Key(
             "baggage",
             ListOf(BAGGAGE_KEY, least=0),

@@ -26,6 +26,7 @@ __all__ = [
     "Secret",
     "Section",
     "Shape",
+    "Share",
     "Size",
     "Text",
     "Whole",
@@ -36,6 +37,7 @@ _DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?", re
 _MAX_SECONDS: Final = 366 * 86_400.0
 _SIZES: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _SIZE: Final = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB)?", re.ASCII)
+_SHARE: Final = re.compile(r"[0-9](?:\.[0-9]{1,9})?", re.ASCII)
 _WHOLE: Final = re.compile(r"[0-9]{1,12}", re.ASCII)
 _TRUE: Final = frozenset({"true", "yes", "on"})
 _FALSE: Final = frozenset({"false", "no", "off"})
@@ -220,6 +222,23 @@ class Whole(Shape):
     def schema(self) -> dict[str, Any]:
         variable = {"type": "string", "pattern": VARIABLE}
         return {"anyOf": [{"type": "integer", "minimum": 1, "maximum": self.most}, variable]}
+
+
+@dataclass(frozen=True)
+class Share(Shape):
+    """A part of all, from 0 to 1."""
+
+    label = "number from 0 to 1"
+    kinds: ClassVar[tuple[str, ...]] = ("number",)
+
+    def _read(self, node: Node, path: str, reading: Reading) -> Any:
+        match = _SHARE.fullmatch(node.text) if node.kind == "number" or node.written is not None else None
+        share = float(match[0]) if match else -1.0
+        return share if 0 <= share <= 1 else reading.wrong(node, path, "be a number from 0 to 1, such as 0.1")
+
+    def schema(self) -> dict[str, Any]:
+        variable = {"type": "string", "pattern": VARIABLE}
+        return {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, variable]}
 
 
 @dataclass(frozen=True)

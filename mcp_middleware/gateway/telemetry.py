@@ -55,10 +55,12 @@ def _providers(tracing: TracingConfig) -> tuple[Any, Any]:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
     resource = Resource.create({"service.name": _SERVICE})
     base, headers = tracing.otlp.rstrip("/"), dict(tracing.headers)
-    tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    sampler = ParentBasedTraceIdRatio(tracing.sample)
+    tracer_provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
     tracer_provider.add_span_processor(
         BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{base}/v1/traces", headers=headers))
     )

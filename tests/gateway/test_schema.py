@@ -77,6 +77,7 @@ CONFIGURATIONS = section(
     tracing=section(
         {"otlp": st.just("http://127.0.0.1:4318")},
         headers=HEADERS,
+        sample=st.sampled_from([0, 1, 0.1, 0.25, "0.${FIVE}"]),
         baggage=listed("a", "b"),
         trust=st.sampled_from(["none", "authenticated", "all"]),
         capture_content=FLAGS,
