@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import socket
 from typing import cast
 
@@ -12,7 +13,7 @@ from mcp_middleware.errors import UnknownOutcomeError
 from mcp_middleware.exchange import Receive, Scope, Send
 from mcp_middleware.member import Bounds, Member
 from mcp_middleware.types import Era
-from tests.support import answer_of, listener, messages_of, origin_of, post, serve
+from tests.support import answer_of, headers_for, listener, message, messages_of, origin_of, post, serve
 
 from .forwarding import Caller, gateway, raw_server
 
@@ -127,6 +128,55 @@ async def test_case_31_a_flood_of_small_events_leaves_others_their_turn() -> Non
         response = await post(http, origin + "/mcp", "tools/call", CALL)
         assert len(messages_of(response)) == 20_001
         assert during > 10
+
+
+async def test_a_caller_who_reads_late_loses_nothing_and_makes_nobody_hold_it() -> None:
+    event = b'data: {"jsonrpc":"2.0","method":"notifications/message","params":{"data":"' + b"x" * 10_000 + b'"}}\n\n'
+    sent = 0
+
+    async def talk(caller: Caller) -> None:
+        nonlocal sent
+        await caller.start_stream()
+        for _ in range(3_000):
+            await caller.send_chunk(event)
+            sent += 1
+        await caller.send_chunk(b"data: " + RESULT + b"\n\n")
+        await caller.send(b"0\r\n\r\n")
+
+    async with raw_server(talk) as server, gateway(server.origin, stream_idle=0.3) as gate:
+        host, port = gate.origin.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        body = message("tools/call", CALL)
+        content = json.dumps(body).encode()
+        lines = [f"{name}: {value}" for name, value in headers_for(body).items()]
+        head = ["POST /mcp HTTP/1.1", f"host: {host}:{port}", *lines, f"content-length: {len(content)}", "", ""]
+        writer.write("\r\n".join(head).encode() + content)
+        while not any(connection.paused and connection.ticks > 6 for connection in gate.client._busy):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # six ticks are longer than the server may be silent
+        assert sent < 3_000
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            piece = await reader.read(65536)
+            assert piece
+            received = received[-1000:] + piece
+        assert RESULT in received
+        writer.close()
+
+
+async def test_case_39_the_answers_to_a_batch_are_not_held_beyond_a_bound() -> None:
+    async def say(caller: Caller) -> None:
+        text = json.dumps("x" * 1_000_000).encode()
+        result = b'{"content":[{"type":"text","text":' + text + b"}]}"
+        await caller.send_json(b'{"jsonrpc":"2.0","id":%d,"result":' % json.loads(caller.body)["id"] + result + b"}")
+
+    async with raw_server(say) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+        for count, media in ((3, "application/json"), (8, "text/event-stream")):
+            batch = [message("tools/call", CALL, id=number, era="legacy") for number in range(count)]
+            headers = headers_for(batch[0], era="legacy", version="2025-03-26")
+            response = await http.post(gate.url, content=json.dumps(batch), headers=headers)
+            assert response.headers["content-type"] == media
+            answers = response.json() if media == "application/json" else messages_of(response)
+            assert [answer["id"] for answer in answers] == list(range(count))
 
 
 async def test_chunks_of_one_byte_are_no_flood() -> None:
