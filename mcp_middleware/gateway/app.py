@@ -114,6 +114,7 @@ class Gateway:
         await asyncio.gather(*self._retiring, return_exceptions=True)
         await self._generation.aclose(None)
         await self._shared.aclose()
+        self._shared.draining.clear()  # it may start again
         self._started = False
 
     def begin_drain(self) -> None:

@@ -439,3 +439,13 @@ def _with_lifespan(app: Any) -> Any:
             await app(scope, receive, send)
 
     return whole
+
+
+async def test_a_gateway_that_has_ended_can_start_again() -> None:
+    config = from_mapping({"servers": {"files": {"url": "http://127.0.0.1:1/mcp"}}, "auth": "off"})
+    app = create_app(config)
+    for _ in range(2):
+        await app.startup()
+        assert app.readiness()["status"] == "ready"
+        await app.shutdown()
+        assert app.readiness()["status"] == "starting"
