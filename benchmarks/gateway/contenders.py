@@ -38,6 +38,7 @@ DIRECT = "direct"
 FORWARDER = "forwarder"
 NOTHING = "gateway-off"
 EVERYTHING = "gateway"
+SAMPLED = "gateway-sampled"
 FASTMCP_SHARED = "fastmcp-shared"
 FASTMCP = "fastmcp"
 CONTEXTFORGE = "contextforge"
@@ -48,6 +49,7 @@ LABELS = {
     FORWARDER: "our forwarder alone, no members",
     NOTHING: "our gateway, nothing on",
     EVERYTHING: "our gateway, everything on",
+    SAMPLED: "the same, recording one trace in ten",
     FASTMCP_SHARED: "FastMCP proxy, one shared session",
     FASTMCP: "FastMCP proxy, as documented",
     CONTEXTFORGE: "ContextForge, limits and UI off",
@@ -165,7 +167,7 @@ def start(at: Site, name: str) -> Iterator[Contender]:
                 )
                 endpoint = forge.register(at.url, lambda: _still_starting(started, begun))
             else:
-                endpoint, configuration = _gateway(at, own, everything=name == EVERYTHING)
+                endpoint, configuration = _gateway(at, own, name)
                 file = own / "gateway.yaml"
                 file.write_text(json.dumps(configuration))
                 command = [sys.executable, "-m", "mcp_middleware.gateway", "run", str(file)]
@@ -184,11 +186,11 @@ def _python(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.gateway.servers", name, *arguments]
 
 
-def _gateway(at: Site, own: Path, *, everything: bool) -> tuple[Endpoint, Mapping[str, object]]:
-    """Our gateway's configuration: ``everything``, or the least there may be."""
+def _gateway(at: Site, own: Path, name: str) -> tuple[Endpoint, Mapping[str, object]]:
+    """Our gateway's configuration: everything, everything with fewer traces, or the least there may be."""
     port = free_port()
     configuration: dict[str, object] = {"listen": f"127.0.0.1:{port}", "servers": {"echo": {"url": at.url}}}
-    if not everything:
+    if name == NOTHING:
         return Endpoint(port, "/echo/mcp"), {**configuration, "auth": "off", "access_log": False}
     policy = own / "policy.yaml"
     policy.write_text(POLICY)
@@ -201,7 +203,7 @@ def _gateway(at: Site, own: Path, *, everything: bool) -> tuple[Endpoint, Mappin
         "access": {"file": str(policy)},
         "limits": {"requests": rate, "tokens": rate, "agents": {"batch-*": {"requests": "60/minute"}}},
         "sessions": {"keys": [SESSION_KEY], "per_agent": _ROOM},
-        "tracing": {"otlp": f"http://127.0.0.1:{at.sink}"},
+        "tracing": {"otlp": f"http://127.0.0.1:{at.sink}", "sample": 0.1 if name == SAMPLED else 1},
         "audit": {"sqlite": str(own / "audit.db")},
         "connections_per_agent": _ROOM,
     }
