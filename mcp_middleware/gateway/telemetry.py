@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from opentelemetry import metrics
 
+from mcp_middleware.tracing import conventions as names
 from mcp_middleware.tracing.upstream import ClientSpans
 
 from .config import TracingConfig
@@ -13,7 +14,6 @@ __all__ = ["Telemetry"]
 
 logger = logging.getLogger("mcp_middleware.gateway")
 
-_SCOPE: Final = "mcp_middleware.gateway"
 _SERVICE: Final = "mcp-gateway"
 
 
@@ -27,9 +27,9 @@ class Telemetry:
         if tracing is not None:
             self.tracer_provider, self.meter_provider = _providers(tracing)
         self.spans = ClientSpans(tracer_provider=self.tracer_provider, meter_provider=self.meter_provider)
-        meter = metrics.get_meter(_SCOPE, meter_provider=self.meter_provider)
+        meter = metrics.get_meter(names.SCOPE, meter_provider=self.meter_provider)
         self._reloads = meter.create_counter(
-            "mcp.gateway.reloads", unit="{reload}", description="Changes of the configuration, by how they ended"
+            names.RELOADS, unit="{reload}", description="Changes of the configuration, by how they ended"
         )
 
     def count_reload(self, outcome: str) -> None:
