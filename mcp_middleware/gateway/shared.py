@@ -4,7 +4,7 @@ import asyncio
 import base64
 import logging
 import secrets
-from typing import Any, Final
+from typing import Any
 
 from mcp_middleware.audit import JSONLinesSink, SQLiteSink
 from mcp_middleware.storage import (
@@ -18,16 +18,13 @@ from mcp_middleware.storage import (
 )
 
 from .client import UpstreamClient
-from .config import Config, TracingConfig
+from .config import Config
 from .edge import AccessLog, OpenRequests
 from .telemetry import Telemetry
 
 __all__ = ["Shared"]
 
 logger = logging.getLogger("mcp_middleware.gateway")
-
-_RELAYED: Final = TracingConfig(otlp="")
-"""The options of trace context where nothing is sent anywhere: contexts pass, spans go to the process's provider."""
 
 
 class Shared:
@@ -38,7 +35,6 @@ class Shared:
         self.open_requests = OpenRequests()
         self.draining = asyncio.Event()
         self.client = UpstreamClient()
-        self.tracing = config.tracing or _RELAYED
         self.telemetry = Telemetry(config.tracing)
         self.sinks = _sinks(config)
         self.connection = None if config.state == "memory" else RedisConnection(config.state)

@@ -14,7 +14,7 @@ from mcp_middleware.resource_server.origins import AllowedOrigins
 from mcp_middleware.resource_server.urls import is_loopback
 from mcp_middleware.tracing import TraceContextMiddleware
 
-from .config import Config
+from .config import Config, TracingConfig
 from .edge import Edge
 from .forwarder import Forwarder
 from .shared import Shared
@@ -22,13 +22,15 @@ from .upstream import Upstream
 
 __all__ = ["stack"]
 
+_RELAYED: Final = TracingConfig(otlp="")
+"""The options of trace context where nothing is sent anywhere: contexts pass, spans go to the process's provider."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 def stack(config: Config, name: str, upstream: Upstream, shared: Shared, verifier: JWTVerifier | None) -> ASGIApp:
     """The application that serves the server ``name``, from the forwarder outwards. Raises ConfigurationError."""
     bounds, policy, limits, audit = config.bounds, config.policies[name], config.limits, config.audit
-    sessions, tracing, telemetry = config.sessions, shared.tracing, shared.telemetry
+    sessions, tracing, telemetry = config.sessions, config.tracing or _RELAYED, shared.telemetry
     app: ASGIApp = Forwarder(upstream, shared.client, spans=telemetry.spans, draining=shared.draining, bounds=bounds)
     if policy is not None:
         app = ToolAuthorizationMiddleware(app, policy=policy, bounds=bounds)
