@@ -63,6 +63,8 @@ BATCH_VERSION: Final = "2025-03-26"
 """The one revision with batches; also what an absent version header means (2025-11-25, transports)."""
 
 MAX_DEPTH: Final = 128
+MAX_NAMES: Final = 1000
+"""Members of the envelope, of ``params`` and of ``_meta``: each name is compared with every other spelling."""
 MAX_BATCH: Final = 100
 """Messages in one batch: what one POST may start."""
 
@@ -240,7 +242,7 @@ def _check_text(body: bytes) -> None:
         body.decode()
     except UnicodeDecodeError as error:
         raise _RefusedError(PARSE_ERROR, f"the body is not UTF-8 (byte {error.start})") from None
-    if b"\\" in body:  # one byte is found many times faster than two
+    if b"\\" in body and (b"\\ud" in body or b"\\uD" in body):  # one byte is found many times faster than two
         for match in _SURROGATES.finditer(body):
             if match["lone"] or not match["low"]:
                 raise _RefusedError(PARSE_ERROR, "the body has a lone surrogate escape; send whole characters")
@@ -376,6 +378,8 @@ def _check_spelling(place: str, values: Mapping[str, Any], known: Mapping[str, s
     """Rule 3. The decoder has already kept one value for names that are equal."""
     if values.keys() <= _WELL_SPELT:
         return
+    if len(values) > MAX_NAMES:
+        raise _RefusedError(INVALID_REQUEST, f"{place} has {len(values)} members; at most {MAX_NAMES} are allowed")
     seen: dict[str, str] = {}
     for name in values:
         right = known.get(_folded(name), name)

@@ -21,6 +21,7 @@ from mcp_middleware.errors import (
 from mcp_middleware.message import (
     MAX_BATCH,
     MAX_DEPTH,
+    MAX_NAMES,
     Batch,
     Notification,
     Request,
@@ -480,3 +481,12 @@ def test_arguments_arrive_as_they_were_sent(value: Any, ascii_only: bool) -> Non
     assert isinstance(message, Request)
     assert message.arguments() == text.encode()
     assert text.encode() in message.encode()
+
+
+@pytest.mark.parametrize(
+    "place", ['{%s,"jsonrpc":"2.0","id":1,"method":"x"}', '{"jsonrpc":"2.0","id":1,"method":"x","params":{%s}}']
+)
+def test_case_39_names_are_bounded_where_each_is_compared(place: str) -> None:
+    for count, refused in ((MAX_NAMES - 3, False), (MAX_NAMES + 1, True)):
+        body = place % ",".join(f'"k{number}":1' for number in range(count))
+        assert isinstance(parse(body.encode()), Rejection) is refused
