@@ -401,9 +401,7 @@ class _Answer:
             self.decoder = Decoder(limit=self.pipeline.bounds.max_answer_bytes)
             self._end_with_token()
             await self.send_on(event)
-        elif isinstance(exchange.message, Request) and (
-            media == b"application/json" or (exchange.strict and event["status"] < 400)
-        ):
+        elif isinstance(exchange.message, Request) and (media == b"application/json" or exchange.strict):
             self.start = event
         else:
             await self.send_on(event)
@@ -475,7 +473,7 @@ class _Answer:
             data = frame.data
             message = parse_server_message(data) if data else None
             if message is None:
-                if self.exchange.strict and data and frame.event == b"message":
+                if self.exchange.strict and data and (frame.event == b"message" or data.lstrip()[:1] in (b"[", b"{")):
                     self.dropped = True
                 else:
                     out.append(frame.raw)

@@ -10,8 +10,9 @@ import httpx2
 import pytest
 
 from mcp_middleware.errors import UnknownOutcomeError
-from mcp_middleware.exchange import Receive, Scope, Send
+from mcp_middleware.exchange import Exchange, Receive, Scope, Send
 from mcp_middleware.member import Bounds, Member
+from mcp_middleware.message import ServerMessage
 from mcp_middleware.types import Era
 from tests.support import answer_of, headers_for, listener, message, messages_of, origin_of, post, serve
 
@@ -177,6 +178,44 @@ async def test_case_39_the_answers_to_a_batch_are_not_held_beyond_a_bound() -> N
             assert response.headers["content-type"] == media
             answers = response.json() if media == "application/json" else messages_of(response)
             assert [answer["id"] for answer in answers] == list(range(count))
+
+
+class Strict(Member):
+    """Lets nothing pass that cannot be read, and sees what can."""
+
+    stage = "authorization"
+
+    async def on_request(self, exchange: Exchange) -> None:
+        exchange.strict = True
+
+    def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage:
+        return message.with_result({"tools": []})
+
+
+LISTED = b'{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"hidden"}]}}'
+
+
+@pytest.mark.parametrize(
+    ("status", "media", "body", "passes"),
+    [
+        (b"200 OK", b"text/plain", LISTED, False),
+        (b"400 Bad Request", b"text/plain", LISTED, False),
+        (b"404 Not Found", b"", LISTED, False),
+        (b"200 OK", b"text/event-stream", b"event: other\ndata: [" + LISTED + b"]\n\n", False),
+        (b"200 OK", b"text/event-stream", b"event: other\ndata: " + LISTED + b"\n\n", False),
+        (b"421 Misdirected Request", b"text/plain", b"hidden away", True),
+    ],
+)
+async def test_case_16_no_label_carries_a_list_past_who_filters_it(
+    status: bytes, media: bytes, body: bytes, passes: bool
+) -> None:
+    async def say(caller: Caller) -> None:
+        line = b"content-type: " + media + b"\r\n" if media else b""
+        await caller.send(b"HTTP/1.1 " + status + b"\r\n" + line + b"content-length: %d\r\n\r\n" % len(body) + body)
+
+    async with raw_server(say) as server, gateway(server.origin, around=Strict) as gate, httpx2.AsyncClient() as http:
+        response = await post(http, gate.url, "tools/list", {})
+        assert ("hidden" in response.text) is passes
 
 
 async def test_chunks_of_one_byte_are_no_flood() -> None:
