@@ -29,7 +29,6 @@ from .errors import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
     UNAUTHORIZED,
-    UNAVAILABLE,
     ConfigurationError,
     UnknownOutcomeError,
 )
@@ -513,13 +512,13 @@ class _Answer:
         text = "the server stopped before it answered"
         if self.exchange.answer is None:
             self.exchange.failed = UnknownOutcomeError(text)  # the words below are ours, and say nothing of the server
-        if await self.end_stream(UNAVAILABLE, text) or self.ended or not isinstance(self.exchange.message, Request):
+        if await self.end_stream(INTERNAL_ERROR, text) or self.ended or not isinstance(self.exchange.message, Request):
             return
         if self.start is None and self.exchange.status is not None:
             return  # an answer of another kind is under way
         self.ended = True
         self.exchange.status = 503
-        document = Document(self._error(text, UNAVAILABLE), 503, ((b"content-type", b"application/json"),))
+        document = Document(self._error(text), 503, ((b"content-type", b"application/json"),))
         await send_document(document, self.send_on)
 
     def _error(self, text: str, code: int = INTERNAL_ERROR) -> bytes:

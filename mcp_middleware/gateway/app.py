@@ -32,8 +32,11 @@ __all__ = ["Gateway", "create_app"]
 logger = logging.getLogger("mcp_middleware.gateway")
 
 _ENDPOINT: Final = "/mcp"
-_FIXED: Final = ("host", "port", "workers", "replicas", "tls", "state", "tracing", "audit")
-"""What a running process does not change: a reload that asks for it is told so."""
+_FIXED: Final = {
+    "listen": ("host", "port"),
+    **{key: (key,) for key in ("workers", "replicas", "tls", "state", "tracing", "audit", "access_log")},
+}
+"""Keys that a running process does not change, with what they are in ``Config``: a reload that asks for it is told."""
 
 
 def create_app(config: Config, *, access_log: AccessLog | None = None) -> "Gateway":
@@ -133,10 +136,7 @@ class Gateway:
         Raises ConfigurationError, and changes nothing, where it cannot be served.
         """
         current = self._generation
-        ignored = [name for name in _FIXED if getattr(config, name) != getattr(current.config, name)]
-        if ignored:
-            logger.warning("these keys change at a restart only, and stay as they are: %s", ", ".join(ignored))
-            config = replace(config, **{name: getattr(current.config, name) for name in ignored})
+        config = _with_fixed(config, current.config)
         following = _Generation(config, self._shared, previous=current)
         if self._started:
             await following.start()
@@ -250,6 +250,18 @@ def _upstream(server: ServerConfig, client: UpstreamClient, previous: _Generatio
     if previous is not None and previous.config.servers.get(server.name) == server:
         return previous.upstreams[server.name]
     return Upstream(server, client)
+
+
+def _with_fixed(config: Config, current: Config) -> Config:
+    """``config`` with what only a restart changes as it is now."""
+    changed = [key for key, names in _FIXED.items() if any(getattr(config, n) != getattr(current, n) for n in names)]
+    if not changed:
+        return config
+    logger.warning("these keys change at a restart only, and stay as they are: %s", ", ".join(changed))
+    kept = {name: getattr(current, name) for key in changed for name in _FIXED[key]}
+    if "listen" in changed and config.public_url == config.own_url:
+        kept["public_url"] = current.public_url  # it was not given: it follows from where we listen
+    return replace(config, **kept)
 
 
 def _normal(path: str) -> str:

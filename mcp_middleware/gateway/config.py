@@ -176,9 +176,18 @@ class Config:
         parts = urlsplit(self.state)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
+    @property
+    def own_url(self) -> str:
+        """Where it listens; what ``public_url`` is where the file does not say."""
+        return _url_of(self.host, self.port, tls=self.tls is not None)
+
     def resource(self, server: str) -> str:
         """The URL of one server's endpoint, which is its resource identifier (RFC 8707)."""
         return f"{self.public_url}/{server}/mcp"
+
+
+def _url_of(host: str, port: int, *, tls: bool) -> str:
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def load(path: str | os.PathLike[str], *, environ: Mapping[str, str] = os.environ) -> Config:
@@ -337,7 +346,7 @@ class _Parts:
                 return self.reading.at(
                     node, "public_url is missing; it must be the URL that clients know the gateway by"
                 )
-            return f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
+            return _url_of(host, port, tls=tls is not None)
         if _is_readable_on_the_way(url):
             if self.values["auth"] != "off":
                 return self.reading.wrong(node, "public_url", "be https: it is what access tokens are for (RFC 9728)")

@@ -11,16 +11,30 @@ from mcp_middleware.errors import INVALID_REQUEST, RATE_LIMITED
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request
+from mcp_middleware.resource_server.metadata import WELL_KNOWN
 from mcp_middleware.resource_server.origins import AllowedOrigins
-from mcp_middleware.types import Document, Rejection
+from mcp_middleware.types import Document, Headers, Rejection
 
 __all__ = ["AccessLog", "Edge", "OpenRequests"]
+
+_PREFLIGHT: Final = (
+    (b"access-control-allow-methods", b"GET, POST, DELETE"),
+    (b"access-control-allow-headers", b"*, authorization"),
+    (b"access-control-max-age", b"600"),
+)
+"""What a page of an allowed origin may send (Fetch, "CORS protocol"). ``*`` does not stand for ``Authorization``."""
+_EXPOSED: Final = (b"access-control-expose-headers", b"mcp-session-id, www-authenticate, retry-after")
+"""What it may read of an answer besides its body."""
 
 AccessLog: TypeAlias = Callable[[str, Exchange, float], None]
 """Writes one line: the server's name, the finished exchange, and the seconds it took."""
 
 _HANDSHAKES: Final = frozenset({"initialize", "server/discover", "ping"})
 """What a client needs to connect; a refusal would make it give up, or fall back to another era (E2)."""
+
+
+def _shared_with(origin: bytes) -> Headers:
+    return [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
 
 
 class OpenRequests:
@@ -49,8 +63,8 @@ class OpenRequests:
 
 
 class Edge(Member):
-    """Checks ``Host`` and ``Origin`` against DNS rebinding (F5; SH and T25, "Security Warning"), bounds what one agent
-    has open at once, and writes the access log.
+    """Checks ``Host`` and ``Origin`` against DNS rebinding (F5; SH and T25, "Security Warning"), lets pages of allowed
+    origins read their answers, bounds what one agent has open at once, and writes the access log.
 
     ``hosts`` are the values of ``Host`` that are ours, in lower case, with a port where it is not the scheme's own;
     ``most_open`` is how many requests and streams one agent may have in ``open_requests``.
@@ -82,9 +96,20 @@ class Edge(Member):
         host = exchange.headers.get(b"host", b"").lower()
         if b"host" in exchange.repeated or host not in self._hosts:
             return Rejection(421, INVALID_REQUEST, "The Host of this request is not served here", "bad_host")
-        if b"origin" in exchange.repeated or not self._origins.allow(exchange.headers.get(b"origin")):
+        if exchange.path.startswith(WELL_KNOWN):
+            return None  # metadata is for pages of every origin
+        origin = exchange.headers.get(b"origin")
+        if b"origin" in exchange.repeated or not self._origins.allow(origin):
             return Rejection(403, INVALID_REQUEST, "The Origin of this request is not allowed here", "bad_origin")
+        if origin and exchange.http_method == "OPTIONS" and b"access-control-request-method" in exchange.headers:
+            return Document(b"", 204, (*_shared_with(origin), *_PREFLIGHT))
         return None
+
+    def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
+        origin = exchange.headers.get(b"origin")
+        if origin and self._origins.allow(origin):
+            headers[:] = [line for line in headers if not line[0].startswith(b"access-control-")]
+            headers += [*_shared_with(origin), _EXPOSED]
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         message = exchange.message

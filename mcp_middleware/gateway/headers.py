@@ -8,6 +8,7 @@ Of a request go on all, unknown ``Mcp-Param-*`` too (A1), without white space ar
   its configuration;
 - what proxies say of a caller (``Forwarded``, ``X-Forwarded-*``, ``X-Auth-Request-*``, ...), in either spelling of the
   hyphen: a caller who sends them has made them up;
+- ``Origin``: it has been judged here (F5), and a server with a list of its own would refuse pages that we let in;
 - MCP's own with underscores, which some servers read as if they had hyphens, and nobody has judged.
 
 Of an answer go on all but hop-by-hop ones, cookies, challenges, and what speaks to a proxy.
@@ -47,6 +48,7 @@ _NOT_SENT: Final = (
         b"forwarded",
         b"host",
         b"http2-settings",
+        b"origin",
         b"impersonate-user",
         b"true-client-ip",
         b"x-auth-token",

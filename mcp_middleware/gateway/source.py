@@ -97,7 +97,8 @@ def with_environment(node: Node, path: str, reading: Reading) -> Node:
     text = _REFERENCE.sub(value, node.text)
     for name in dict.fromkeys(wanting):
         reading.at(
-            node, f"{path} needs the environment variable {name}, which is not set; set it ($${{ is a literal ${{)"
+            node,
+            f"{path} needs the environment variable {name}, which is not set; set it, or write $${{ for a literal ${{",
         )
     if malformed:
         reading.wrong(node, path, "have the name of a variable in ${NAME}; write $${ for a literal ${")

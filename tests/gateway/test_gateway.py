@@ -172,6 +172,26 @@ async def test_case_9_a_hostile_host_or_origin_is_refused_and_recorded(tmp_path:
     assert [record.reason for record in running.records()] == ["bad_host", "bad_origin", None, "bad_host"]
 
 
+async def test_a_page_of_an_allowed_origin_may_call_and_read_and_no_other(tmp_path: Path) -> None:
+    page = "https://inspector.example.com"
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,mcp-method"}
+    async with before(tmp_path, origins=[page]) as running:
+        preflight = await running.http.options(running.url(), headers=asks | {"origin": page})
+        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (204, page)
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+        for token, status in ((running.token(), 200), (None, 401)):
+            reply = await post(running.http, running.url(), "tools/call", ECHO, token=token, headers={"origin": page})
+            assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (status, page)
+            assert "mcp-session-id" in reply.headers["access-control-expose-headers"]
+        for headers in (asks | {"origin": "https://evil.example.com"}, asks):
+            refused = await running.http.options(running.url(), headers=headers)
+            assert refused.status_code in (401, 403)
+            assert "access-control-allow-origin" not in refused.headers
+        document = f"{running.origin}/.well-known/oauth-protected-resource/files/mcp"
+        anywhere = await running.http.get(document, headers={"origin": "https://anywhere.example.com"})
+        assert (anywhere.status_code, anywhere.headers["access-control-allow-origin"]) == (200, "*")
+
+
 @each_era
 async def test_case_10_a_missing_scope_is_named_at_once(era: Era, tmp_path: Path) -> None:
     async with before(tmp_path) as running:
@@ -398,6 +418,9 @@ async def test_case_18_and_43_a_reload_changes_what_is_asked_next_and_a_bad_one_
             await running.app.reload(from_mapping(changed | {"audit": {"jsonl": str(tmp_path / "other.jsonl")}}))
             assert "reload" not in (await running.http.get(f"{running.origin}/readyz")).json()
             assert running.app.config.audit == from_mapping(changed).audit, "what cannot change at a reload stays"
+            moved = {name: value for name, value in changed.items() if name != "public_url"} | {"listen": "127.0.0.1:9"}
+            await running.app.reload(from_mapping(moved))
+            assert running.app.config.public_url == running.origin, "and so does what follows from it"
     assert "denied" in {record.decision for record in running.records()}
 
 
