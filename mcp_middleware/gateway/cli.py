@@ -40,10 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(json.dumps(schema(), indent=2))
         return 0
+    from mcp_middleware.storage import RedisConnection
+
     from .config import load
 
     try:
         config = load(given.file)
+        if config.state != "memory":
+            RedisConnection(config.state)  # connects to nothing yet, and says so where its extra is not installed
     except ConfigurationError as error:
         print(error, file=sys.stderr)
         return 2
