@@ -180,7 +180,7 @@ async def test_case_18_a_bad_file_keeps_the_last_good_one_and_says_so(tmp_path: 
 async def test_what_cannot_change_while_it_runs_is_said(tmp_path: Path) -> None:
     async with backend() as files, running(tmp_path, {"files": files.origin}) as process, client() as http:
         process.write(configured({"files": files.origin}, process.port + 1, public_url=process.origin))
-        await process.wrote("restart.*port")
+        await process.wrote("restart.*listen")
         assert await served(http, f"{process.origin}/files/mcp")
 
 
