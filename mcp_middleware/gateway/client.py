@@ -193,6 +193,7 @@ class Answer:
     def close(self) -> None:
         """Be done with it. A connection on which something is still to come is ended, so that the server notices."""
         self._connection.release(self)
+        self._error = None  # its traceback holds us
 
     # What the connection tells.
 
@@ -351,6 +352,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
         self._transport = None
+        self._parser = None  # it holds us: a connection is to go without the garbage collector
         answer = self._answer
         if answer is None:
             self._client._forget(self._endpoint, self)

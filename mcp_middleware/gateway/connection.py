@@ -140,15 +140,21 @@ class _Transport:
 
     def __init__(self, raw: asyncio.Transport, connection: "Connection") -> None:
         self._raw = raw
-        self._connection = connection
+        self._connection: Connection | None = connection
         self.write = raw.write
         self.get_extra_info = raw.get_extra_info
 
     def is_closing(self) -> bool:
-        return self._connection.lingers or self._raw.is_closing()
+        return self._connection is None or self._connection.lingers or self._raw.is_closing()
 
     def close(self) -> None:
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
+
+    def let_go(self) -> None:
+        """The connection has ended. Held on to, it and its last request would wait for the garbage collector, which
+        comes late to what has lived long."""
+        self._connection = None
 
 
 class Connection(HttpToolsProtocol):
@@ -185,6 +191,7 @@ class Connection(HttpToolsProtocol):
         self.pipeline.clear()
         super().connection_lost(exc)
         self.raw.close()
+        cast(_Transport, self.transport).let_go()
 
     # Reading
 
