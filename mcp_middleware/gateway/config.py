@@ -416,6 +416,8 @@ class _Parts:
             return self.reading.at(self.node("audit"), "audit.sqlite and audit.jsonl are the same file; give two")
         if audit["on_failure"] == "continue":
             self.warn("audit.on_failure is continue: calls go on while they cannot be recorded")
+        if audit["sqlite"] is None:
+            self.warn("audit.sqlite is not given: a process that is killed loses its last records")
         return AuditConfig(**audit)
 
     def tls(self) -> Any:
