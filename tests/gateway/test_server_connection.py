@@ -1,6 +1,7 @@
 """Case 37 at the socket: what a client may take before the gateway knows what it asks for."""
 
 import asyncio
+import gc
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import pytest
 
 from mcp_middleware.exchange import Receive, Scope, Send
 from mcp_middleware.gateway import connection
+from mcp_middleware.gateway.client import Endpoint, UpstreamClient, UpstreamConnection
 from mcp_middleware.gateway.connection import Connections, accept
 from mcp_middleware.member import Bounds, Member
 from tests.support import listener
@@ -480,3 +482,32 @@ async def test_an_end_lets_the_answer_under_way_be_the_last_of_its_connection() 
         assert statuses(await talk(served)) == [503]
         writer.close()
         idle_writer.close()
+
+
+async def test_case_44_connections_that_have_ended_do_not_wait_for_the_garbage_collector() -> None:
+    client = UpstreamClient()
+    async with serving() as served:
+        endpoint = Endpoint(f"http://127.0.0.1:{served.port}/wait", [])
+        gc.collect()
+        gc.disable()
+        try:
+            ours = await client.connect(endpoint)
+            answer = ours.request(b"GET" + endpoint.start + b"\r\n", b"", timeout=30.0, idle=0.0)
+            reading = asyncio.create_task(answer.head())
+            await served.started.wait()
+            answer.interrupt(ConnectionError("the caller has left"))
+            with suppress(ConnectionError):
+                await reading
+            answer.close()
+            del ours, answer, reading
+            served.go_on.set()
+            while served.open():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            left = [
+                type(one) for one in gc.get_objects() if isinstance(one, connection.Connection | UpstreamConnection)
+            ]
+        finally:
+            gc.enable()
+    await client.aclose()
+    assert not left
