@@ -286,6 +286,10 @@ class SessionAffinityMiddleware(Member):
             else:
                 self._sessions.leave(held.use, now)
                 await self._store.opened(held.place, held.use, idle=self._idle, now=now)
+                if exchange.answer is not None and exchange.answer.error is not None:
+                    # Refused after all: servers that stream name a session before they know (C2).
+                    self._sessions.end(held.use)
+                    await self._store.end(held.use, idle=self._idle, now=now)
         elif isinstance(held, _Closing):
             self._sessions.leave(held.use, now)
             if held.ended:

@@ -273,6 +273,24 @@ async def test_case_22_a_session_flood_meets_its_cap_and_nobody_else_notices(tmp
         assert await initialize(running.http, running.url(), token=token) is not None
 
 
+async def test_an_initialize_that_is_refused_opens_no_session(tmp_path: Path) -> None:
+    """C2: the SDK names one all the same, with 200 and an event stream."""
+    async with before(tmp_path, sessions={"keys": [SESSION_KEY], "per_agent": 1}) as running:
+        token = running.token()
+        for _ in range(3):
+            reply = await post(
+                running.http, running.url(), "initialize", {"protocolVersion": 5}, era="legacy", token=token
+            )
+            assert "error" in answer_of(reply)
+            session = reply.headers.get("mcp-session-id")
+            if session is not None:
+                again = await post(
+                    running.http, running.url(), "tools/call", ECHO, era="legacy", token=token, session=session
+                )
+                assert again.status_code == 404
+        assert await initialize(running.http, running.url(), token=token) is not None
+
+
 async def test_case_23_a_modern_request_with_a_session_header_is_served_without_it(tmp_path: Path) -> None:
     async with before(tmp_path) as running:
         reply = await post(running.http, running.url(), "tools/call", ECHO, token=running.token(), session="made-up")
