@@ -15,6 +15,8 @@ __all__ = ["Telemetry"]
 logger = logging.getLogger("mcp_middleware.gateway")
 
 _SERVICE: Final = "mcp-gateway"
+_PATIENCE: Final = 2.0
+"""Seconds that one delivery may take, repetitions included: a stop waits for the last one of spans and of metrics."""
 
 
 class Telemetry:
@@ -62,8 +64,10 @@ def _providers(tracing: TracingConfig) -> tuple[Any, Any]:
     sampler = ParentBasedTraceIdRatio(tracing.sample)
     tracer_provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
     tracer_provider.add_span_processor(
-        BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{base}/v1/traces", headers=headers))
+        BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{base}/v1/traces", headers=headers, timeout=_PATIENCE))
     )
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=f"{base}/v1/metrics", headers=headers))
+    reader = PeriodicExportingMetricReader(
+        OTLPMetricExporter(endpoint=f"{base}/v1/metrics", headers=headers, timeout=_PATIENCE)
+    )
     meter_provider = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
     return tracer_provider, meter_provider
