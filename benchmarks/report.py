@@ -12,7 +12,7 @@ from .cases import Case, Figures, base_of
 from .footprint import Footprint
 from .processes import NGINX
 
-__all__ = ["document", "find", "table", "to_json"]
+__all__ = ["document", "find", "micro", "processor", "table", "to_json"]
 
 _PACKAGES = ("fastmcp", "httptools", "mcp", "msgspec", "opentelemetry-sdk", "uvicorn", "uvloop")
 
@@ -23,7 +23,7 @@ def document(figures: Mapping[Case, Figures], footprint: Footprint, *, seconds: 
     return {
         "measured_in_seconds": round(seconds),
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "goals": [*_footprint_goals(footprint), *_speed_goals(cases)],
@@ -38,18 +38,18 @@ def _row(case: Case, own: Figures, figures: Mapping[Case, Figures]) -> dict[str,
         "bytes": case.size,
         "connections": case.connections,
         "requests": len(own.latencies),
-        "p50": _micro(own.p50),
-        "p99": _micro(own.p99),
-        "cpu": _micro(own.cpu),
+        "p50": micro(own.p50),
+        "p99": micro(own.p99),
+        "cpu": micro(own.cpu),
         "requests_per_second": round(own.rate),
     }
     base = figures.get(Case(base_of(case.variant), case.era, case.size, case.connections))
     if base is not None and base is not own:
         row |= {
             "base": base_of(case.variant),
-            "added_p50": _micro(own.added_p50(base)),
-            "added_p99": _micro(own.p99 - base.p99),
-            "added_cpu": _micro(own.cpu - base.cpu),
+            "added_p50": micro(own.added_p50(base)),
+            "added_p99": micro(own.p99 - base.p99),
+            "added_cpu": micro(own.cpu - base.cpu),
         }
         hop = figures.get(Case(NGINX, case.era, case.size, case.connections))
         bare = figures.get(Case(base_of(NGINX), case.era, case.size, case.connections))
@@ -59,11 +59,13 @@ def _row(case: Case, own: Figures, figures: Mapping[Case, Figures]) -> dict[str,
     return row
 
 
-def _micro(seconds: float) -> float:
+def micro(seconds: float) -> float:
+    """Microseconds."""
     return round(seconds * 1e6, 1)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the machine calls its processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 

@@ -5,11 +5,11 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Figures
 from benchmarks.processes import NGINX
+from benchmarks.report import micro, processor
 
 from .contenders import DIRECT, EVERYTHING, FORWARDER, LABELS, STREAMS, Contender, resident
 from .footprint import Footprint
@@ -40,7 +40,7 @@ def document(
     return {
         "measured_in_seconds": round(seconds),
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES} | dict(versions),
         "bytes": len(TEXT),
@@ -76,17 +76,17 @@ def _row(
         "client": client,
         "connections": case.connections,
         "apart": case.apart,
-        "p50": _micro(own.p50),
-        "p99": _micro(own.p99),
+        "p50": micro(own.p50),
+        "p99": micro(own.p99),
         "p99_by_p50": round(own.p99 / own.p50, 2),
         "requests_per_second": round(own.rate),
     }
     if isinstance(own, Figures):
         row["requests"] = len(own.latencies)
-        row["cpu"] = _micro(own.cpu)
+        row["cpu"] = micro(own.cpu)
     base: Any = figures.get(Case(DIRECT, case.connections, case.apart))
     if base is not None and base is not own:
-        row["added_p50"] = _micro(own.added_p50(base))
+        row["added_p50"] = micro(own.added_p50(base))
         hop: Any = figures.get(Case(NGINX, case.connections, case.apart))
         if hop is not None and case.connections == 1 and case.name != NGINX:
             row["nginx_hops"] = round(own.added_p50(base) / hop.added_p50(base), 2)
@@ -95,15 +95,6 @@ def _row(
         ratios = [one / other for one, other in zip(own.rates, bare.rates, strict=True)]
         row["rate_by_forwarder"] = round(statistics.median(ratios), 3)
     return row
-
-
-def _micro(seconds: float) -> float:
-    return round(seconds * 1e6, 1)
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def find(cases: Sequence[Mapping[str, Any]], **wanted: object) -> Mapping[str, Any] | None:
