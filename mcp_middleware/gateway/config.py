@@ -18,7 +18,7 @@ from mcp_middleware.member import Bounds
 from mcp_middleware.nodes import Node, read_file, read_mapping
 from mcp_middleware.ratelimit.rate import AgentLimits, Rate
 from mcp_middleware.resource_server.tokens import Issuer
-from mcp_middleware.resource_server.urls import is_loopback
+from mcp_middleware.oauth.urls import is_loopback
 
 from .keys import FILE
 from .source import INVALID, Reading, with_environment

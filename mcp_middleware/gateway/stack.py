@@ -11,7 +11,7 @@ from mcp_middleware.member import ASGIApp
 from mcp_middleware.ratelimit import RateLimitMiddleware
 from mcp_middleware.resource_server import JWTVerifier, OAuthResourceServerMiddleware
 from mcp_middleware.resource_server.origins import AllowedOrigins
-from mcp_middleware.resource_server.urls import is_loopback
+from mcp_middleware.oauth.urls import is_loopback
 from mcp_middleware.tracing import TraceContextMiddleware
 
 from .config import Config, TracingConfig

@@ -11,7 +11,7 @@ from mcp_middleware.affinity.sealing import KeyRing
 from mcp_middleware.ratelimit.rate import Rate
 from mcp_middleware.resource_server.metadata import scope_names
 from mcp_middleware.resource_server.origins import AllowedOrigins
-from mcp_middleware.resource_server.urls import absolute_url
+from mcp_middleware.oauth.urls import absolute_url
 from mcp_middleware.tracing.propagation import is_baggage_key
 
 from .headers import HOP_BY_HOP

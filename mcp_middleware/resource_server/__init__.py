@@ -1,6 +1,7 @@
 """OAuth 2.1 resource server: bearer tokens, RFC 9728 metadata, RFC 6750 challenges."""
 
-from .discovery import IssuerUnavailableError
+from mcp_middleware.oauth.http import IssuerUnavailableError
+
 from .jwt import JWTVerifier
 from .metadata import ProtectedResource
 from .middleware import OAuthResourceServerMiddleware

@@ -1,138 +1,26 @@
-"""Where an issuer's keys are, and the keeping of them: RFC 8414 and OpenID Connect discovery, JWKS.
-
-Nothing here trusts the network: https except on loopback, no redirect followed, bodies and time bounded, the
-issuer's identity compared exactly (F4, F8).
-"""
+"""The keeping of an issuer's keys (JWKS), which are found by its metadata or where the configuration says."""
 
 import asyncio
-import json
 import logging
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from typing import Final
 
-from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.oauth.http import FetchError, IssuerUnavailableError, OAuthHTTPClient
+from mcp_middleware.oauth.metadata import discover
 from mcp_middleware.types import Clock
 
 from .keys import Key, KeySet, parse_jwks
-from .urls import absolute_url, is_loopback, is_private
 
-if TYPE_CHECKING:
-    import httpx2
-
-__all__ = ["IssuerClient", "IssuerKeys", "IssuerUnavailableError", "discovery_urls", "keys_url"]
+__all__ = ["IssuerKeys"]
 
 logger = logging.getLogger("mcp_middleware.resource_server")
 
-_MAX_BODY_BYTES: Final = 256 * 1024
 _TIMEOUT: Final = 5.0
 """Seconds for all requests that one fetch of the keys takes."""
 _PATIENCE: Final = 0.03
 """Seconds that a request waits for fresher keys while it has stale ones."""
-
-
-class IssuerUnavailableError(Exception):
-    """What a token proves cannot be found out now, because its issuer does not answer. Never the caller's fault.
-
-    A TokenVerifier raises it; it is answered 503. ``retry_after`` is when to try again, in seconds.
-    """
-
-    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
-        super().__init__(message)
-        self.retry_after = math.ceil(max(1.0, retry_after))
-
-
-class FetchError(Exception):
-    """One document could not be had, or is not what it must be."""
-
-
-def discovery_urls(issuer: str) -> list[str]:
-    """Where the metadata of ``issuer`` may be, in the order to try: RFC 8414 section 3.1, the same for OpenID
-    Connect (RFC 8414 section 5), and OpenID Connect Discovery 1.0 section 4 (MCP, authorization server discovery)."""
-    parts = urlsplit(issuer)
-    origin = f"{parts.scheme}://{parts.netloc}"
-    path = parts.path.rstrip("/")
-    urls = [
-        f"{origin}/.well-known/oauth-authorization-server{path}",
-        f"{origin}/.well-known/openid-configuration{path}",
-        f"{origin}{path}/.well-known/openid-configuration",
-    ]
-    return list(dict.fromkeys(urls))
-
-
-def keys_url(metadata: dict[str, Any], issuer: str) -> str:
-    """The ``jwks_uri`` of an issuer's metadata. Raises FetchError where it must not be used.
-
-    The metadata must not send us to a private address: only the issuer's own host may be one.
-    """
-    try:
-        parts = absolute_url("jwks_uri", metadata.get("jwks_uri"), query=True)
-    except ConfigurationError as error:
-        raise FetchError(str(error)) from None
-    own = urlsplit(issuer).hostname or ""
-    host = parts.hostname or ""
-    if host != own and is_private(host) and not is_loopback(own):
-        raise FetchError(f"its metadata has its keys on the private host {host}")
-    return str(metadata["jwks_uri"])
-
-
-class IssuerClient:
-    """Fetches small JSON documents from issuers: one HTTP client, made at the first fetch and shared by all."""
-
-    __slots__ = ("_http",)
-
-    def __init__(self) -> None:
-        self._http: httpx2.AsyncClient | None = None
-
-    async def get(self, url: str) -> bytes:
-        """The body at ``url``. Raises FetchError for every answer but a 200 within the bounds."""
-        import httpx2  # not at the top: takes 0.1 s
-
-        if self._http is None:
-            # No connection is kept: fetches are minutes apart, and the client may outlive an event loop.
-            self._http = httpx2.AsyncClient(
-                follow_redirects=False,
-                timeout=_TIMEOUT,
-                limits=httpx2.Limits(max_connections=20, max_keepalive_connections=0),
-                headers={"accept": "application/json", "accept-encoding": "identity"},
-            )
-        try:
-            async with self._http.stream("GET", url) as response:
-                if response.status_code != 200:
-                    raise FetchError(f"{url} answered {response.status_code}")
-                body = bytearray()
-                async for chunk in response.aiter_raw():
-                    body += chunk
-                    if len(body) > _MAX_BODY_BYTES:
-                        raise FetchError(f"{url} answered more than {_MAX_BODY_BYTES} bytes")
-                return bytes(body)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise FetchError(f"{url}: {type(error).__name__}") from error
-
-    async def discover(self, issuer: str) -> dict[str, Any]:
-        """The metadata of ``issuer``, from the first place that has it. Raises FetchError.
-
-        It must name the issuer exactly as configured (RFC 8414 section 3.3, F8).
-        """
-        failures = []
-        for url in discovery_urls(issuer):
-            try:
-                metadata = json.loads(await self.get(url))
-            except (FetchError, ValueError, RecursionError) as error:
-                failures.append(str(error))
-                continue
-            if isinstance(metadata, dict) and metadata.get("issuer") == issuer:
-                return metadata
-            failures.append(f"{url} does not name {issuer} as its issuer")
-        raise FetchError("; ".join(failures))
-
-    async def aclose(self) -> None:
-        """Close the client; a later fetch makes a new one."""
-        http, self._http = self._http, None
-        if http is not None:
-            await http.aclose()
 
 
 class IssuerKeys:
@@ -147,7 +35,7 @@ class IssuerKeys:
     def __init__(
         self,
         issuer: str,
-        client: IssuerClient,
+        client: OAuthHTTPClient,
         *,
         jwks_uri: str | None,
         lifetime: float,
@@ -262,7 +150,7 @@ class IssuerKeys:
     async def _fetch_keys(self) -> KeySet:
         uri = self._configured_uri or self._found_uri
         if uri is None:
-            uri = self._found_uri = keys_url(await self._client.discover(self.issuer), self.issuer)
+            uri = self._found_uri = (await discover(self._client, self.issuer)).endpoint("jwks_uri")
         return parse_jwks(await self._client.get(uri))
 
     def _fail(self, reason: str) -> None:

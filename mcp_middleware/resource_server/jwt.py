@@ -10,15 +10,16 @@ from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.oauth.http import OAuthHTTPClient
+from mcp_middleware.oauth.urls import absolute_url
 from mcp_middleware.types import Clock, Principal
 
 from .cache import TokenCache
 from .challenge import MAX_TOKEN_BYTES
-from .discovery import IssuerClient, IssuerKeys
+from .discovery import IssuerKeys
 from .identity import principal_of
 from .keys import Key, KeySet
 from .tokens import InvalidTokenError, Issuer, ParsedToken, check_claims, check_header, parse_token, scopes_of, shown
-from .urls import absolute_url
 
 __all__ = ["JWTVerifier", "VerifiedToken"]
 
@@ -82,8 +83,7 @@ class JWTVerifier:
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
-        for module in ("jwt", "httpx2"):  # 0.1 s each: when the application starts, not in its first request
-            import_module(module)
+        import_module("jwt")  # 0.1 s: when the application starts, not in its first request
         absolute_url("resource", resource)
         _check_number("leeway", leeway, 0.0, MAX_LEEWAY)
         _check_number("key_lifetime", key_lifetime, 1.0, 86_400.0)
@@ -96,7 +96,7 @@ class JWTVerifier:
         """What the metadata document lists."""
         self._leeway = leeway
         self._clock = clock
-        self._client = IssuerClient()
+        self._client = OAuthHTTPClient()
         self._cache: TokenCache[_Verified] = TokenCache(int(cache_size))
         self._issuers = {
             issuer.issuer: (

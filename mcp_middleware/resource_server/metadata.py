@@ -6,9 +6,8 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.oauth.urls import absolute_url
 from mcp_middleware.types import Document
-
-from .urls import absolute_url
 
 __all__ = ["WELL_KNOWN", "ProtectedResource", "metadata_answer", "scope_names", "server_paths"]
 

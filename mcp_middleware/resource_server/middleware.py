@@ -8,10 +8,10 @@ from typing import ClassVar, Final, Literal
 from mcp_middleware.errors import INVALID_REQUEST, UNAUTHORIZED, UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
+from mcp_middleware.oauth.http import IssuerUnavailableError
 from mcp_middleware.types import AccessToken, Document, Rejection, TokenVerifier
 
 from .challenge import MalformedAuthorizationError, bearer_token, challenge, without_token
-from .discovery import IssuerUnavailableError
 from .identity import IDENTITY_HEADERS, hand_on, principal_of
 from .jwt import JWTVerifier, VerifiedToken
 from .metadata import WELL_KNOWN, ProtectedResource, metadata_answer, server_paths

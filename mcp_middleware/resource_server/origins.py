@@ -6,8 +6,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from mcp_middleware.errors import ConfigurationError
-
-from .urls import is_loopback
+from mcp_middleware.oauth.urls import is_loopback
 
 __all__ = ["AllowedOrigins"]
 

@@ -8,10 +8,10 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.oauth.urls import absolute_url
 
 from .challenge import MAX_TOKEN_BYTES
 from .keys import ALGORITHMS
-from .urls import absolute_url
 
 __all__ = [
     "InvalidTokenError",

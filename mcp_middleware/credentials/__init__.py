@@ -1,0 +1,1 @@
+"""A server's own credential, per upstream: never the caller's token (F1)."""
