@@ -61,10 +61,12 @@ class Exchange:
     __slots__ = (
         "_body",
         "_edits",
+        "access_token",
         "answer",
         "base_scopes",
         "cost",
         "decision",
+        "deferred",
         "disconnected",
         "ended",
         "era",
@@ -90,6 +92,7 @@ class Exchange:
         "started_at",
         "state",
         "status",
+        "still_good",
         "strict",
         "trace",
         "usage",
@@ -118,6 +121,10 @@ class Exchange:
         self.principal: Principal | None = _foreign_principal(scope)  # the resource server
         self.resource_metadata: str | None = None  # the resource server: the URL that a challenge names (RFC 9728)
         self.base_scopes: tuple[str, ...] = ()  # the resource server: what every request needs, and so every challenge
+        self.access_token: str | None = None  # the resource server: verified, for token exchange alone; in no record
+        self.still_good: Callable[[Exchange], Awaitable[bool]] | None = None  # the resource server: asked of a stream
+        self.deferred: Rejection | None = None  # the resource server
+        """A refusal that stands, in whatever words: who judges the message further in may put it in fuller ones."""
         self.rejection: Rejection | None = None  # whoever refused
         self.decision: Decision | None = None  # tool authorization
         self.session: str | None = None  # affinity: names the session in records, opens nothing
@@ -232,6 +239,7 @@ class Exchange:
         the garbage collector, whose rounds cost a large application more than all members do."""
         self.scope = {}
         self.receive = _closed
+        self.access_token = self.still_good = None
         self.state.clear()
 
     def child(self, message: Message) -> "Exchange":
@@ -241,6 +249,7 @@ class Exchange:
         child = Exchange(scope, self.receive)
         scope[_SCOPE_KEY] = child
         child.principal = self.principal
+        child.access_token, child.still_good = self.access_token, self.still_good
         child.resource_metadata, child.base_scopes = self.resource_metadata, self.base_scopes
         child.era, child.version = self.era, self.version
         child.replace_message(message)

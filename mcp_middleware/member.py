@@ -10,7 +10,8 @@ One request goes through four steps:
 1. ``on_headers`` of every member, outermost first: who calls? Nothing of the body has been read.
 2. The body is read, parsed and checked (``exchange.read_message``).
 3. ``on_request`` of every member, outermost first. The first Rejection, here or above, is the answer. If there is
-   none, ``on_forward``: what must be known before the server can act.
+   none, ``on_forward``: what must be known before the server can act. A refusal that a member has deferred is the
+   answer after all where nobody further in had another.
 4. The server is called. Its messages pass ``on_response_message`` of every member, innermost first.
 
 Then, whatever happened, ``on_finish`` of every member, innermost first.
@@ -22,6 +23,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Final, TypeAlias
 
 from .cutoff import Cutoff
@@ -33,7 +35,7 @@ from .errors import (
     UnknownOutcomeError,
 )
 from .exchange import Exchange, Receive, Scope, Send, open_exchange, read_message
-from .message import Batch, Request, ServerMessage, parse_server_message
+from .message import Batch, Message, Request, ServerMessage, parse_server_message
 from .responses import error_body, headers_of, media_type, rejection_answer, send_document
 from .sse import Decoder, EventTooLargeError, encode
 from .types import Document, Headers, Rejection
@@ -104,6 +106,10 @@ class Member:
         else:
             await self._pipeline.lifespan(scope, receive, send)
 
+    async def on_startup(self) -> None:
+        """Check and prepare, before the application is told to start. Whatever is raised fails the start, with the
+        message of a ConfigurationError. Not called where nobody runs the application's lifespan."""
+
     async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
         """Judge a request by its headers; a Document is served as it is."""
         return None
@@ -139,6 +145,7 @@ class _Pipeline:
             return found[::-1] if innermost_first else found
 
         self.server = server
+        self.on_startup = hooks("on_startup")
         self.on_headers = hooks("on_headers")
         self.on_request = hooks("on_request")
         self.on_forward = hooks("on_forward")
@@ -149,18 +156,47 @@ class _Pipeline:
         self.bounds = Bounds.tightest([member.bounds for member in members])
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the lifespan through; close the members once the application has shut down."""
+        """Start the members, pass the lifespan through, and close the members once the application has shut down."""
+        first: MutableMapping[str, Any] | None = await receive()
+        failure = await self._start()
+        if failure is not None:
+            await self._close()
+            await send({"type": "lifespan.startup.failed", "message": failure})
+            return
+
+        async def receive_on() -> MutableMapping[str, Any]:
+            nonlocal first
+            if first is None:
+                return await receive()
+            event, first = first, None
+            return event
 
         async def closing_send(event: MutableMapping[str, Any]) -> None:
-            if event["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-                for aclose in self.aclose:
-                    try:
-                        await aclose()
-                    except Exception:
-                        logger.exception("a member failed while closing")
+            if event["type"] in ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                await self._close()
             await send(event)
 
-        await self.server(scope, receive, closing_send)
+        await self.server(scope, receive_on, closing_send)
+
+    async def _start(self) -> str | None:
+        """Start the members; why that failed, or None. Not by an exception: servers take one for an application that
+        has no lifespan, and would go on."""
+        for on_startup in self.on_startup:
+            try:
+                await on_startup()
+            except ConfigurationError as error:
+                return str(error)
+            except Exception as error:
+                logger.exception("a member failed while starting")
+                return f"a member failed while starting: {type(error).__name__}"
+        return None
+
+    async def _close(self) -> None:
+        for aclose in self.aclose:
+            try:
+                await aclose()
+            except Exception:
+                logger.exception("a member failed while closing")
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request, from its headers to the last hook."""
@@ -183,12 +219,14 @@ class _Pipeline:
                 )
                 if message is None:
                     return
-                if isinstance(message, Batch):
+                if isinstance(message, Rejection):
+                    answer = message
+                elif exchange.deferred is not None and not _may_be_judged(message):
+                    answer = exchange.deferred
+                elif isinstance(message, Batch):
                     exchange.silent = True
                     await self._serve_batch(exchange, message, send, cutoff)
                     return
-                if isinstance(message, Rejection):
-                    answer = message
             await self._serve_judged(exchange, answer, send, cutoff)
         except BaseException as error:
             if exchange.failed is None:
@@ -207,10 +245,12 @@ class _Pipeline:
                 if rejection is not None:
                     break
             else:
-                for on_forward in self.on_forward:
-                    rejection = on_forward(exchange)
-                    if rejection is not None:
-                        break
+                rejection = exchange.deferred
+                if rejection is None:
+                    for on_forward in self.on_forward:
+                        rejection = on_forward(exchange)
+                        if rejection is not None:
+                            break
             exchange.overhead += time.monotonic() - began
         if rejection is None:
             await self._call_server(exchange, send, cutoff)
@@ -299,6 +339,12 @@ def _check_method(exchange: Exchange) -> Rejection | None:
     return None
 
 
+def _may_be_judged(message: Message | Batch) -> bool:
+    """Whether members further in can say anything of it that a deferred refusal does not: of a request, but not of the
+    one that opens a session."""
+    return isinstance(message, Request) and message.method != "initialize"
+
+
 _MAX_HELD: Final = 4 * 1024 * 1024
 """Bytes of answers to a batch that are held for a JSON array."""
 _SLICE: Final = 2 * 1024
@@ -307,6 +353,9 @@ _TURN: Final = 0.002
 """Seconds that one stream may take before others have their turn."""
 _TOO_LARGE: Final = "the server's answer is too large"
 _LEFT_UNREAD: Final = 64 * 1024
+_TOKEN_CHECK: Final = 20.0
+"""Seconds between two looks at the token of an open stream: with the 30 for which an issuer's word on a token may be
+kept, and the time to ask for it, a stream ends within a minute of a revocation."""
 
 
 def _leaves_body_unread(exchange: Exchange) -> bool:
@@ -406,9 +455,13 @@ class _Answer:
             await self.send_on(event)
 
     def _end_with_token(self) -> None:
-        principal = self.exchange.principal
+        """At its end, which the caller knows; or when it has been revoked, which its issuer alone knows."""
+        exchange = self.exchange
+        principal, still_good = exchange.principal, exchange.still_good
         if principal is not None and principal.expires_at is not None:
             self.cutoff.start(max(0.0, principal.expires_at - time.time()))
+        if still_good is not None:
+            self.cutoff.ask(partial(still_good, exchange), every=_TOKEN_CHECK)
 
     async def _hold(self, event: MutableMapping[str, Any]) -> None:
         self.body.append(event.get("body", b""))

@@ -65,6 +65,8 @@ class ToolAuthorizationMiddleware(Member):
         if decision.allowed:
             exchange.state[self] = judged
             return None
+        if exchange.deferred is not None and not decision.visible:
+            return None  # refused as what it may see is, so that it does not tell the hidden from the unknown
         return refusal(
             judged,
             decision,

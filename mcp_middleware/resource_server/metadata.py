@@ -1,7 +1,7 @@
 """The protected resource metadata document and where it is found (RFC 9728). Pure."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -9,12 +9,11 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth.urls import absolute_url
 from mcp_middleware.types import Document
 
-__all__ = ["WELL_KNOWN", "ProtectedResource", "metadata_answer", "scope_names", "server_paths"]
+from .scopes import scope_names
+
+__all__ = ["WELL_KNOWN", "ProtectedResource", "metadata_answer", "server_paths", "unavailable_answer"]
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
-
-_SCOPE_CHARACTERS: Final = frozenset(map(chr, range(0x21, 0x7F))) - {'"', "\\"}
-"""RFC 6749 section 3.3, ``NQCHAR``."""
 
 _CORS: Final = ((b"access-control-allow-origin", b"*"),)
 _PREFLIGHT: Final = (
@@ -68,18 +67,6 @@ class ProtectedResource:
         self.body = json.dumps(document).encode()
 
 
-def scope_names(scopes: Sequence[str]) -> tuple[str, ...]:
-    """``scopes`` in order, each once, without ``offline_access``. Raises ConfigurationError for what is no scope."""
-    if isinstance(scopes, str) or not isinstance(scopes, Iterable):
-        raise ConfigurationError(f"scopes is {scopes!r}; it must be a list of scope names")
-    for scope in scopes:
-        if not isinstance(scope, str) or not scope or not _SCOPE_CHARACTERS.issuperset(scope):
-            raise ConfigurationError(
-                f"scopes has {scope!r}; a scope is printable ASCII without space, double quote and backslash"
-            )
-    return tuple(scope for scope in dict.fromkeys(scopes) if scope != "offline_access")
-
-
 def server_paths(scope: Mapping[str, Any]) -> tuple[str, str]:
     """The request's path as the host sees it, and as the application mounted at ``root_path`` sees it.
 
@@ -101,3 +88,8 @@ def metadata_answer(body: bytes, method: str) -> Document:
     if method == "OPTIONS":
         return Document(b"", 204, _PREFLIGHT)
     return Document(b"", 405, ((b"allow", b"GET, HEAD, OPTIONS"),))
+
+
+def unavailable_answer(retry_after: int) -> Document:
+    """The answer where a document cannot be had for now; ``retry_after`` in seconds."""
+    return Document(b"", 503, (*_CORS, (b"retry-after", str(retry_after).encode()), (b"cache-control", b"no-store")))

@@ -2,25 +2,31 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Final, Literal
 
 from mcp_middleware.errors import INVALID_REQUEST, UNAUTHORIZED, UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.oauth.http import IssuerUnavailableError
-from mcp_middleware.types import AccessToken, Document, Rejection, TokenVerifier
+from mcp_middleware.types import AccessToken, Document, Principal, Rejection, TokenVerifier
 
 from .challenge import MalformedAuthorizationError, bearer_token, challenge, without_token
 from .identity import IDENTITY_HEADERS, hand_on, principal_of
 from .jwt import JWTVerifier, VerifiedToken
-from .metadata import WELL_KNOWN, ProtectedResource, metadata_answer, server_paths
+from .legacy import LEGACY_WELL_KNOWN, issuer_metadata
+from .metadata import ProtectedResource, metadata_answer, server_paths
 from .origins import AllowedOrigins
+from .scopes import ScopeHierarchy
 from .tokens import Issuer
 
 __all__ = ["OAuthResourceServerMiddleware"]
 
 _QUERY_TOKEN: Final = b"token"
+_ANY_WELL_KNOWN: Final = "/.well-known/"
+_WIDENED: Final = 4096
+"""Tokens whose widened scopes are kept at hand."""
 
 logger = logging.getLogger("mcp_middleware.resource_server")
 
@@ -29,14 +35,18 @@ class OAuthResourceServerMiddleware(Member):
     """Lets in who bears a valid access token for this resource, and tells the others where to get one.
 
     ``resource`` is the URL clients connect to, and the audience of their tokens. ``issuers`` are the authorization
-    servers whose JWTs count; ``verifier`` is any other way to verify a token, in their place. ``scopes`` are what
-    every request needs. ``authorization_servers`` are listed in the metadata document: the issuers, where nothing is
-    said; a verifier that does not know any needs the option. ``allowed_origins`` are the web origins besides the
-    resource's own whose pages may call, ``"*"`` all. ``tell_server`` makes the caller known to the application inside,
-    as the MCP SDK, FastMCP and Starlette look for one; a proxy to another machine has no use for it.
+    servers whose tokens count; ``verifier`` is any other way to verify a token, in their place. ``scopes`` are what
+    every request needs. ``implied_scopes`` names for a scope those it contains, so that a token with the greater need
+    not name the smaller: ``{"mcp:admin": ["mcp:use"]}``. ``authorization_servers`` are listed in the metadata document:
+    the issuers, where nothing is said; a verifier that does not know any needs the option. ``legacy_metadata`` repeats
+    the first issuer's metadata at the origin of the resource, where clients of 2025-03-26 look for it, unless the
+    issuer itself is there. ``allowed_origins`` are the web origins besides the resource's own whose pages may call,
+    ``"*"`` all. ``tell_server`` makes the caller known to the application inside, as the MCP SDK, FastMCP and Starlette
+    look for one, with the scopes that the token itself names; a proxy to another machine has no use for it.
 
-    Every request needs a token, whatever its path and method, except the metadata document's (RFC 9728). Refusals
-    are those of RFC 6750 with MCP's additions (B2, B8 to B12). Raises ConfigurationError.
+    Every request needs a token, whatever its path and method, except those for the metadata documents (RFC 9728).
+    Refusals are those of RFC 6750 with MCP's additions (B2, B8 to B12). When the application starts, a verifier with an
+    async method ``start`` is started. Raises ConfigurationError.
     """
 
     stage: ClassVar[str] = "resource_server"
@@ -49,7 +59,9 @@ class OAuthResourceServerMiddleware(Member):
         issuers: Sequence[str | Issuer] = (),
         scopes: Sequence[str] = (),
         verifier: TokenVerifier | None = None,
+        implied_scopes: Mapping[str, Sequence[str]] | None = None,
         authorization_servers: Sequence[str] = (),
+        legacy_metadata: bool = True,
         allowed_origins: Sequence[str] = (),
         tell_server: bool = True,
         bounds: Bounds | None = None,
@@ -71,26 +83,43 @@ class OAuthResourceServerMiddleware(Member):
         servers = authorization_servers or getattr(verifier, "authorization_servers", ())
         self._resource = ProtectedResource(resource, authorization_servers=servers, scopes=scopes)
         self._required = frozenset(self._resource.scopes)
+        self._hierarchy = ScopeHierarchy(implied_scopes) if implied_scopes else None
+        self._widened: dict[int, tuple[VerifiedToken, Principal]] = {}
         self._origins = AllowedOrigins(resource, allowed_origins)
-        if not isinstance(tell_server, bool):
-            raise ConfigurationError(f"tell_server is {tell_server!r}; it must be True or False")
+        for name, value in (("tell_server", tell_server), ("legacy_metadata", legacy_metadata)):
+            if not isinstance(value, bool):
+                raise ConfigurationError(f"{name} is {value!r}; it must be True or False")
+        self._legacy = issuer_metadata(resource, verifier) if legacy_metadata else None
         self._hand_on = hand_on() if tell_server else None
+
+    async def on_startup(self) -> None:
+        start = getattr(self._verifier, "start", None)
+        if start is not None:
+            await start()
 
     async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
         exchange.resource_metadata = self._resource.metadata_url
         exchange.base_scopes = self._resource.scopes
         exchange.principal = None
-        if WELL_KNOWN in exchange.path and not self._resource.paths.isdisjoint(server_paths(exchange.scope)):
-            return metadata_answer(self._resource.body, exchange.http_method)
+        if _ANY_WELL_KNOWN in exchange.path:
+            document = await self._document(exchange)
+            if document is not None:
+                return document
         if b"origin" in exchange.repeated or not self._origins.allow(exchange.headers.get(b"origin")):
             return Rejection(403, INVALID_REQUEST, "The Origin of this request is not allowed here", "bad_origin")
         token = await self._authenticate(exchange)
         if isinstance(token, Rejection):
             return token
-        exchange.principal = token.principal if isinstance(token, VerifiedToken) else principal_of(token)
+        exchange.principal = self._principal(token)
         if not self._required <= exchange.principal.scopes:
             text = "The access token lacks a scope: this resource requires " + " ".join(self._resource.scopes)
-            return self._refuse(403, "insufficient_scope", text, "insufficient_scope")
+            refusal = self._refuse(403, "insufficient_scope", text, "insufficient_scope")
+            if exchange.http_method != "POST":
+                return refusal
+            # The message may need more: a client that is told of all at once asks for a token once (B10, H6).
+            exchange.deferred = refusal
+            return None
+        exchange.still_good = self._is_still_good
         exchange.remove_headers(IDENTITY_HEADERS)
         if _QUERY_TOKEN in exchange.scope.get("query_string", b"").lower():
             exchange.scope["query_string"] = without_token(exchange.scope["query_string"])
@@ -104,6 +133,7 @@ class OAuthResourceServerMiddleware(Member):
         if self._recall is not None and authorization is not None and not repeated:
             known = self._recall(authorization)
             if known is not None and self._is_for_here(known):
+                exchange.access_token = known.token
                 return known
         try:
             bearer = bearer_token(authorization, repeated=repeated)
@@ -122,7 +152,47 @@ class OAuthResourceServerMiddleware(Member):
         if token is None or not self._is_for_here(token):
             text = "The access token has expired, is malformed, or was not issued for this resource; get a new one"
             return self._refuse(401, "invalid_token", text, "invalid_token")
+        exchange.access_token = bearer
         return token
+
+    async def _document(self, exchange: Exchange) -> Document | None:
+        """The metadata document at the request's path, if there is one."""
+        paths = server_paths(exchange.scope)
+        if not self._resource.paths.isdisjoint(paths):
+            return metadata_answer(self._resource.body, exchange.http_method)
+        if self._legacy is not None and LEGACY_WELL_KNOWN in paths:
+            return await self._legacy.answer(exchange.http_method)
+        return None
+
+    def _principal(self, token: AccessToken) -> Principal:
+        """Whose the token is, with all that its scopes contain."""
+        if not isinstance(token, VerifiedToken):
+            return self._widen(principal_of(token))
+        if self._hierarchy is None:
+            return token.principal
+        known = self._widened.get(id(token))
+        if known is not None and known[0] is token:
+            return known[1]
+        principal = self._widen(token.principal)
+        if len(self._widened) >= _WIDENED:
+            self._widened.clear()
+        self._widened[id(token)] = token, principal
+        return principal
+
+    def _widen(self, principal: Principal) -> Principal:
+        if self._hierarchy is None:
+            return principal
+        scopes = self._hierarchy.widened(principal.scopes)
+        return principal if scopes is principal.scopes else replace(principal, scopes=scopes)
+
+    async def _is_still_good(self, exchange: Exchange) -> bool:
+        """Whether the token that opened a stream would open it now. An outage of the issuer ends no stream."""
+        try:
+            token = await self._verifier.verify_token(exchange.access_token or "")
+        except Exception as error:
+            logger.info("the token of an open stream cannot be verified now: %s", type(error).__name__)
+            return True
+        return token is not None and self._is_for_here(token)
 
     def _is_for_here(self, token: AccessToken) -> bool:
         """What any verifier's result must keep to: not expired, and for no other resource where it names one."""

@@ -1,11 +1,14 @@
 """Metadata documents for an application that mounts MCP servers: clients ask for them at the root of the host."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Receive, Scope, Send
-from mcp_middleware.responses import headers_of
+from mcp_middleware.responses import send_document
+from mcp_middleware.types import Document, TokenVerifier
 
+from .legacy import LEGACY_WELL_KNOWN, issuer_metadata
 from .metadata import WELL_KNOWN, ProtectedResource, metadata_answer
 
 if TYPE_CHECKING:
@@ -14,12 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["metadata_routes"]
 
 
-def metadata_routes(*resources: ProtectedResource) -> "list[BaseRoute]":
+def metadata_routes(*resources: ProtectedResource, verifier: TokenVerifier | None = None) -> "list[BaseRoute]":
     """Starlette routes for the documents of ``resources``: ``FastAPI(routes=metadata_routes(files, notes))``.
 
     Each document is at its path-inserted place (RFC 9728 section 3.1). The root form,
     ``/.well-known/oauth-protected-resource``, names one resource only: it is there when there is only one, or when
-    one of them has no path. Raises ConfigurationError where two documents claim one place.
+    one of them has no path.
+
+    ``verifier``: one whose first issuer's metadata is repeated at ``/.well-known/oauth-authorization-server``, where
+    clients of 2025-03-26 look for it; a mounted server is never asked for it itself.
+
+    Raises ConfigurationError where two documents claim one place, and where the verifier's issuer is at the origin of
+    the resources, where its own metadata belongs, or unknown.
     """
     places: dict[str, ProtectedResource] = {}
     for resource in resources:
@@ -34,22 +43,40 @@ def metadata_routes(*resources: ProtectedResource) -> "list[BaseRoute]":
                     "resources of one host must differ in their path"
                 )
             places[path] = resource
-    return [_route(path, resource) for path, resource in places.items()]
+    routes = [_route(path, _fixed(resource.body)) for path, resource in places.items()]
+    if verifier is not None and resources:
+        legacy = issuer_metadata(resources[0].resource, verifier)
+        if legacy is None:
+            raise ConfigurationError(
+                f"metadata_routes: verifier is {verifier!r}; it must know the metadata of an issuer, "
+                f"and the issuer must not be at the origin of {resources[0].resource}"
+            )
+        routes.append(_route(LEGACY_WELL_KNOWN, legacy.answer))
+    return routes
 
 
-def _route(path: str, resource: ProtectedResource) -> "BaseRoute":
+_Answer: TypeAlias = Callable[[str], Awaitable[Document]]
+"""The answer to a request with this HTTP method."""
+
+
+def _fixed(body: bytes) -> _Answer:
+    async def answer(method: str) -> Document:
+        return metadata_answer(body, method)
+
+    return answer
+
+
+def _route(path: str, answer: _Answer) -> "BaseRoute":
     from starlette.routing import Route  # only applications made with Starlette call this
 
-    return Route(path, _MetadataEndpoint(resource.body), include_in_schema=False)
+    return Route(path, _MetadataEndpoint(answer), include_in_schema=False)
 
 
 class _MetadataEndpoint:
     """Serves one document. An instance, not a function: Starlette then calls it as an ASGI application."""
 
-    def __init__(self, body: bytes) -> None:
-        self._body = body
+    def __init__(self, answer: _Answer) -> None:
+        self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        document = metadata_answer(self._body, scope["method"])
-        await send({"type": "http.response.start", "status": document.status, "headers": headers_of(document)})
-        await send({"type": "http.response.body", "body": document.body})
+        await send_document(await self._answer(scope["method"]), send)

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from mcp_middleware.cutoff import Cutoff
 from mcp_middleware.errors import ConfigurationError, UnknownOutcomeError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ORDER, Bounds, Member
 from mcp_middleware.message import Request, ServerMessage
 from mcp_middleware.types import Document, Headers, Principal, Rejection
+from tests.support import serve
 
 from .asgi import MODERN_META, Call, EchoServer, modern_headers, rpc
 
@@ -166,6 +168,164 @@ async def test_lifespan_passes_through_and_closes_the_members() -> None:
     await Audit(Limiter(app, log), log)({"type": "lifespan"}, call.incoming.get, call.send)
     assert log == ["app", "limiter.close", "audit.close"]
     assert [event["type"] for event in call.events] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+class Starting(Recorder):
+    """Says when it is started, and fails if it is given how."""
+
+    stage = "resource_server"
+    failure: Exception | None = None
+
+    async def on_startup(self) -> None:
+        self.log.append(f"{self.stage}.startup")
+        if self.failure is not None:
+            raise self.failure
+
+
+class StartingFirst(Starting):
+    stage = "audit"
+
+
+class Lifespan:
+    """An application with a lifespan of its own."""
+
+    def __init__(self, log: list[str], *, fails: bool = False) -> None:
+        self.log = log
+        self.fails = fails
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "lifespan.startup"
+        self.log.append("app.start")
+        if self.fails:
+            await send({"type": "lifespan.startup.failed", "message": "no"})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        assert (await receive())["type"] == "lifespan.shutdown"
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+async def run_lifespan(app: Any) -> list[Any]:
+    call = Call(None)
+    call.incoming = asyncio.Queue()
+    call.incoming.put_nowait({"type": "lifespan.startup"})
+    call.incoming.put_nowait({"type": "lifespan.shutdown"})
+    await app({"type": "lifespan"}, call.incoming.get, call.send)
+    return call.events
+
+
+async def test_members_start_before_the_application_outermost_first() -> None:
+    log: list[str] = []
+    events = await run_lifespan(Starting(StartingFirst(Lifespan(log), log), log))
+    assert log[:3] == ["audit.startup", "resource_server.startup", "app.start"]
+    assert [event["type"] for event in events] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (ConfigurationError("issuers[0] is wrong"), "issuers[0] is wrong"),
+        (RuntimeError("secret"), "a member failed while starting: RuntimeError"),
+    ],
+)
+async def test_a_member_that_cannot_start_keeps_the_application_from_starting(failure: Any, message: str) -> None:
+    log: list[str] = []
+    member = Starting(Limiter(Lifespan(log), log), log)
+    member.failure = failure
+    events = await run_lifespan(member)
+    assert events == [{"type": "lifespan.startup.failed", "message": message}]
+    assert log == ["resource_server.startup", "limiter.close", "resource_server.close"]
+
+
+async def test_a_server_does_not_serve_an_application_whose_member_cannot_start() -> None:
+    log: list[str] = []
+    member = Starting(Lifespan(log), log)
+    member.failure = ConfigurationError("issuers[0] is wrong")
+    with pytest.raises(RuntimeError, match="failed in its lifespan start-up"):
+        async with serve(member):
+            pass
+    assert "app.start" not in log
+
+
+async def test_an_application_that_fails_to_start_leaves_no_member_open() -> None:
+    log: list[str] = []
+    events = await run_lifespan(Starting(Lifespan(log, fails=True), log))
+    assert log == ["resource_server.startup", "app.start", "resource_server.close"]
+    assert [event["type"] for event in events] == ["lifespan.startup.failed"]
+
+
+async def test_without_a_lifespan_members_serve_all_the_same() -> None:
+    log: list[str] = []
+    assert (await Call(Starting(EchoServer(), log), CALL).run()).status == 200
+    assert "resource_server.startup" not in log
+
+
+class Deferring(Recorder):
+    """Refuses in the end, and lets others say more."""
+
+    stage = "resource_server"
+
+    async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
+        exchange.deferred = Rejection(403, 401001, "less", "less")
+        return None
+
+
+class Noting(Recorder):
+    stage = "audit"
+
+    def on_forward(self, exchange: Exchange) -> Rejection | None:
+        self.log.append("audit.forward")
+        return None
+
+
+class Judging(Recorder):
+    stage = "authorization"
+
+    async def on_request(self, exchange: Exchange) -> Rejection | None:
+        await super().on_request(exchange)
+        return Rejection(403, 401001, "more", "more") if exchange.message.target == "known" else None  # type: ignore[union-attr]
+
+
+def asked(name: str, request_id: int | None = 1) -> dict[str, Any]:
+    return rpc("tools/call", {"name": name}, request_id)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (asked("known"), "more"),
+        (asked("other"), "less"),
+        (rpc("ping"), "less"),
+        (rpc("initialize", {"protocolVersion": "2025-11-25"}), "less"),
+        (rpc("notifications/initialized", request_id=None), "less"),
+        ([asked("known", 1), asked("other", 2)], "less"),
+        ([rpc("notifications/progress", request_id=None)], "less"),
+    ],
+)
+async def test_a_deferred_refusal_always_stands(body: Any, said: str) -> None:
+    log: list[str] = []
+    server = EchoServer()
+    headers = {"mcp-protocol-version": "2025-03-26"} if isinstance(body, list) else {}
+    done = await Call(Noting(Judging(Deferring(server, log), log), log), body, headers=headers).run()
+    assert done.status == 403
+    assert done.json["error"]["message"] == said
+    assert not server.scopes
+    assert log.count("audit.finish") == 1
+    judged = said == "more" or (isinstance(body, dict) and body["method"] in ("tools/call", "ping"))
+    assert ("authorization.request" in log) is judged
+    assert "audit.forward" not in log
+
+
+async def test_a_deferred_refusal_goes_no_further_than_its_own_group() -> None:
+    log: list[str] = []
+    server = EchoServer()
+    inner = Judging(server, log)
+
+    async def foreign(scope: Any, receive: Any, send: Any) -> None:
+        await inner(scope, receive, send)
+
+    done = await Call(Deferring(foreign, log), asked("known")).run()
+    assert (done.status, done.json["error"]["message"]) == (403, "less")
+    assert not log.count("authorization.request")
 
 
 async def test_a_refusal_reaches_nobody_further_in_and_every_member_finishes() -> None:
@@ -504,6 +664,83 @@ async def test_case_24_the_end_of_the_token_ends_open_streams(own_task: bool) ->
     get = await Call(member, method="GET").run()
     assert get.body == b""
     assert closed == ["POST", "GET"]
+
+
+class Revocable(Member):
+    """A token without an end that its issuer may revoke."""
+
+    stage = "resource_server"
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self.good = [True, True, False]
+
+    async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
+        exchange.principal = Principal("https://i", "agent", "s")
+        exchange.still_good = self.is_still_good
+        return None
+
+    async def is_still_good(self, exchange: Exchange) -> bool:
+        assert exchange.principal is not None
+        return self.good.pop(0)
+
+
+async def test_case_24_a_revoked_token_ends_open_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcp_middleware.member._TOKEN_CHECK", 0.01)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(b"text/event-stream"))
+        await asyncio.Event().wait()
+
+    member = Revocable(app)
+    post = await Call(member, CALL).run()
+    assert b"401001" in post.body
+    assert member.good == []
+    member.good = [True, False]
+    assert (await Call(member, method="GET").run()).events[-1]["more_body"] is False
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "cutoff"]
+
+
+async def test_case_24_a_stream_that_ends_by_itself_is_asked_about_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcp_middleware.member._TOKEN_CHECK", 0.01)
+    waiting = asyncio.Event()
+    answer = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(b"text/event-stream"))
+        await waiting.wait()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    class Slow(Revocable):
+        async def is_still_good(self, exchange: Exchange) -> bool:
+            waiting.set()
+            await answer.wait()
+            raise AssertionError
+
+    done = await Call(Slow(app), CALL).run()
+    assert done.events[-1]["more_body"] is False
+    answer.set()
+    await asyncio.sleep(0)
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "cutoff"]
+
+
+async def test_case_24_the_end_and_the_revocation_at_once_end_a_stream_once() -> None:
+    """Both timers may fire in one turn of the loop; a second cancellation would be taken for one from outside."""
+    cutoff = Cutoff()
+    loop = asyncio.get_running_loop()
+
+    async def bad() -> bool:
+        return False
+
+    cutoff.start(0.0)
+    cutoff.ask(bad, every=0.0)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    assert cutoff.absorbs()
+    cutoff.stop()
+    turn = loop.create_future()
+    loop.call_later(0.01, turn.set_result, None)
+    await turn
 
 
 async def test_a_closing_hook_that_fails_keeps_no_other_from_running(caplog: pytest.LogCaptureFixture) -> None:

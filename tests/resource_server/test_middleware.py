@@ -493,8 +493,8 @@ async def test_other_connections_pass(issuer: LoopbackIssuer) -> None:
     async def unused(*_: Any) -> Any:
         raise AssertionError
 
-    await member({"type": "lifespan"}, unused, unused)
-    assert seen == ["lifespan"]
+    await member({"type": "websocket"}, unused, unused)
+    assert seen == ["websocket"]
 
 
 LOGIN = "https://login.example.com"
