@@ -86,7 +86,7 @@ def parse_metadata(body: bytes, *, url: str, issuer: str, allow_private: bool = 
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise FetchError(f"{url} has no JSON object")
+        raise FetchError(f"{url} has no JSON object", status=200)
     found = document.get("issuer")
     if found != issuer:
         raise WrongMetadataError(f"{url} has the issuer {_shown(found)}; {_shown(issuer)} was expected")
@@ -132,9 +132,10 @@ def _shown(value: object) -> str:
 async def discover(client: OAuthHTTPClient, issuer: str, *, allow_private: bool = False) -> ServerMetadata:
     """The metadata of ``issuer``, from the first place that has it.
 
-    Raises WrongMetadataError where the places that answer have another issuer's, else FetchError.
+    Raises WrongMetadataError where the places that answer have another issuer's, else FetchError, with a status only
+    if every place answered: the highest.
     """
-    failures = []
+    failures: list[FetchError] = []
     wrong: WrongMetadataError | None = None
     for url in discovery_urls(issuer):
         try:
@@ -143,8 +144,10 @@ async def discover(client: OAuthHTTPClient, issuer: str, *, allow_private: bool 
         except WrongMetadataError as error:
             wrong = wrong or error
         except FetchError as error:
-            failures.append(str(error))
-    raise wrong or FetchError("; ".join(failures))
+            failures.append(error)
+    statuses = [error.status for error in failures if error.status is not None]
+    status = max(statuses) if len(statuses) == len(failures) else None
+    raise wrong or FetchError("; ".join(map(str, failures)), status=status)
 
 
 class MetadataSource:
@@ -180,6 +183,11 @@ class MetadataSource:
     def known(self) -> ServerMetadata | None:
         """What was fetched last, however old."""
         return self._known
+
+    @property
+    def failure(self) -> FetchError | None:
+        """Why the last fetch failed, if it did."""
+        return self._failure
 
     async def get(self) -> ServerMetadata:
         """The metadata. Raises IssuerUnavailableError, or WrongMetadataError where it is another issuer's."""
@@ -219,6 +227,7 @@ class MetadataSource:
             self._fail(error)
         else:
             self._fetched_at = self._clock()
+            self._failure = None
 
     def _fail(self, failure: FetchError) -> None:
         self._failed_at = self._clock()
