@@ -1,7 +1,7 @@
 """How we prove ourselves to an authorization server: a secret, or an assertion signed with a key of our own."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -27,20 +27,31 @@ class ClientSecret:
 
     client_id: str
     secret: str = field(repr=False)
-    method: SecretMethod = "client_secret_basic"
-    """``client_secret_basic`` sends it in a header, ``client_secret_post`` in the form."""
+    method: SecretMethod | None = None
+    """``client_secret_basic`` sends it in a header, ``client_secret_post`` in the form. None takes what the server
+    accepts, the first of them if it accepts both."""
 
     def __post_init__(self) -> None:
         _check_client(self.client_id)
         if not isinstance(self.secret, str) or not self.secret:
             raise ConfigurationError("the client's secret is empty; it must be a string")
-        if self.method not in get_args(SecretMethod):
+        if self.method is not None and self.method not in get_args(SecretMethod):
             allowed = " or ".join(map(repr, get_args(SecretMethod)))
             raise ConfigurationError(f"the client's method is {self.method!r}; it must be {allowed}")
 
-    def apply(self, form: dict[str, str], headers: dict[str, str], *, audience: str, now: float) -> None:
-        """Put the proof into what is sent. ``audience`` and ``now`` (Unix seconds) are for proofs that need them."""
-        if self.method == "client_secret_post":
+    def apply(
+        self,
+        form: dict[str, str],
+        headers: dict[str, str],
+        *,
+        audience: str,
+        now: float,
+        methods: Collection[str] = (),
+    ) -> None:
+        """Put the proof into what is sent. ``methods`` are those that the server says it accepts; ``audience`` (its
+        issuer) and ``now`` (Unix seconds) are for proofs that need them."""
+        in_form = "client_secret_post" in methods and "client_secret_basic" not in methods
+        if self.method == "client_secret_post" or (self.method is None and in_form):
             form["client_id"], form["client_secret"] = self.client_id, self.secret
             return
         from base64 import b64encode
@@ -68,7 +79,15 @@ class PrivateKeyJWT:
             raise ConfigurationError(f"the client's key id is {self.key_id!r}; it must be a string")
         _signing_key(self.key, self.algorithm)
 
-    def apply(self, form: dict[str, str], headers: dict[str, str], *, audience: str, now: float) -> None:
+    def apply(
+        self,
+        form: dict[str, str],
+        headers: dict[str, str],
+        *,
+        audience: str,
+        now: float,
+        methods: Collection[str] = (),
+    ) -> None:
         """Put a new assertion into ``form``. Its audience is the issuer (H2, draft-ietf-oauth-rfc7523bis), so that no
         other server can be sent it; ``now`` is in Unix seconds."""
         claims = {

@@ -28,7 +28,7 @@ from .urls import absolute_url, is_loopback, why_refused
 if TYPE_CHECKING:
     import httpcore2
 
-__all__ = ["FetchError", "IssuerUnavailableError", "OAuthHTTPClient", "Resolver"]
+__all__ = ["FetchError", "IssuerUnavailableError", "OAuthHTTPClient", "RefusedAddressError", "Resolver"]
 
 _MAX_BODY_BYTES: Final = 256 * 1024
 _TIMEOUT: Final = 5.0
@@ -59,6 +59,10 @@ class FetchError(Exception):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class RefusedAddressError(FetchError):
+    """A host has an address that must not be connected to: the configuration is wrong, or who sent us there."""
 
 
 async def look_up(host: str, port: int) -> Sequence[str]:
@@ -130,8 +134,8 @@ class OAuthHTTPClient:
                 return await self._exchange(method, httpcore2.URL(url), url, sent, content, allow_private)
         except TimeoutError:
             raise FetchError(f"{url} gave no whole answer within {_TIMEOUT:g} s") from None
-        except _RefusedAddressError as error:
-            raise FetchError(f"{url}: {error}") from None
+        except _BadAddressError as error:
+            raise RefusedAddressError(f"{url}: {error}") from None
         except _failures() as error:
             raise FetchError(f"{url}: {type(error).__name__}") from error
 
@@ -177,8 +181,8 @@ class OAuthHTTPClient:
         )
 
 
-class _RefusedAddressError(Exception):
-    """A host has an address that must not be connected to."""
+class _BadAddressError(Exception):
+    """What the network says of a host, which does not know the URL."""
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -234,7 +238,7 @@ async def _addresses(resolve: Resolver, host: str, port: int, allow_private: boo
     for address in addresses:
         reason = why_refused(address, loopback=is_loopback(host), allow_private=allow_private)
         if reason is not None:
-            raise _RefusedAddressError(f"{host} has the address {address}, which {reason}")
+            raise _BadAddressError(f"{host} has the address {address}, which {reason}")
     if not addresses:
         raise httpcore2.ConnectError(f"{host} has no address")
     return addresses

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.types import Clock
 
-from .http import FetchError, IssuerUnavailableError, OAuthHTTPClient
+from .http import FetchError, IssuerUnavailableError, OAuthHTTPClient, RefusedAddressError
 from .urls import absolute_url, is_loopback, is_private
 
 __all__ = ["MetadataSource", "ServerMetadata", "WrongMetadataError", "discover", "discovery_urls", "parse_metadata"]
@@ -132,16 +132,16 @@ def _shown(value: object) -> str:
 async def discover(client: OAuthHTTPClient, issuer: str, *, allow_private: bool = False) -> ServerMetadata:
     """The metadata of ``issuer``, from the first place that has it.
 
-    Raises WrongMetadataError where the places that answer have another issuer's, else FetchError, with a status only
-    if every place answered: the highest.
+    Raises WrongMetadataError where the places that answer have another issuer's, RefusedAddressError where they must
+    not be asked, else FetchError, with a status only if every place answered: the highest.
     """
     failures: list[FetchError] = []
-    wrong: WrongMetadataError | None = None
+    wrong: FetchError | None = None
     for url in discovery_urls(issuer):
         try:
             body = await client.get(url, allow_private=allow_private)
             return parse_metadata(body, url=url, issuer=issuer, allow_private=allow_private)
-        except WrongMetadataError as error:
+        except (WrongMetadataError, RefusedAddressError) as error:
             wrong = wrong or error
         except FetchError as error:
             failures.append(error)
@@ -190,7 +190,7 @@ class MetadataSource:
         return self._failure
 
     async def get(self) -> ServerMetadata:
-        """The metadata. Raises IssuerUnavailableError, or WrongMetadataError where it is another issuer's."""
+        """The metadata. Raises WrongMetadataError and RefusedAddressError as ``discover``, IssuerUnavailableError."""
         now = self._clock()
         if self._known is not None and now - self._fetched_at < self._lifetime:
             return self._known
@@ -203,10 +203,11 @@ class MetadataSource:
             await asyncio.wait({self._fetch})
         if self._known is not None:
             return self._known
-        if isinstance(self._failure, WrongMetadataError):
-            raise WrongMetadataError(str(self._failure))
+        failure = self._failure
+        if isinstance(failure, WrongMetadataError | RefusedAddressError):
+            raise type(failure)(str(failure))
         raise IssuerUnavailableError(
-            f"the metadata of {self.issuer} cannot be fetched",
+            f"the metadata of {self.issuer} cannot be fetched: {failure}",
             retry_after=self._failed_at + self._cooldown - self._clock(),
         )
 

@@ -88,7 +88,7 @@ async def request_token(
     endpoint = metadata.endpoint("token_endpoint")
     now = clock()
     sent, headers = dict(form), dict[str, str]()
-    authentication.apply(sent, headers, audience=metadata.issuer, now=now)
+    authentication.apply(sent, headers, audience=metadata.issuer, now=now, methods=metadata.token_endpoint_auth_methods)
     status, body = await client.post(endpoint, sent, headers=headers, allow_private=allow_private)
     return parse_token_response(status, body, endpoint=endpoint, now=now)
 

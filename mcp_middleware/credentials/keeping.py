@@ -1,0 +1,185 @@
+"""Tokens kept by whom they are for: renewed ahead of their end, asked for once however many wait.
+
+1. A token is used until shortly before its end, and not beyond the end of what it was exchanged for.
+2. In the last quarter of that time, the next request has a new one fetched and goes on with the old one.
+3. Without a token a request waits for one; all requests for the same one wait for one fetch.
+4. A refusal is remembered for a while, for whom it was said. A server that does not answer is left alone for a while,
+   for whomever.
+5. The number of tokens and of refusals is bounded; those not used for longest go first.
+"""
+
+import asyncio
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, NamedTuple, TypeAlias
+
+from mcp_middleware.oauth.http import FetchError, IssuerUnavailableError
+from mcp_middleware.oauth.tokens import IssuedToken, TokenRequestError
+from mcp_middleware.types import Clock
+
+from .interface import CredentialRefusedError, CredentialUnavailableError
+
+__all__ = ["KeptToken", "TokenKeeper", "keep"]
+
+logger = logging.getLogger("mcp_middleware.credentials")
+
+Issue: TypeAlias = Callable[[], Awaitable[IssuedToken]]
+
+_MARGIN: Final = 5.0
+"""Seconds before its end from which a token is not sent any more: it must last until the server has checked it. Never
+more than a tenth of the token's life."""
+_RENEWED_AT: Final = 0.75
+"""Part of its life after which a token is renewed."""
+_COOLDOWN: Final = 10.0
+"""Seconds that a server which does not answer is left alone, and that a token which a server rejected must have lived
+to be replaced: one that rejects new ones would have a token fetched for each request."""
+_REFUSED_FOR: Final = 30.0
+"""Seconds that a refusal holds."""
+_MAX_REFUSALS: Final = 1024
+
+
+@dataclass(slots=True)
+class KeptToken:
+    """A token with its times, in Unix seconds."""
+
+    value: str = field(repr=False)
+    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    """As a request carries it."""
+    fetched_at: float
+    renew_at: float
+    """When to ask for the next one; infinite where no next one would live longer."""
+    ends_at: float
+
+
+def keep(token: IssuedToken, *, now: float, until: float = math.inf) -> KeptToken:
+    """When ``token``, asked for at ``now``, is renewed and not used any more; ``until`` is the end of what it was
+    exchanged for. Unix seconds."""
+    ends = min(token.expires_at, until)
+    life = ends - now
+    usable = ends - min(_MARGIN, life / 10)
+    renewed = now + life * _RENEWED_AT if ends < until else math.inf
+    header = (b"authorization", b"Bearer " + token.value.encode("ascii"))
+    return KeptToken(token.value, (header,), now, renewed, usable)
+
+
+class _Refusal(NamedTuple):
+    message: str
+    caller: bool
+    until: float
+
+
+class TokenKeeper:
+    """Keeps up to ``size`` tokens. ``refuses_caller``: whether what a server said is about the one who calls."""
+
+    def __init__(
+        self, *, issuer: str, size: int, refuses_caller: Callable[[TokenRequestError], bool], clock: Clock
+    ) -> None:
+        self._issuer = issuer
+        self._size = size
+        self._refuses_caller = refuses_caller
+        self._clock = clock
+        self._tokens: OrderedDict[Hashable, KeptToken] = OrderedDict()
+        self._refusals: OrderedDict[Hashable, _Refusal] = OrderedDict()
+        self._fetches: dict[Hashable, asyncio.Task[None]] = {}
+        self._silent_until = -math.inf
+
+    async def get(self, key: Hashable, issue: Issue, *, until: float = math.inf) -> KeptToken:
+        """The token for ``key``; ``issue`` asks for one. Nothing is used at or after ``until`` (Unix seconds).
+
+        Raises CredentialUnavailableError and CredentialRefusedError.
+        """
+        now = self._clock()
+        kept = self._tokens.get(key)
+        if kept is not None and now < kept.ends_at:
+            self._tokens.move_to_end(key)
+            if now >= kept.renew_at and now >= self._silent_until:
+                kept.renew_at = now + _COOLDOWN
+                self._fetch(key, issue, until)
+            return kept
+        self._raise_known(key, now)
+        await asyncio.wait({self._fetch(key, issue, until)})
+        kept = self._tokens.get(key)
+        if kept is None or self._clock() >= kept.ends_at:
+            self._raise_known(key, self._clock())
+            raise CredentialUnavailableError(f"{self._issuer} gave no token that can be used")
+        return kept
+
+    def rejected(self, key: Hashable, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """A server rejected ``headers``: forget them, unless they are new. True where others are worth a try."""
+        kept = self._tokens.get(key)
+        if kept is None or kept.headers != tuple(headers):
+            return True
+        if self._clock() < kept.fetched_at + _COOLDOWN:
+            return False
+        del self._tokens[key]
+        return True
+
+    async def aclose(self) -> None:
+        """Stop the fetches that run."""
+        fetches, self._fetches = self._fetches, {}
+        for fetch in fetches.values():
+            fetch.cancel()
+        if fetches:
+            await asyncio.wait(fetches.values())
+
+    def _raise_known(self, key: Hashable, now: float) -> None:
+        refusal = self._refusals.get(key)
+        if refusal is not None:
+            if now < refusal.until:
+                raise CredentialRefusedError(refusal.message, caller=refusal.caller)
+            del self._refusals[key]
+        if now < self._silent_until:
+            raise CredentialUnavailableError(
+                f"{self._issuer} gives no tokens now", retry_after=self._silent_until - now
+            )
+
+    def _fetch(self, key: Hashable, issue: Issue, until: float) -> asyncio.Task[None]:
+        """The fetch that runs, or a new one. A caller that goes away does not end it for the others."""
+        fetch = self._fetches.get(key)
+        if fetch is None or fetch.done():
+            fetch = asyncio.create_task(self._refresh(key, issue, until), name=f"token of {self._issuer}")
+            self._fetches[key] = fetch
+            fetch.add_done_callback(partial(self._forget, key))
+        return fetch
+
+    def _forget(self, key: Hashable, fetch: asyncio.Task[None]) -> None:
+        if self._fetches.get(key) is fetch:
+            del self._fetches[key]
+
+    async def _refresh(self, key: Hashable, issue: Issue, until: float) -> None:
+        now = self._clock()
+        try:
+            token = await issue()
+        except CredentialRefusedError as error:
+            self._refuse(key, str(error), error.caller)
+        except TokenRequestError as error:
+            if error.permanent:
+                self._refuse(key, str(error), self._refuses_caller(error))
+            else:
+                self._be_silent(str(error))
+        except (FetchError, IssuerUnavailableError) as error:
+            self._be_silent(str(error))
+        except Exception:
+            logger.exception("asking %s for a token failed in a way that is not foreseen", self._issuer)
+            self._silent_until = self._clock() + _COOLDOWN
+        else:
+            self._tokens[key] = keep(token, now=now, until=until)
+            self._tokens.move_to_end(key)
+            self._refusals.pop(key, None)
+            if len(self._tokens) > self._size:
+                self._tokens.popitem(last=False)
+
+    def _refuse(self, key: Hashable, message: str, caller: bool) -> None:
+        logger.log(logging.INFO if caller else logging.ERROR, "no token was issued: %s", message)
+        self._refusals[key] = _Refusal(message, caller, self._clock() + _REFUSED_FOR)
+        self._refusals.move_to_end(key)
+        if len(self._refusals) > _MAX_REFUSALS:
+            self._refusals.popitem(last=False)
+
+    def _be_silent(self, message: str) -> None:
+        logger.warning("%s gives no tokens: %s", self._issuer, message)
+        self._silent_until = self._clock() + _COOLDOWN
