@@ -27,7 +27,12 @@ PYTHON_BLOCKS = [block for block in BLOCKS if block.language in ("python", "py")
 CONFIGURATIONS = [block for block in BLOCKS if block.title == "gateway.yaml"]
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
-ENVIRONMENT = {"SESSION_KEY": KEY, "FILES_KEY": "a-secret", "REDIS_URL": "redis://127.0.0.1:6379/0"}
+ENVIRONMENT = {
+    "SESSION_KEY": KEY,
+    "FILES_KEY": "a-secret",
+    "GATEWAY_SECRET": "another-secret",
+    "REDIS_URL": "redis://127.0.0.1:6379/0",
+}
 
 _OURS = re.compile(r"(?:mcp-gateway|python -m mcp_middleware\.(?P<module>gateway|audit))\b")
 _NEXT_COMMAND = re.compile(r"&&|[|;>]|(?:^|\s)#")
