@@ -64,7 +64,8 @@ class Decision:
     visible: bool = False
     """A denied target the caller may still see: it is answered 403, an invisible one as if it did not exist."""
     scopes: tuple[str, ...] = ()
-    """Every scope the operation needs, met ones included, when scopes alone stand between caller and target."""
+    """Every scope the operation needs, met ones included. A denied one has some only where scopes alone stand between
+    caller and target."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,11 +62,12 @@ class ToolAuthorizationMiddleware(Member):
         exchange.decision = decision
         if judged is not request:
             judged = about(request, judged.target_kind, judged.target)
-        if decision.allowed:
-            exchange.state[self] = judged
-            return None
-        if exchange.deferred is not None and not decision.visible:
-            return None  # refused as what it may see is, so that it does not tell the hidden from the unknown
+        if exchange.deferred is None:
+            if decision.allowed:
+                exchange.state[self] = judged
+                return None
+        elif not (decision.visible or (decision.allowed and decision.scopes)):
+            return None  # refused in any case; what is hidden as what is not, so that it does not tell itself
         return refusal(
             judged,
             decision,

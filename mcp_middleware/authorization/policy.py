@@ -1,6 +1,7 @@
 """A policy and its decisions. Pure: a decision depends on the policy, the caller and the message, on nothing else."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from os import PathLike
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -135,16 +136,16 @@ class Policy:
 
 
 def combine(decisions: Sequence[Decision]) -> Decision:
-    """One decision where all must allow: the worst of them, with every scope that is wanting anywhere."""
+    """One decision where all must allow: the worst of them, with every scope that is needed anywhere."""
     if len(decisions) == 1:
         return decisions[0]
+    if not decisions:
+        return _ALLOWED
     denied = [decision for decision in decisions if not decision.allowed]
-    if not denied:
-        return decisions[0] if decisions else _ALLOWED
     for incurable in (*(d for d in denied if not d.visible), *(d for d in denied if not d.scopes)):
         return incurable
-    scopes = dict.fromkeys(scope for decision in denied for scope in decision.scopes)
-    return Decision(allowed=False, rule=denied[0].rule, visible=True, scopes=tuple(scopes))
+    scopes = dict.fromkeys(scope for decision in decisions for scope in decision.scopes)
+    return replace((denied or decisions)[0], scopes=tuple(scopes))
 
 
 class _CompiledRule:
@@ -155,7 +156,7 @@ class _CompiledRule:
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.scopes = frozenset(rule.scopes)
-        self.decision = Decision(allowed=rule.effect == "allow", rule=rule.name)
+        self.decision = Decision(allowed=rule.effect == "allow", rule=rule.name, scopes=rule.scopes)
         self.short_of_scopes = Decision(allowed=False, rule=rule.name, visible=True, scopes=rule.scopes)
         self._conditions = {key: matcher(globs).fullmatch for key, globs in rule.conditions.items()}
         self._targets = {kind: matcher(globs).fullmatch for kind, globs in rule.targets.items()}

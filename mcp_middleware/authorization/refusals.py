@@ -38,14 +38,13 @@ def refusal(
     base_scopes: tuple[str, ...] = (),
     resource_metadata: str | None = None,
 ) -> Rejection:
-    """The answer to a denied request.
+    """The answer to a request that is denied, or that nothing but ``base_scopes`` keeps from being allowed.
 
     A target that the caller may not see is unknown. One that it may see is answered 403, and where scopes are
     wanting, with a challenge that names all of them and ``base_scopes``, so that a token with just what it says is
-    enough (RFC 6750 section 3.1; MCP authorization, "Scope Challenge
-    Handling").
+    enough (RFC 6750 section 3.1; MCP authorization, "Scope Challenge Handling").
     """
-    if not decision.visible:
+    if not (decision.visible or decision.allowed):
         status, code, message, data = _unknown(request, era)
         return Rejection(status, code, message, "not_allowed", data=data, rule=decision.rule)
     name = _description(request)

@@ -65,10 +65,8 @@ def _contained(scope: str, direct: Mapping[str, Sequence[str]]) -> frozenset[str
                 way = [scope, holder]
                 while way[-1] != scope:
                     way.append(found[way[-1]])
-                circle = " contains ".join(reversed(way)) if len(way) > 2 else scope
-                raise ConfigurationError(
-                    f"implied_scopes[{scope!r}]: {circle} contains {scope}; no scope may contain itself"
-                )
+                circle = " contains ".join(reversed(way))
+                raise ConfigurationError(f"implied_scopes[{scope!r}]: {circle}; no scope may contain itself")
             if held not in found:
                 found[held] = holder
                 waiting.append(held)

@@ -88,7 +88,7 @@ def test_case_10_the_scopes_that_are_wanting_are_named_with_those_that_are_met()
     with_read = Principal(ISSUER, "a", None, scopes=frozenset({"read"}))
     with_both = Principal(ISSUER, "a", None, scopes=frozenset({"read", "write", "more"}))
     assert judge.authorize(with_read, tool("write")) == Decision(False, "rules[0]", True, ("read", "write"))
-    assert judge.authorize(with_both, tool("write")) == Decision(True, "rules[0]")
+    assert judge.authorize(with_both, tool("write")) == Decision(True, "rules[0]", scopes=("read", "write"))
 
 
 def test_another_rule_without_wanting_scopes_wins_and_else_the_nearest() -> None:
@@ -356,3 +356,6 @@ def test_combining_decisions_keeps_the_worst() -> None:
     assert combine([allowed, short, seen, hidden]) == hidden
     assert combine([allowed, short, seen]) == seen
     assert combine([allowed, short, shorter]) == Decision(False, "rules[3]", True, ("a", "b", "c"))
+    met = Decision(True, "rules[5]", scopes=("d",))
+    assert combine([met, allowed]) == met
+    assert combine([met, short]).scopes == ("d", *short.scopes), "met ones included"
