@@ -72,14 +72,20 @@ class _Grant:
 
     async def issue(self, form: Mapping[str, str] = {}) -> IssuedToken:
         """Ask for a token. Raises TokenRequestError, FetchError and IssuerUnavailableError."""
-        return await request_token(
-            self._http,
-            await self._metadata.get(),
-            self._authentication,
-            {**self._form, **form},
-            allow_private=self._allow_private,
-            clock=self._clock,
-        )
+        metadata = await self._metadata.get()
+        try:
+            return await request_token(
+                self._http,
+                metadata,
+                self._authentication,
+                {**self._form, **form},
+                allow_private=self._allow_private,
+                clock=self._clock,
+            )
+        except (FetchError, TokenRequestError) as error:
+            if isinstance(error, FetchError) or not error.permanent:
+                self._metadata.doubt()
+            raise
 
     async def check(self, form: Mapping[str, str] = {}) -> TokenRequestError | None:
         """Ask for a token once, and return the refusal if one came.

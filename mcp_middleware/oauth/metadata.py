@@ -211,6 +211,10 @@ class MetadataSource:
             retry_after=self._failed_at + self._cooldown - self._clock(),
         )
 
+    def doubt(self) -> None:
+        """Have it fetched again soon: what it names has failed, and may have moved."""
+        self._fetched_at = -math.inf
+
     async def aclose(self) -> None:
         """Stop a fetch that runs."""
         fetch, self._fetch = self._fetch, None
@@ -226,6 +230,9 @@ class MetadataSource:
             self._fail(FetchError(f"no answer within {_TIMEOUT:g} s"))
         except FetchError as error:
             self._fail(error)
+        except Exception:
+            logger.exception("fetching metadata failed in a way that is not foreseen")
+            self._fail(FetchError("an error of our own"))
         else:
             self._fetched_at = self._clock()
             self._failure = None

@@ -1,6 +1,7 @@
 """What an identifier or an endpoint may look like, and which addresses may be connected to. Pure."""
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -12,19 +13,25 @@ _QUOTED: Final = frozenset('"\\<>^`{|}')
 """Characters that no URL holds unescaped (RFC 3986); some would end a quoted string in a challenge."""
 
 _EMBEDDING: Final = (
-    (IPv6Network("::ffff:0:0/96"), 0),
-    (IPv6Network("64:ff9b::/96"), 0),
-    (IPv6Network("64:ff9b:1::/48"), 0),
-    (IPv6Network("2002::/16"), 80),
+    (ip_network("::ffff:0:0/96"), 0),
+    (ip_network("64:ff9b::/96"), 0),
+    (ip_network("64:ff9b:1::/48"), 0),
+    (ip_network("2002::/16"), 80),
 )
 """Where an IPv6 address holds an IPv4 address, and how many bits follow it: mapped (RFC 4291 section 2.5.5.2), NAT64
 (RFC 6052 section 2.1, RFC 8215) and 6to4 (RFC 3056)."""
-_THIS_NETWORK: Final = IPv4Network("0.0.0.0/8")
-"""RFC 1122 section 3.2.1.3; many systems take 0.0.0.0 for loopback."""
-_BROADCAST: Final = IPv4Network("255.255.255.255/32")
-_SITE_LOCAL: Final = IPv6Network("fec0::/10")
-_METADATA: Final = IPv6Network("fd00:ec2::/32")
-"""Where a cloud has its metadata service outside the link-local addresses."""
+_NOBODYS: Final = (ip_network("0.0.0.0/8"), ip_network("255.255.255.255/32"), ip_network("::/128"))
+"""Many systems take 0.0.0.0 and :: for loopback."""
+_METADATA: Final = tuple(
+    map(ip_network, ("100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32", "fd00:ec2::/32", "fd20:ce::/32"))
+)
+"""Where clouds have their metadata services outside the link-local addresses."""
+_GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
+"""All of IPv6 that is assigned to be reached from everywhere (RFC 4291 section 2.4)."""
+_NOT_GLOBAL: Final = tuple(
+    map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "240.0.0.0/4", "2001::/23", "2001:db8::/32", "3fff::/20"))
+)
+"""What some versions of Python take for global besides (RFC 6890 and its registries)."""
 
 
 def absolute_url(place: str, value: object, *, query: bool = False) -> SplitResult:
@@ -65,12 +72,11 @@ def is_loopback(host: str) -> bool:
 
 def is_private(host: str) -> bool:
     """Whether ``host`` is literally an address that is not reachable from everywhere, loopback included."""
-    if is_loopback(host):
-        return True
     try:
-        return not ip_address(host).is_global
+        ip_address(host)
     except ValueError:
-        return False
+        return is_loopback(host)
+    return why_refused(host, loopback=False, allow_private=False) is not None
 
 
 def why_refused(address: str, *, loopback: bool, allow_private: bool) -> str | None:
@@ -87,13 +93,23 @@ def why_refused(address: str, *, loopback: bool, allow_private: bool) -> str | N
         return None if loopback else "is this machine's own"
     if loopback:
         return "is not this machine's own"
-    if judged.is_unspecified or judged.is_multicast or judged in _THIS_NETWORK or judged in _BROADCAST:
+    if judged.is_multicast or _in(judged, _NOBODYS):
         return "is nobody's"
-    if judged.is_link_local or judged in _METADATA:
+    if judged.is_link_local or _in(judged, _METADATA):
         return "is link-local or a cloud's metadata service"
-    if allow_private or (judged.is_global and not judged.is_reserved and judged not in _SITE_LOCAL):
+    if allow_private or _is_global(judged):
         return None
     return "is private"
+
+
+def _is_global(address: IPv4Address | IPv6Address) -> bool:
+    if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST:
+        return False
+    return address.is_global and not _in(address, _NOT_GLOBAL)
+
+
+def _in(address: IPv4Address | IPv6Address, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
+    return any(address in network for network in networks)
 
 
 def _judged(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
