@@ -9,12 +9,15 @@ import re
 import shlex
 import socket
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from mcp_middleware.audit.__main__ import _parser as audit_parser
 from mcp_middleware.gateway.cli import _parser as gateway_parser
@@ -24,7 +27,15 @@ from tests.docs.blocks import PAGES, Block, blocks_of, write_files
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 PYTHON_BLOCKS = [block for block in BLOCKS if block.language in ("python", "py")]
-CONFIGURATIONS = [block for block in BLOCKS if block.title == "gateway.yaml"]
+CONFIGURATIONS = [block for block in BLOCKS if block.title in ("gateway.yaml", "servers.yaml")]
+
+AROUND_SERVERS = """
+listen: 127.0.0.1:8080
+public_url: https://mcp.example.com
+auth: {issuers: ["https://login.example.com"]}
+sessions: {keys: ["${SESSION_KEY}"]}
+"""
+"""What makes a whole file of the section that a block has."""
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 ENVIRONMENT = {
@@ -36,6 +47,13 @@ ENVIRONMENT = {
 
 _OURS = re.compile(r"(?:mcp-gateway|python -m mcp_middleware\.(?P<module>gateway|audit))\b")
 _NEXT_COMMAND = re.compile(r"&&|[|;>]|(?:^|\s)#")
+
+
+@cache
+def private_key() -> str:
+    key = ec.generate_private_key(ec.SECP256R1())
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private_bytes(encoding, form, serialization.NoEncryption()).decode()
 
 
 def commands_in(block: Block) -> list[str]:
@@ -64,6 +82,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_python_block_runs_alone(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(block.page, tmp_path)
     monkeypatch.chdir(tmp_path)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     code = compile("\n" * (block.line - 1) + block.code, block.name, "exec")
     exec(code, {"__name__": "__main__"})  # noqa: S102 - running it is the test
 
@@ -74,15 +94,18 @@ def test_the_gateway_accepts_its_configuration(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_files(block.page, tmp_path)
+    code = block.code if block.title == "gateway.yaml" else AROUND_SERVERS + block.code
     file = tmp_path / "gateway.yaml"
-    file.write_text(block.code)
-    for name in re.findall(r"file: (session_key\w*)", block.code):
+    file.write_text(code)
+    for name in re.findall(r"file: (session_key\w*)", code):
         (tmp_path / name).write_text(KEY)
-    for name in re.findall(r"\$\{(\w+)\}", block.code):
+    for name in re.findall(r"file: (\w+\.pem)", code):
+        (tmp_path / name).write_text(private_key())
+    for name in re.findall(r"\$\{(\w+)\}", code):
         monkeypatch.setenv(name, ENVIRONMENT[name])
     status = main(["check", str(file)])
     assert status == 0, capsys.readouterr().err
-    jsonschema.validate(yaml.safe_load(block.code), schema())  # as an editor does
+    jsonschema.validate(yaml.safe_load(code), schema())  # as an editor does
 
 
 @pytest.mark.parametrize(
