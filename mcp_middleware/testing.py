@@ -10,6 +10,7 @@ A storage with connections closes them itself, in a fixture of that class.
 # ruff: noqa: S101  # assertions are what these tests are made of
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 
 from .storage import Limit, Limits, LimitStorage, Reservation, Shortage
@@ -36,6 +37,8 @@ class FakeClock:
 _AGENT = b"agent"
 _OTHER = b"other"
 _LIMITS = Limits(Limit(capacity=10, rate=1), Limit(capacity=1000, rate=10))
+_WITH_A_TOOL = Limits(_LIMITS.requests, _LIMITS.tokens, parts=(("tool:a", Limits(Limit(3, 1), Limit(500, 1))),))
+_TWO_AT_ONCE = Limits(_LIMITS.requests, _LIMITS.tokens, concurrency=2)
 
 
 async def _admitted(storage: LimitStorage, tokens: float, limits: Limits = _LIMITS, key: bytes = _AGENT) -> Reservation:
@@ -234,6 +237,121 @@ class LimitStorageContract(ABC):
         after = await _admitted(storage, 0, limits)
         assert after.remaining_requests == min(60.0, exact + 60 / 7 * (now - at)) - 1
         assert after.remaining_tokens == min(50_000.0, tokens + 50_000 / 3 * (now - at))
+
+    async def test_a_part_has_buckets_of_its_own_on_top(self) -> None:
+        storage = self.storage(FakeClock())
+        for left in reversed(range(3)):
+            reservation = await _admitted(storage, 100, _WITH_A_TOOL)
+            assert [kept[1] for kept in reservation.parts] == [left]
+        shortage = await _refused(storage, 0, _WITH_A_TOOL)
+        assert (shortage.part, shortage.dimension, shortage.limit) == ("tool:a", "requests", 3)
+        after = await _admitted(storage, 0)  # refused as a whole; other tools go on
+        assert (after.remaining_requests, after.remaining_tokens) == (6, 700)
+
+    async def test_a_part_takes_no_more_than_it_can_hold(self) -> None:
+        storage = self.storage(FakeClock())
+        reservation = await _admitted(storage, 800, _WITH_A_TOOL)
+        assert (reservation.tokens, reservation.parts) == (800, ((500, 2, 0),))
+        await storage.settle(reservation, 600)
+        assert (await _refused(storage, 1, _WITH_A_TOOL)).part == "tool:a"
+        await storage.settle(await _admitted(storage, 0), 0)
+        assert (await _admitted(storage, 0)).remaining_tokens == 400
+
+    async def test_the_longest_wait_of_all_parts_is_told(self) -> None:
+        storage = self.storage(FakeClock())
+        await _admitted(storage, 500, _WITH_A_TOOL)
+        shortage = await _refused(storage, 300, _WITH_A_TOOL)
+        assert (shortage.part, shortage.retry_after) == ("tool:a", 300)
+        await _admitted(storage, 500)
+        shortage = await _refused(storage, 1, _WITH_A_TOOL)
+        assert (shortage.part, shortage.retry_after) == ("tool:a", 1)
+
+    async def test_no_more_requests_are_open_at_once_than_allowed(self) -> None:
+        storage = self.storage(FakeClock())
+        open_requests = [await _admitted(storage, 10, _TWO_AT_ONCE) for _ in range(2)]
+        assert [one.remaining_concurrency for one in open_requests] == [1, 0]
+        shortage = await _refused(storage, 10, _TWO_AT_ONCE)
+        assert (shortage.dimension, shortage.limit, shortage.remaining, shortage.retry_after) == (
+            "concurrency",
+            2,
+            0,
+            1,
+        )
+        await _admitted(storage, 10, _TWO_AT_ONCE, _OTHER)
+        await storage.settle(open_requests[0], 10)
+        await storage.settle(open_requests[0], 10)
+        third = await _admitted(storage, 10, _TWO_AT_ONCE)
+        await _refused(storage, 10, _TWO_AT_ONCE)
+        await storage.settle(third, None)
+        after = await _admitted(storage, 10, _TWO_AT_ONCE)
+        assert (after.remaining_requests, after.remaining_tokens) == (6, 960)
+
+    async def test_case_30_settling_with_nothing_lets_the_estimate_stand(self) -> None:
+        storage = self.storage(FakeClock())
+        reservation = await _admitted(storage, 800)
+        await storage.settle(reservation, None)
+        await storage.settle(reservation, 0)
+        assert (await _admitted(storage, 0)).remaining_tokens == 200
+
+    async def test_a_request_under_way_is_topped_up_and_may_go_into_debt(self) -> None:
+        storage = self.storage(FakeClock())
+        reservation = await _admitted(storage, 300)
+        assert await storage.top_up(reservation, 400) == 300
+        assert await storage.top_up(reservation, 400) == -100
+        assert reservation.tokens == 1100
+        await storage.settle(reservation, 1050)
+        assert await storage.top_up(reservation, 500) == math.inf
+        assert (await _refused(storage, 1)).retry_after == 6
+
+    async def test_small_requests_do_not_starve_a_large_one_that_waits_as_told(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        limits = Limits(None, Limit(1000, 10))
+        await _admitted(storage, 1000, limits)
+        told = (await _refused(storage, 900, limits)).retry_after
+        assert told == 90
+        for _ in range(told):  # small ones overtake it
+            clock.advance(1)
+            await _admitted(storage, 10, limits)
+        told = (await _refused(storage, 900, limits)).retry_after
+        assert told == 90
+        for _ in range(told - 1):  # now it has the turn
+            clock.advance(1)
+            await _refused(storage, 10, limits)
+        clock.advance(1)
+        await _admitted(storage, 900, limits)
+        assert (await _refused(storage, 10, limits)).retry_after == 1
+
+    async def test_a_turn_ends_when_its_request_does_not_come_back(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        limits = Limits(None, Limit(1000, 10))
+        await _admitted(storage, 1000, limits)
+        await _refused(storage, 400, limits)
+        clock.advance(40)
+        await _admitted(storage, 200, limits)
+        await _refused(storage, 400, limits)
+        wait = (await _refused(storage, 100, limits)).retry_after
+        clock.advance(wait - 1)
+        await _refused(storage, 100, limits)
+        clock.advance(1)
+        await _admitted(storage, 100, limits)
+
+    async def test_what_does_not_delay_the_one_whose_turn_it_is_goes_on(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        limits = Limits(None, Limit(1000, 10))
+        await _admitted(storage, 1000, limits)
+        await _refused(storage, 400, limits)
+        clock.advance(40)
+        reservation = await _admitted(storage, 200, limits)
+        await _refused(storage, 400, limits)
+        await storage.settle(reservation, 100)
+        await _admitted(storage, 100, limits)
+        await _refused(storage, 1, limits)
+        await _admitted(storage, 0, limits)
+        clock.advance(20)
+        await _admitted(storage, 400, limits)
 
     async def test_closing_twice_does_no_harm(self) -> None:
         storage = self.storage(FakeClock())

@@ -1,6 +1,7 @@
 -- The arithmetic of bucket.py, word for word: the same sums in the same order give the same figures on both sides.
 
 local TOLERANCE = 1e-6
+local PATIENCE = 5
 local LONGEST = 315360000000 -- ten years in milliseconds
 
 local function text(number)
@@ -16,10 +17,10 @@ local function clock(given)
   return time[1] + time[2] / 1000000
 end
 
--- Capacity and rate of the requests and of the tokens bucket; a capacity of 0 does not limit.
-local function read(limits)
+-- The numbers in a text with spaces between them.
+local function read(written)
   local figures = {}
-  for figure in string.gmatch(limits, '%S+') do
+  for figure in string.gmatch(written, '%S+') do
     figures[#figures + 1] = tonumber(figure)
   end
   return figures
@@ -40,20 +41,49 @@ local function fits(level, capacity, rate, cost)
   return capacity == 0 or cost <= 0 or level + rate * TOLERANCE >= cost
 end
 
--- Keep the levels until both buckets are full: full ones are as good as none. What has been given back does not make
+-- A turn is the tokens of a refused request, the moment they are there, and 1 once others have overtaken it.
+local function is_small(tokens, turn)
+  return tokens * 2 <= turn[1]
+end
+
+local function delays(turn, level, capacity, rate, cost, now)
+  if not turn or turn[3] == 0 or capacity == 0 or cost <= 0 or not is_small(cost, turn) or now >= turn[2] + PATIENCE then
+    return false
+  end
+  local left = level - cost
+  if turn[2] > now then
+    left = left + rate * (turn[2] - now)
+  end
+  return left + rate * TOLERANCE < math.min(turn[1], capacity)
+end
+
+-- A pair of buckets as it is kept: its name before each field, '' for the principal's own. Capacity and rate of the
+-- requests and of the tokens bucket come as `limits`; a capacity of 0 does not limit.
+local function load(key, name)
+  local held = redis.call('HMGET', key, name .. 'requests', name .. 'tokens', name .. 'at', name .. 'limits', name .. 'turn')
+  local turn = held[5] and held[5] ~= '' and read(held[5]) or nil
+  return {
+    name = name, requests = tonumber(held[1] or ''), tokens = tonumber(held[2] or ''), at = tonumber(held[3] or ''),
+    limits = held[4], turn = turn, turn_text = held[5] or ''
+  }
+end
+
+-- Keep the levels until all buckets are full: full ones are as good as none. What has been given back does not make
 -- that earlier, so that a bucket which a replica remembers as used and does not find has been lost, not filled.
-local function keep(key, limits, requests, tokens, at, expiring)
-  redis.call('HSET', key, 'requests', text(requests), 'tokens', text(tokens), 'at', text(at), 'limits', limits)
+local function keep(key, pair, limits, expiring)
+  local name = pair.name
+  redis.call('HSET', key, name .. 'requests', text(pair.requests), name .. 'tokens', text(pair.tokens),
+    name .. 'at', text(pair.at), name .. 'limits', limits, name .. 'turn', pair.turn_text)
   if not expiring then
     return
   end
   local figures = read(limits)
   local seconds = 0
   if figures[1] > 0 then
-    seconds = math.max(seconds, (figures[1] - requests) / figures[2])
+    seconds = math.max(seconds, (figures[1] - pair.requests) / figures[2])
   end
   if figures[3] > 0 then
-    seconds = math.max(seconds, (figures[3] - tokens) / figures[4])
+    seconds = math.max(seconds, (figures[3] - pair.tokens) / figures[4])
   end
   local left = math.min(math.ceil(seconds * 1000) + 1, LONGEST)
   redis.call('PEXPIRE', key, text(math.max(left, redis.call('PTTL', key))))

@@ -3,6 +3,13 @@
 A bucket has a capacity (the burst) and a rate at which it refills. A request takes one unit from the requests bucket
 and its estimated tokens from the tokens bucket, both or neither. When the true number is known the difference is
 given back or taken; that may leave a bucket in debt (below zero), which later refills pay off first.
+
+**Turns.** A large request that waits as long as it was told could find its tokens taken by small ones of the same
+agent, again and again. So a pair of buckets remembers one refused request: its tokens and the moment they are there.
+If it is refused once more at that moment or soon after, small requests have overtaken it, and it is given a *turn*:
+until it is admitted, or has not come back for ``PATIENCE`` seconds, a request of at most half its tokens is let
+through only if it does not delay it. Whoever does not come back as told holds nobody up, and every refusal is still
+told the exact time, turns included.
 """
 
 import math
@@ -12,24 +19,33 @@ from typing import Final, Literal, TypeAlias
 from mcp_middleware.errors import ConfigurationError
 
 __all__ = [
+    "AT_ONCE",
     "Dimension",
     "Levels",
     "Limit",
     "Limits",
     "Shortage",
+    "Turn",
+    "after_admission",
+    "after_refusal",
     "full",
     "refill",
     "seconds_until_full",
     "settle",
-    "shortage",
     "take",
     "takeable",
 ]
 
-Dimension: TypeAlias = Literal["requests", "tokens"]
+Dimension: TypeAlias = Literal["requests", "tokens", "concurrency"]
 
 _TOLERANCE: Final = 1e-6
 """Seconds of refill that count as there: finer than any clock is read, coarser than the rounding of its sums."""
+
+PATIENCE: Final = 5.0
+"""Seconds beyond the told time within which a refused request that comes back is recognized, and its turn is kept."""
+
+AT_ONCE: Final = 1000
+"""Milliseconds to wait for one of the agent's own requests to end; when it will, nobody knows."""
 
 _MOST: Final = 1e12
 _LEAST_RATE: Final = 1e-9
@@ -58,11 +74,20 @@ class Limits:
 
     requests: Limit | None
     tokens: Limit | None
+    concurrency: int | None = None
+    """Requests of one key that may be open at once."""
+    parts: tuple[tuple[str, "Limits"], ...] = ()
+    """More pairs of buckets of the same key, by name, for a part of what it asks for: a tool's, a server's. A request
+    takes from all of them or from none. Their own ``concurrency`` and ``parts`` are not looked at."""
 
 
 Levels: TypeAlias = tuple[float, float, float]
 """What the two buckets held at one moment: requests, tokens, and that moment in seconds by the storage's clock. A
 dimension without a limit holds infinity."""
+
+Turn: TypeAlias = tuple[float, float, bool]
+"""A refused request: its tokens, the moment they are there, and whether others have overtaken it, so that it has the
+turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +100,12 @@ class Shortage:
     remaining: int
     """Whole units in it; 0 also when it is in debt."""
     retry_after_ms: int
-    """The fewest milliseconds after which this request fits, if nothing else is taken before. At least 1."""
+    """The fewest milliseconds after which this request fits, if nothing else is taken before. At least 1. For
+    ``concurrency`` a guess."""
+    part: str | None = None
+    """The part of ``Limits`` that is short; None for the key's own buckets."""
+    local: bool = False
+    """Whether a replica decided it by itself, its store being away."""
 
     @property
     def retry_after(self) -> int:
@@ -119,16 +149,18 @@ def _level(level: float, limit: Limit, seconds: float) -> float:
     return level if level < limit.capacity else limit.capacity
 
 
-def take(levels: Levels, limits: Limits, tokens: float, now: float) -> Levels | Shortage:
+def take(levels: Levels, limits: Limits, tokens: float, now: float, turn: Turn | None = None) -> Levels | Shortage:
     """Take one request and ``tokens`` tokens (as many as the bucket can hold at most), both or neither."""
     tokens = takeable(limits, tokens)
     there = refill(levels, limits, now)
     requests_there, tokens_there, at = there
-    if (requests_there >= 1 or _fits(requests_there, limits.requests, 1)) and (
-        tokens_there >= tokens or _fits(tokens_there, limits.tokens, tokens)
+    if (
+        (requests_there >= 1 or _fits(requests_there, limits.requests, 1))
+        and (tokens_there >= tokens or _fits(tokens_there, limits.tokens, tokens))
+        and (turn is None or not _delays(turn, tokens_there, limits.tokens, tokens, at))
     ):
         return (requests_there - 1, tokens_there - tokens, at)
-    return _shortage(levels, there, limits, tokens, now)
+    return _shortage(levels, there, limits, tokens, now, turn)
 
 
 def takeable(limits: Limits, tokens: float) -> float:
@@ -142,34 +174,71 @@ def _fits(level: float, limit: Limit | None, cost: float) -> bool:
     return limit is None or cost <= 0 or level + limit.rate * _TOLERANCE >= cost
 
 
-def shortage(levels: Levels, limits: Limits, tokens: float, now: float) -> Shortage:
-    """Why ``tokens`` tokens, which do not fit at ``now``, do not: for a store that has decided it by itself."""
-    return _shortage(levels, refill(levels, limits, now), limits, takeable(limits, tokens), now)
+def _is_small(tokens: float, turn: Turn) -> bool:
+    """At most half: an estimate may differ from the last one of the same request, and must not lose its turn by it."""
+    return tokens * 2 <= turn[0]
 
 
-def _shortage(levels: Levels, there: Levels, limits: Limits, tokens: float, now: float) -> Shortage:
+def _delays(turn: Turn, level: float, limit: Limit | None, cost: float, now: float) -> bool:
+    """Whether taking ``cost`` now would make the request whose turn it is wait longer."""
+    tokens, at, overtaken = turn
+    if not overtaken or limit is None or cost <= 0 or not _is_small(cost, turn) or now >= at + PATIENCE:
+        return False
+    left = level - cost
+    if at > now:
+        left += limit.rate * (at - now)
+    return left + limit.rate * _TOLERANCE < min(tokens, limit.capacity)
+
+
+def after_admission(turn: Turn | None, tokens: float) -> Turn | None:
+    """What is remembered of a refused request once one with ``tokens`` was admitted: nothing, if it may be that one."""
+    return turn if turn is not None and _is_small(tokens, turn) else None
+
+
+def after_refusal(turn: Turn | None, levels: Levels, limits: Limits, tokens: float, now: float) -> Turn | None:
+    """What is remembered of refused requests after this one, which may be short of tokens or not."""
+    limit = limits.tokens
+    tokens = takeable(limits, tokens)
+    _, level, at = refill(levels, limits, now)
+    if limit is None or _fits(level, limit, tokens):
+        return turn
+    fits_at = at + (tokens - level) / limit.rate
+    if turn is None or at >= turn[1] + PATIENCE:
+        return (tokens, fits_at, False)
+    if at < turn[1] or _is_small(tokens, turn):
+        return turn
+    return (tokens, fits_at, True)
+
+
+def _shortage(levels: Levels, there: Levels, limits: Limits, tokens: float, now: float, turn: Turn | None) -> Shortage:
     shortages: list[Shortage] = []
-    dimensions: tuple[tuple[Dimension, float, float, Limit | None, float], ...] = (
-        ("requests", levels[0], there[0], limits.requests, 1),
-        ("tokens", levels[1], there[1], limits.tokens, tokens),
+    dimensions: tuple[tuple[Dimension, float, float, Limit | None, float, Turn | None], ...] = (
+        ("requests", levels[0], there[0], limits.requests, 1, None),
+        ("tokens", levels[1], there[1], limits.tokens, tokens, turn),
     )
-    for dimension, level, level_there, limit, cost in dimensions:
-        if limit is not None and not _fits(level_there, limit, cost):
-            wait = _wait(level, levels[2], limit, cost, now)
+    for dimension, level, level_there, limit, cost, waiting in dimensions:
+        if limit is None:
+            continue
+        if not _fits(level_there, limit, cost) or (
+            waiting is not None and _delays(waiting, level_there, limit, cost, there[2])
+        ):
+            wait = _wait(level, levels[2], limit, cost, now, waiting)
             shortages.append(Shortage(dimension, int(limit.capacity), max(0, math.floor(level_there)), wait))
     return max(shortages, key=lambda shortage: shortage.retry_after_ms)
 
 
-def _wait(level: float, at: float, limit: Limit, cost: float, now: float) -> int:
+def _wait(level: float, at: float, limit: Limit, cost: float, now: float, turn: Turn | None) -> int:
     """Milliseconds until ``cost`` fits into a bucket that held ``level`` at ``at``, at least 1.
 
     The quotient is only a first guess: the answer is the least number for which the very sum that will decide says
-    yes, so that rounding can make it neither too short nor too long.
+    yes, so that rounding can make it neither too short nor too long. Once it says yes it goes on to, also where it is
+    another's turn: what delays that one now does so until its moment, and afterwards the level only rises.
     """
 
     def fits_after(milliseconds: int) -> bool:
         later = max(at, now + milliseconds / 1000)
-        return _fits(_level(level, limit, later - at), limit, cost)
+        there = _level(level, limit, later - at)
+        return _fits(there, limit, cost) and (turn is None or not _delays(turn, there, limit, cost, later))
 
     guess = max(1, math.ceil((at - now + (cost - level) / limit.rate) * 1000))
     if fits_after(guess) and not (guess > 1 and fits_after(guess - 1)):

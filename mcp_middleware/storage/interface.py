@@ -25,34 +25,51 @@ class Reservation(msgspec.Struct, eq=False):
     key: bytes
     limits: Limits
     tokens: float
-    """Tokens taken: the estimate, or the bucket's capacity if that is less."""
+    """Tokens taken so far: the estimate, or the bucket's capacity if that is less, and what was topped up."""
     remaining_requests: float
     """Left in the requests bucket after this request; infinity without a limit."""
     remaining_tokens: float
     """Left in the tokens bucket after this request; infinity without a limit."""
     expires_at: float
     """When it can no longer be settled, in seconds by the storage's clock; minus infinity once it has been."""
+    parts: tuple[tuple[float, float, float], ...] = ()
+    """For each of ``limits.parts``: tokens taken, and what is left of requests and of tokens."""
+    remaining_concurrency: int | None = None
+    """How many more may be open at once; None without a limit."""
+    place: bytes = b""
+    """Names its place among the open ones, where their number is limited; empty once it has been freed."""
+    local: bool = False
+    """Whether a replica let it through by itself, its store being away."""
 
 
 class LimitStorage(Protocol):
-    """Keeps two buckets for each key and decides over both in one atomic step.
+    """Keeps the buckets of each key, and decides over all of them in one atomic step.
 
     Time is the storage's own: callers never pass it, so that replicas whose clocks differ agree.
     """
 
     async def reserve(self, key: bytes, limits: Limits, tokens: float) -> Reservation | Shortage:
-        """Take one request and ``tokens`` tokens (at most the bucket's capacity) from the buckets of ``key``.
+        """Take one request and ``tokens`` tokens (at most the bucket's capacity) from the buckets of ``key``, and a
+        place among its open requests where their number is limited.
 
-        Both or neither. ``limits`` are the figures of this moment; they may differ from the last call's, and what
-        was used stays used. ``tokens`` is finite and not negative (ValueError).
+        All or nothing, over ``limits.parts`` too. ``limits`` are the figures of this moment; they may differ from the
+        last call's, and what was used stays used. ``tokens`` is finite and not negative (ValueError).
         """
         ...
 
-    async def settle(self, reservation: Reservation, tokens: float) -> None:
-        """Put the true number of tokens in place of the reserved one; the bucket may go into debt.
+    async def top_up(self, reservation: Reservation, tokens: float) -> float:
+        """Take ``tokens`` more for a request that is under way, whether they are there or not; what is then left in
+        the tokens bucket, or in the emptiest of several. Nothing more is taken of a reservation that has expired or
+        was settled. ``tokens`` is finite and not negative (ValueError).
+        """
+        ...
+
+    async def settle(self, reservation: Reservation, tokens: float | None) -> float:
+        """Put the true number of tokens in place of the reserved one, and free the request's place; the bucket may go
+        into debt. What is then left in the tokens bucket, or in the emptiest of several; infinity where nobody knows.
 
         Counts once: settling again, or after the reservation has expired, changes nothing, and the estimate stands.
-        ``tokens`` is finite and not negative (ValueError).
+        It stands with None as well, which only frees the place. ``tokens`` is finite and not negative (ValueError).
         """
         ...
 

@@ -2,14 +2,30 @@
 
 import math
 import time
+from array import array
 from collections import OrderedDict
+from dataclasses import replace
 from itertools import islice
 from typing import Final
 
 from mcp_middleware.options import seconds, whole_number
 from mcp_middleware.types import Clock
 
-from .bucket import Levels, Limits, Shortage, full, seconds_until_full, settle, take, takeable
+from .bucket import (
+    AT_ONCE,
+    Levels,
+    Limit,
+    Limits,
+    Shortage,
+    Turn,
+    after_admission,
+    after_refusal,
+    full,
+    seconds_until_full,
+    settle,
+    take,
+    takeable,
+)
 from .interface import Reservation, check_tokens
 
 __all__ = ["MemoryStorage"]
@@ -18,14 +34,60 @@ _SWEEP: Final = 2
 """Full buckets dropped for each new key: more than come in, so that idle keys do not pile up."""
 _CANDIDATES: Final = 8
 """Longest unused keys looked at to find the one to drop when there is no more room."""
+_SLOTS: Final = 1 << 17
+
+
+class _Dropped:
+    """What is left of buckets that were dropped before they were full: when they would have been.
+
+    Every name has two slots, which it may share with others, and each keeps the latest moment; the earlier of the two
+    counts. So a key that comes back has at most what it would have had, debt included, and one that was never here is
+    taken for another only if both its slots are. 4 MiB, whatever was dropped.
+    """
+
+    __slots__ = ("_requests", "_tokens")
+
+    def __init__(self) -> None:
+        self._requests = [array("d", [-math.inf]) * _SLOTS for _ in range(2)]
+        self._tokens = [array("d", [-math.inf]) * _SLOTS for _ in range(2)]
+
+    def add(self, name: object, levels: Levels, limits: Limits) -> None:
+        """Remember the buckets ``name``."""
+        requests, tokens, at = levels
+        for limit, level, rows in ((limits.requests, requests, self._requests), (limits.tokens, tokens, self._tokens)):
+            if limit is not None:
+                full_at = at + (limit.capacity - level) / limit.rate
+                for row, slot in zip(rows, _slots(name), strict=True):
+                    row[slot] = max(row[slot], full_at)
+
+    def levels(self, name: object, limits: Limits, now: float) -> Levels:
+        """What the buckets ``name`` hold now, if nothing else is known of them."""
+
+        def level(limit: Limit | None, rows: list["array[float]"]) -> float:
+            if limit is None:
+                return math.inf
+            full_at = min(row[slot] for row, slot in zip(rows, _slots(name), strict=True))
+            return limit.capacity - max(0.0, limit.rate * (full_at - now))
+
+        return (level(limits.requests, self._requests), level(limits.tokens, self._tokens), now)
+
+
+def _slots(name: object) -> tuple[int, int]:
+    digest = hash(name)  # of bytes and text: another one in each process, so that nobody can aim at a slot
+    return (digest % _SLOTS, (digest >> 32) % _SLOTS)
+
+
+_Pair = tuple[Levels, Limits, Turn | None]
+"""Two buckets, the figures they were last asked with, and who has to wait for them."""
 
 
 class MemoryStorage:
     """A ``LimitStorage`` for one process and one event loop; a step is atomic because it never awaits.
 
     ``max_keys``: the most principals to keep. Full buckets are dropped first, which forgets nothing; when there are
-    none, of the longest unused the one that would be full soonest. ``reservation_lifetime``: seconds within which a
-    request must be settled; later its estimate stands. ``clock``: monotonic seconds.
+    none, of the longest unused the one that would be full soonest. When that would have been is remembered in a table
+    of one size, so that nobody gets a new burst, or rid of a debt, by being dropped. ``reservation_lifetime``: seconds
+    within which a request must be settled; later its estimate stands. ``clock``: monotonic seconds.
     """
 
     def __init__(
@@ -34,7 +96,10 @@ class MemoryStorage:
         self._max_keys = whole_number("MemoryStorage: max_keys", max_keys)
         self._lifetime = seconds("MemoryStorage: reservation_lifetime", reservation_lifetime)
         self._clock = clock
-        self._buckets: OrderedDict[bytes, tuple[Levels, Limits]] = OrderedDict()  # longest unused first
+        self._buckets: OrderedDict[bytes, _Pair] = OrderedDict()  # longest unused first
+        self._parts: dict[bytes, dict[str, _Pair]] = {}
+        self._open: dict[bytes, int] = {}
+        self._dropped: _Dropped | None = None
 
     def __len__(self) -> int:
         """Keys that are kept."""
@@ -42,40 +107,145 @@ class MemoryStorage:
 
     async def reserve(self, key: bytes, limits: Limits, tokens: float) -> Reservation | Shortage:
         """See ``LimitStorage.reserve``."""
-        check_tokens(tokens)
+        if not 0 <= tokens < math.inf:
+            check_tokens(tokens)
         now = self._clock()
+        if limits.parts or limits.concurrency is not None:
+            return self._reserve_all(key, limits, tokens, now)
         found = self._buckets.get(key)
         if found is None:
-            taken = take(full(limits, now), limits, tokens, now)
+            levels, turn = self._new(key, None, limits, now), None
         else:
             self._buckets.move_to_end(key)
-            taken = take(found[0], limits, tokens, now)
+            levels, _, turn = found
+        taken = take(levels, limits, tokens, now, turn)
         if isinstance(taken, Shortage):
+            self._remember_refusal(key, None, (levels, limits, turn), tokens, now)
             return taken
+        if turn is not None:
+            turn = after_admission(turn, takeable(limits, tokens))
         if found is None:
             self._make_room(now)
-        self._buckets[key] = (taken, limits)
+        self._buckets[key] = (taken, limits, turn)
         return Reservation(key, limits, takeable(limits, tokens), taken[0], taken[1], now + self._lifetime)
 
-    async def settle(self, reservation: Reservation, tokens: float) -> None:
-        """See ``LimitStorage.settle``."""
+    def _reserve_all(self, key: bytes, limits: Limits, tokens: float, now: float) -> Reservation | Shortage:
+        """The same over several pairs of buckets, and the number of open requests."""
+        names: list[tuple[str | None, Limits]] = [(None, limits), *limits.parts]
+        pairs = [self._pair(key, part, figures, now) for part, figures in names]
+        taken: list[Levels] = []
+        shortages: list[Shortage] = []
+        for (part, figures), (levels, _, turn) in zip(names, pairs, strict=True):
+            answer = take(levels, figures, tokens, now, turn)
+            if isinstance(answer, Shortage):
+                shortages.append(replace(answer, part=part))
+            else:
+                taken.append(answer)
+        is_open, most = self._open.get(key, 0), limits.concurrency
+        if most is not None and is_open >= most:
+            shortages.append(Shortage("concurrency", most, 0, AT_ONCE))
+        if shortages:
+            for (part, figures), (levels, _, turn) in zip(names, pairs, strict=True):
+                self._remember_refusal(key, part, (levels, figures, turn), tokens, now)
+            return max(shortages, key=lambda shortage: shortage.retry_after_ms)
+        for (part, figures), (_, _, turn), left in zip(names, pairs, taken, strict=True):
+            self._keep(key, part, (left, figures, after_admission(turn, takeable(figures, tokens))), now)
+        (requests, tokens_left, _), *others = taken
+        reservation = Reservation(key, limits, takeable(limits, tokens), requests, tokens_left, now + self._lifetime)
+        reservation.parts = tuple(
+            (takeable(figures, tokens), requests, tokens_left)
+            for (_, figures), (requests, tokens_left, _) in zip(limits.parts, others, strict=True)
+        )
+        if most is not None:
+            self._open[key] = is_open + 1
+            reservation.place = b"open"
+            reservation.remaining_concurrency = most - is_open - 1
+        return reservation
+
+    async def top_up(self, reservation: Reservation, tokens: float) -> float:
+        """See ``LimitStorage.top_up``."""
         check_tokens(tokens)
         now = self._clock()
         if now >= reservation.expires_at:
-            return
+            return math.inf
+        left = self._put(reservation.key, None, reservation.limits, 0, tokens, now)
+        reservation.tokens += tokens
+        for part, figures in reservation.limits.parts:
+            left = min(left, self._put(reservation.key, part, figures, 0, tokens, now))
+        reservation.parts = tuple((taken + tokens, requests, left) for taken, requests, left in reservation.parts)
+        return left
+
+    async def settle(self, reservation: Reservation, tokens: float | None) -> float:
+        """See ``LimitStorage.settle``."""
+        if tokens is not None and not 0 <= tokens < math.inf:
+            check_tokens(tokens)
+        key = reservation.key
+        if reservation.place:
+            reservation.place = b""
+            is_open = self._open.pop(key, 0) - 1
+            if is_open > 0:
+                self._open[key] = is_open
+        now = self._clock()
+        if now >= reservation.expires_at:
+            return math.inf
         reservation.expires_at = -math.inf
-        key, taken = reservation.key, reservation.tokens
-        found = self._buckets.get(key)
-        if found is not None:
-            levels, limits = found
-            self._buckets[key] = (settle(levels, limits, taken, tokens, now), limits)
-        elif tokens > taken:  # dropped meanwhile, full or as good as full: only a debt is worth remembering
-            limits = reservation.limits
-            self._make_room(now)
-            self._buckets[key] = (settle(full(limits, now), limits, taken, tokens, now), limits)
+        if tokens is None:
+            return math.inf
+        limits = reservation.limits
+        left = self._put(key, None, limits, reservation.tokens, tokens, now)
+        for (part, figures), (taken, *_) in zip(limits.parts, reservation.parts, strict=True):
+            left = min(left, self._put(key, part, figures, taken, tokens, now))
+        return left
 
     async def aclose(self) -> None:
         """Nothing to let go of."""
+
+    def _find(self, key: bytes, part: str | None) -> _Pair | None:
+        return self._buckets.get(key) if part is None else self._parts.get(key, {}).get(part)
+
+    def _new(self, key: bytes, part: str | None, limits: Limits, now: float) -> Levels:
+        if self._dropped is None:
+            return full(limits, now)
+        return self._dropped.levels((key, part), limits, now)
+
+    def _pair(self, key: bytes, part: str | None, limits: Limits, now: float) -> _Pair:
+        found = self._find(key, part)
+        if found is not None:
+            if part is None:
+                self._buckets.move_to_end(key)
+            return found
+        return (self._new(key, part, limits, now), limits, None)
+
+    def _remember_refusal(self, key: bytes, part: str | None, pair: _Pair, tokens: float, now: float) -> None:
+        levels, limits, turn = pair
+        after = after_refusal(turn, levels, limits, tokens, now)
+        if after is not turn:
+            self._keep(key, part, (levels, limits, after), now)
+
+    def _keep(self, key: bytes, part: str | None, pair: _Pair, now: float) -> None:
+        if part is None:
+            if key not in self._buckets:
+                self._make_room(now)
+            self._buckets[key] = pair
+        else:
+            self._parts.setdefault(key, {})[part] = pair
+
+    def _put(self, key: bytes, part: str | None, limits: Limits, taken: float, actual: float, now: float) -> float:
+        """Put ``actual`` tokens in the place of the ``taken`` ones; what is left."""
+        found = self._find(key, part)
+        turn = None
+        if found is not None:
+            levels, limits, turn = found
+        elif actual > taken:  # dropped meanwhile: only what makes it less is worth remembering
+            levels = self._new(key, part, limits, now)
+        else:
+            return math.inf
+        levels = settle(levels, limits, taken, actual, now)
+        if found is not None and part is None:
+            self._buckets[key] = (levels, limits, turn)
+        else:
+            self._keep(key, part, (levels, limits, turn), now)
+        return levels[1]
 
     def _make_room(self, now: float) -> None:
         """Drop some full buckets, and one that is not if there is still no room for another."""
@@ -84,9 +254,26 @@ class MemoryStorage:
             if not buckets:
                 return
             oldest = next(iter(buckets))
-            if seconds_until_full(*buckets[oldest], now) > 0:
+            if self._seconds_until_full(oldest, now) > 0:
                 break
-            del buckets[oldest]
+            self._drop(oldest)
         if len(buckets) >= self._max_keys:
             candidates = islice(buckets, _CANDIDATES)
-            del buckets[min(candidates, key=lambda key: seconds_until_full(*buckets[key], now))]
+            self._drop(min(candidates, key=lambda key: self._seconds_until_full(key, now)), remember=True)
+
+    def _seconds_until_full(self, key: bytes, now: float) -> float:
+        levels, limits, _ = self._buckets[key]
+        seconds = seconds_until_full(levels, limits, now)
+        for levels, limits, _ in self._parts.get(key, {}).values():
+            seconds = max(seconds, seconds_until_full(levels, limits, now))
+        return seconds
+
+    def _drop(self, key: bytes, *, remember: bool = False) -> None:
+        pair, parts = self._buckets.pop(key), self._parts.pop(key, {})
+        if not remember:
+            return
+        if self._dropped is None:
+            self._dropped = _Dropped()
+        self._dropped.add((key, None), *pair[:2])
+        for part, (levels, limits, _) in parts.items():
+            self._dropped.add((key, part), levels, limits)

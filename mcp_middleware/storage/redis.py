@@ -10,23 +10,26 @@ import math
 import os
 import time
 from collections import OrderedDict
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.options import seconds, whole_number
 from mcp_middleware.types import Clock
 
-from .bucket import Levels, Limit, Limits, Shortage, full, refill, settle, shortage, take, takeable
+from .bucket import AT_ONCE, Levels, Limit, Limits, Shortage, Turn, full, refill, settle, take, takeable
 from .connection import RedisConnection, Script
 from .interface import Reservation, StorageUnavailableError, check_tokens
 from .sessions import Agent, Place, SessionTable, Use
 
 __all__ = ["RedisSessions", "RedisStorage"]
 
-_RESERVE: Final = Script("bucket.lua", "reserve.lua")
+_RESERVE: Final = Script("bucket.lua", "open.lua", "reserve.lua")
 _SETTLE: Final = Script("bucket.lua", "settle.lua")
+_HOLD: Final = Script("bucket.lua", "open.lua", "hold.lua")
 _LATE: Final = -1
 
 _TAKE_PLACE: Final = Script("places.lua", "take_place.lua")
@@ -40,12 +43,16 @@ _TOLD_AGAIN: Final = 0.25
 _PLACE_NAME_BYTES: Final = 8
 
 
-class _LocalReservation(Reservation):
-    """Taken from this replica's share."""
+_HELD: Final = 60.0
+"""Seconds for which a request is taken for open unless its replica says so again: what dies with it is free then."""
+_SAID_AGAIN: Final = 20.0
+_OPEN_NAME_BYTES: Final = 8
+_CANDIDATES: Final = 8
+"""Longest unused principals looked at for one of which nothing is owed to the store."""
 
 
 class _Known:
-    """What this replica knows of one principal's buckets."""
+    """What this replica knows of one pair of buckets."""
 
     __slots__ = ("levels", "owed_requests", "owed_tokens", "share")
 
@@ -57,6 +64,41 @@ class _Known:
         self.owed_requests = 0.0
         self.owed_tokens = 0.0
         """What was let through, or settled, while the store was away; told to it with the next reservation."""
+
+
+class _Principal:
+    """What this replica knows of one principal."""
+
+    __slots__ = ("is_open", "own", "parts")
+
+    def __init__(self) -> None:
+        self.own = _Known()
+        self.parts: dict[str, _Known] = {}
+        self.is_open = 0
+        """Its requests that this replica has let through and that have not ended, where their number is limited."""
+
+    def pair(self, part: str | None) -> _Known:
+        if part is None:
+            return self.own
+        known = self.parts.get(part)
+        if known is None:
+            known = self.parts[part] = _Known()
+        return known
+
+    @property
+    def is_dispensable(self) -> bool:
+        """Whether nothing would be forgotten in the principal's favour."""
+        pairs = (self.own, *self.parts.values())
+        return not self.is_open and not any(pair.owed_requests or pair.owed_tokens > 0 for pair in pairs)
+
+
+class _Asked(NamedTuple):
+    """One pair of buckets as the scripts are asked about it."""
+
+    part: str | None
+    name: bytes
+    limits: Limits
+    figures: bytes
 
 
 class RedisStorage:
@@ -90,86 +132,158 @@ class RedisStorage:
         self._max_keys = whole_number("RedisStorage: max_keys", max_keys)
         self._clock = clock
         self._now = time.monotonic if clock is None else clock
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()  # longest unused first
+        self._known: OrderedDict[bytes, _Principal] = OrderedDict()  # longest unused first
         self._share = lru_cache(1024)(self._find_share)
+        self._open: dict[bytes, bytes] = {}
+        """Each open request of this replica that has a place, and its key."""
+        self._holding: asyncio.Task[None] | None = None
 
     async def reserve(self, key: bytes, limits: Limits, tokens: float) -> Reservation | Shortage:
         """See ``LimitStorage.reserve``."""
         check_tokens(tokens)
-        known = self._known_of(key)
-        cost = takeable(limits, tokens)
-        owed_requests, owed_tokens = known.owed_requests, known.owed_tokens
-        known.owed_requests = known.owed_tokens = 0.0  # told by this call alone, however many run
-        name, start, sent_at = self._name(key), self._start(known, limits), time.monotonic()
+        principal = self._known_of(key)
+        asked = _asked(limits)
+        told: list[tuple[_Known, float, float]] = []  # by this call alone, however many run
+        for one in asked:
+            known = principal.pair(one.part)
+            told.append((known, known.owed_requests, known.owed_tokens))
+            known.owed_requests = known.owed_tokens = 0.0
+        most = limits.concurrency
+        place = b"" if most is None else os.urandom(_OPEN_NAME_BYTES).hex().encode()
+        pairs: list[bytes] = []
+        for one, (known, owed_requests, owed_tokens) in zip(asked, told, strict=True):
+            owed = (b"%r" % owed_requests, b"%r" % owed_tokens)
+            pairs += (one.name, one.figures, *owed, *self._start(known, one.limits))
+        name, sent_at = self._name(key), time.monotonic()
         try:
             reply = await self._connection.run(
                 _RESERVE,
-                (name,),
+                (name,) if most is None else (name, self._open_name(key)),
                 lambda node: (
-                    _figures(limits),
-                    b"%r" % cost,
                     self._given_clock(),
                     b"%r" % (node.deadline() if self._clock is None else 0.0),
-                    b"%r" % owed_requests,
-                    b"%r" % owed_tokens,
-                    *start,
+                    b"%r" % tokens,
+                    b"" if most is None else b"%d" % most,
+                    place,
+                    b"%r" % _HELD,
+                    *pairs,
                 ),
             )
         except BaseException as error:
-            known.owed_requests += owed_requests
-            known.owed_tokens += owed_tokens
+            _give_back(told)
             if isinstance(error, StorageUnavailableError):
-                return self._reserve_locally(known, key, limits, tokens)
+                return self._reserve_locally(principal, key, limits, tokens, place)
             raise
-        outcome = int(reply[0])
-        requests, left, at, now = map(float, reply[1:])
+        outcome, now, is_open = int(reply[0]), float(reply[1]), int(reply[2])
         if self._clock is None:
             self._connection.node_of(name).learn_time(now, sent_at)
         if outcome == _LATE:
-            known.owed_requests += owed_requests
-            known.owed_tokens += owed_tokens
-            return self._reserve_locally(known, key, limits, tokens)
-        # As the store has them now; nothing that was taken here meanwhile is missing, for it was taken there.
-        known.levels = refill((requests, left, self._now() - (now - at)), limits, self._now())
-        known.share = None
+            _give_back(told)
+            return self._reserve_locally(principal, key, limits, tokens, place)
+        here = self._now()
+        levels: list[Levels] = []
+        for index, (one, (known, _, _)) in enumerate(zip(asked, told, strict=True)):
+            requests, left, at = map(float, reply[3 + 4 * index : 6 + 4 * index])
+            levels.append((requests, left, at))
+            # As the store has them now; nothing that was taken here meanwhile is missing, for it was taken there.
+            known.levels = refill((requests, left, here - (now - at)), one.limits, here)
+            known.share = None
         if outcome:
-            return Reservation(key, limits, cost, requests, left, now + self._lifetime)
-        return shortage((requests, left, at), limits, tokens, now)
+            reservation = _reservation(key, limits, tokens, levels, now + self._lifetime)
+            if most is not None:
+                reservation.remaining_concurrency = most - is_open - 1
+                self._opened(principal, reservation, place)
+            return reservation
+        shortages = [] if most is None or is_open < most else [Shortage("concurrency", most, 0, AT_ONCE)]
+        for index, (one, there) in enumerate(zip(asked, levels, strict=True)):
+            answer = take(there, one.limits, tokens, now, _turn(reply[6 + 4 * index]))
+            if isinstance(answer, Shortage):
+                shortages.append(replace(answer, part=one.part))
+        return max(shortages, key=lambda one: one.retry_after_ms)
 
-    async def settle(self, reservation: Reservation, tokens: float) -> None:
-        """See ``LimitStorage.settle``."""
+    async def top_up(self, reservation: Reservation, tokens: float) -> float:
+        """See ``LimitStorage.top_up``."""
         check_tokens(tokens)
         if reservation.expires_at == -math.inf:
-            return
+            return math.inf
+        before = (reservation.tokens, *(taken for taken, *_ in reservation.parts))
+        left = await self._settle(reservation, tokens, [0.0] * len(before), reservation.expires_at)
+        reservation.tokens += tokens
+        reservation.parts = tuple((taken + tokens, requests, rest) for taken, requests, rest in reservation.parts)
+        return left
+
+    async def settle(self, reservation: Reservation, tokens: float | None) -> float:
+        """See ``LimitStorage.settle``."""
+        if tokens is not None:
+            check_tokens(tokens)
         expires_at, reservation.expires_at = reservation.expires_at, -math.inf
-        key, limits, taken = reservation.key, reservation.limits, reservation.tokens
-        known = self._known_of(key)
-        if isinstance(reservation, _LocalReservation):
+        place, reservation.place = reservation.place, b""
+        if place:
+            self._open.pop(place, None)
+            principal = self._known_of(reservation.key)
+            principal.is_open = max(0, principal.is_open - 1)
+        if expires_at == -math.inf:
+            tokens = None
+        if tokens is None and not place:
+            return math.inf
+        taken = [reservation.tokens, *(taken for taken, *_ in reservation.parts)]
+        return await self._settle(reservation, tokens, taken, expires_at, place)
+
+    async def _settle(
+        self, reservation: Reservation, tokens: float | None, taken: list[float], expires_at: float, place: bytes = b""
+    ) -> float:
+        key, asked = reservation.key, _asked(reservation.limits)
+        principal = self._known_of(key)
+        left = math.inf
+        if reservation.local:
             now = self._now()
-            if now < expires_at:
-                if known.share is not None:
-                    known.share = settle(known.share, self._share(limits), taken, tokens, now)
-                known.owed_tokens += tokens - taken
-            return
+            if tokens is not None and now < expires_at:
+                for one, was in zip(asked, taken, strict=True):
+                    known = principal.pair(one.part)
+                    if known.share is not None:
+                        known.share = settle(known.share, self._share(one.limits), was, tokens, now)
+                        left = min(left, known.share[1])
+                    known.owed_tokens += tokens - was
+            tokens = None
+            if not place or not self._connection.is_up:
+                return left
+        pairs: list[bytes] = []
+        for one, was in zip(asked, taken, strict=True):
+            pairs += (one.name, one.figures, b"%r" % was)
+        name = self._name(key)
+        used = b"" if tokens is None else b"%r" % tokens
         try:
             reply = await self._connection.run(
                 _SETTLE,
-                (self._name(key),),
-                (_figures(limits), b"%r" % taken, b"%r" % tokens, b"%r" % expires_at, self._given_clock()),
+                (name, self._open_name(key)) if place else (name,),
+                (self._given_clock(), b"%r" % expires_at, used, place, *pairs),
             )
         except StorageUnavailableError as error:
-            if not error.sent:  # what may have been counted is not told again
-                known.owed_tokens += tokens - taken
-            return
-        if int(reply[0]) and known.levels is not None:
-            known.levels = (float(reply[1]), float(reply[2]), self._now())
+            if not error.sent and tokens is not None:  # what may have been counted is not told again
+                for one, was in zip(asked, taken, strict=True):
+                    principal.pair(one.part).owed_tokens += tokens - was
+            return left
+        for index, one in enumerate(asked[: (len(reply) - 1) // 3]):
+            counted, requests, rest = reply[1 + 3 * index : 4 + 3 * index]
+            known = principal.pair(one.part)
+            if int(counted) and known.levels is not None:
+                known.levels = (float(requests), float(rest), self._now())
+                left = min(left, float(rest))
+        return left
 
     async def aclose(self) -> None:
         """Disconnect; a ``RedisConnection`` that others share connects anew when they use it."""
+        holding, self._holding = self._holding, None
+        if holding is not None:
+            holding.cancel()
+            await asyncio.wait({holding})
         await self._connection.aclose()
 
     def _name(self, key: bytes) -> bytes:
         return b"%b:limit:{%b}" % (self._prefix, key.hex().encode())
+
+    def _open_name(self, key: bytes) -> bytes:
+        return b"%b:open:{%b}" % (self._prefix, key.hex().encode())
 
     def _given_clock(self) -> bytes:
         return b"" if self._clock is None else b"%r" % self._clock()
@@ -181,34 +295,77 @@ class RedisStorage:
         requests, tokens, _ = refill(known.levels, limits, self._now())
         return (b"%r" % requests, b"%r" % tokens)
 
-    def _known_of(self, key: bytes) -> _Known:
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = _Known()
+    def _known_of(self, key: bytes) -> _Principal:
+        principal = self._known.get(key)
+        if principal is None:
+            principal = self._known[key] = _Principal()
             if len(self._known) > self._max_keys:
-                self._known.popitem(last=False)
+                oldest = list(islice(self._known, _CANDIDATES))[: self._max_keys]
+                del self._known[next((one for one in oldest if self._known[one].is_dispensable), oldest[0])]
         else:
             self._known.move_to_end(key)
-        return known
+        return principal
 
-    def _reserve_locally(self, known: _Known, key: bytes, limits: Limits, tokens: float) -> Reservation | Shortage:
+    def _opened(self, principal: _Principal, reservation: Reservation, place: bytes) -> None:
+        reservation.place = place
+        principal.is_open += 1
+        self._open[place] = reservation.key
+        if self._holding is None:
+            self._holding = asyncio.create_task(self._hold(), name="hold the places of open requests")
+
+    async def _hold(self) -> None:
+        """Say again and again which requests are open: also to a store that was away when they began."""
+        while True:
+            await asyncio.sleep(_SAID_AGAIN)
+            places: dict[bytes, list[bytes]] = {}
+            for place, key in self._open.items():
+                places.setdefault(key, []).append(place)
+            for key, names in places.items():
+                arguments = (self._given_clock(), b"%r" % _HELD, *names)
+                try:
+                    await self._connection.run(_HOLD, (self._open_name(key),), arguments)
+                except StorageUnavailableError:
+                    break
+
+    def _reserve_locally(
+        self, principal: _Principal, key: bytes, limits: Limits, tokens: float, place: bytes
+    ) -> Reservation | Shortage:
         now = self._now()
-        limits_here = self._share(limits)
-        share = known.share
-        if share is None:
-            share = full(limits_here, now)
-            if known.levels is not None:
-                requests, left, _ = refill(known.levels, limits, now)
-                share = refill((requests / self._replicas, left / self._replicas, now), limits_here, now)
-        taken = take(share, limits_here, tokens, now)
-        if isinstance(taken, Shortage):
-            known.share = share
-            return taken
-        known.share = taken
-        cost = takeable(limits_here, tokens)
-        known.owed_requests += 1
-        known.owed_tokens += cost
-        return _LocalReservation(key, limits, cost, taken[0], taken[1], now + self._lifetime)
+        taken: list[tuple[_Asked, Levels]] = []
+        shortages: list[Shortage] = []
+        for one in _asked(limits):
+            known, here = principal.pair(one.part), self._share(one.limits)
+            share = known.share
+            if share is None:
+                share = full(here, now)
+                if known.levels is not None:
+                    requests, left, _ = refill(known.levels, one.limits, now)
+                    share = refill((requests / self._replicas, left / self._replicas, now), here, now)
+                known.share = share
+            answer = take(share, here, tokens, now)
+            if isinstance(answer, Shortage):
+                shortages.append(replace(answer, part=one.part, local=True))
+            else:
+                taken.append((one, answer))
+        if limits.concurrency is not None:
+            most = max(1, limits.concurrency // self._replicas)
+            if principal.is_open >= most:
+                shortages.append(Shortage("concurrency", most, 0, AT_ONCE, local=True))
+        if shortages:
+            return max(shortages, key=lambda one: one.retry_after_ms)
+        for one, levels in taken:
+            known = principal.pair(one.part)
+            known.share = levels
+            known.owed_requests += 1
+            known.owed_tokens += takeable(self._share(one.limits), tokens)
+        reservation = _reservation(
+            key, self._share(limits), tokens, [levels for _, levels in taken], now + self._lifetime
+        )
+        reservation.limits, reservation.local = limits, True
+        if limits.concurrency is not None:
+            self._opened(principal, reservation, place)
+            reservation.remaining_concurrency = max(1, limits.concurrency // self._replicas) - principal.is_open
+        return reservation
 
     def _find_share(self, limits: Limits) -> Limits:
         """One replica's part of the limits; of a small one a whole unit is left."""
@@ -218,7 +375,38 @@ class RedisStorage:
                 return None
             return Limit(max(1.0, limit.capacity / self._replicas), max(1e-9, limit.rate / self._replicas))
 
-        return Limits(part(limits.requests), part(limits.tokens))
+        parts = tuple((name, self._find_share(figures)) for name, figures in limits.parts)
+        return Limits(part(limits.requests), part(limits.tokens), limits.concurrency, parts)
+
+
+def _give_back(told: list[tuple[_Known, float, float]]) -> None:
+    """What was not told is owed still."""
+    for known, requests, tokens in told:
+        known.owed_requests += requests
+        known.owed_tokens += tokens
+
+
+def _reservation(key: bytes, limits: Limits, tokens: float, levels: list[Levels], expires_at: float) -> Reservation:
+    (requests, left, _), *others = levels
+    parts = tuple(
+        (takeable(figures, tokens), requests, left)
+        for (_, figures), (requests, left, _) in zip(limits.parts, others, strict=True)
+    )
+    return Reservation(key, limits, takeable(limits, tokens), requests, left, expires_at, parts)
+
+
+def _turn(text: bytes) -> Turn | None:
+    if not text:
+        return None
+    tokens, at, overtaken = text.split()
+    return (float(tokens), float(at), overtaken == b"1")
+
+
+@lru_cache(1024)
+def _asked(limits: Limits) -> tuple[_Asked, ...]:
+    """The principal's own pair of buckets, and those of the parts."""
+    parts = (_Asked(part, part.encode() + b":", figures, _figures(figures)) for part, figures in limits.parts)
+    return (_Asked(None, b"", limits, _figures(limits)), *parts)
 
 
 class RedisSessions:
@@ -323,7 +511,6 @@ class RedisSessions:
         return (b"%b:places:{%b}" % (self._prefix, tag), b"%b:ended:{%b}" % (self._prefix, tag))
 
 
-@lru_cache(1024)
 def _figures(limits: Limits) -> bytes:
     """The limits as the scripts read them."""
     pairs = (

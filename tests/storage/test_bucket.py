@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcp_middleware.errors import ConfigurationError
@@ -12,6 +12,8 @@ from mcp_middleware.storage.bucket import (
     Limit,
     Limits,
     Shortage,
+    Turn,
+    after_refusal,
     full,
     refill,
     seconds_until_full,
@@ -43,24 +45,58 @@ def states(draw: st.DrawFn) -> tuple[Limits, Levels, float]:
     return figures, (level(figures.requests), level(figures.tokens), at), now
 
 
-@given(states(), costs)
+@st.composite
+def turns(draw: st.DrawFn, now: float, figures: Limits) -> Turn | None:
+    """None, or a refused request that is still to come back, has just, or will not any more."""
+    if figures.tokens is None or draw(st.booleans()):
+        return None
+    tokens = draw(st.floats(1e-3, figures.tokens.capacity))
+    return (tokens, now + draw(st.floats(-7, 100_000)), draw(st.booleans()))
+
+
+@given(states(), costs, st.data())
+@settings(max_examples=1000)
 def test_case_28_retry_after_is_exact_to_the_millisecond_and_to_the_second(
-    state: tuple[Limits, Levels, float], cost: float
+    state: tuple[Limits, Levels, float], cost: float, data: st.DataObject
 ) -> None:
+    """Also where it is another request's turn."""
     figures, levels, now = state
-    answer = take(levels, figures, cost, now)
+    turn = data.draw(turns(now, figures))
+    answer = take(levels, figures, cost, now, turn)
     if not isinstance(answer, Shortage):
         return
     assert answer.retry_after_ms >= 1
     assert (answer.retry_after - 1) * 1000 < answer.retry_after_ms <= answer.retry_after * 1000
 
     def fits_after(seconds: float) -> bool:
-        return not isinstance(take(levels, figures, cost, now + seconds), Shortage)
+        return not isinstance(take(levels, figures, cost, now + seconds, turn), Shortage)
 
     assert fits_after(answer.retry_after_ms / 1000)
     assert not fits_after((answer.retry_after_ms - 1) / 1000)
     assert fits_after(answer.retry_after)
     assert not fits_after(answer.retry_after - 1)
+
+
+@given(st.floats(0.1, 1000), st.floats(0.3, 1), st.lists(st.tuples(st.floats(0, 2), st.floats(0, 0.4)), max_size=200))
+def test_a_request_that_has_the_turn_is_not_delayed_by_small_ones(
+    rate: float, size: float, steps: list[tuple[float, float]]
+) -> None:
+    """Whatever small requests come in between, the moment at which it fits stays."""
+    figures = Limits(None, Limit(1000, rate))
+    large = size * 1000
+    levels: Levels = (math.inf, 0.0, 0.0)
+    turn = after_refusal((large, 0.0, False), levels, figures, large, 0.0)
+    assert turn is not None
+    assert turn[2]
+    fits_at, now = turn[1], 0.0
+    for pause, part in steps:
+        now += pause
+        if now >= fits_at:
+            break
+        answer = take(levels, figures, part * large, now, turn)
+        if not isinstance(answer, Shortage):
+            levels = answer
+    assert not isinstance(take(levels, figures, large, max(now, fits_at), turn), Shortage)
 
 
 @given(limits, st.lists(st.tuples(pauses | st.floats(-100, 0), costs), max_size=60), moments)

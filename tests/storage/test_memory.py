@@ -1,6 +1,7 @@
 """Buckets in memory: the contract of every storage, and the bound on what is kept."""
 
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,8 @@ from mcp_middleware.storage import Limit, Limits, MemoryStorage, Reservation, Sh
 from mcp_middleware.testing import FakeClock, LimitStorageContract
 
 LIMITS = Limits(Limit(60, 1), Limit(50_000, 50_000 / 60))
+SLOW = Limits(Limit(1, 0.001), None)
+DEEP = Limits(Limit(60, 0.001), Limit(50_000, 0.001))
 
 
 class TestMemoryStorage(LimitStorageContract):
@@ -56,6 +59,40 @@ async def test_case_26_a_flood_of_keys_does_not_refill_the_one_that_used_most() 
     for number in range(5000):
         await reserve(storage, key(number))
     assert isinstance(await storage.reserve(b"greedy", LIMITS, 0), Shortage)
+
+
+async def test_case_26_nobody_gets_rid_of_a_debt_by_a_flood_of_keys() -> None:
+    clock = FakeClock()
+    storage = MemoryStorage(max_keys=100, clock=clock)
+    await storage.settle(await reserve(storage, b"debtor", 50_000), 100_000)
+    spent = await storage.reserve(b"spent", replace(LIMITS, parts=(("tool:a", SLOW),)), 0)
+    assert isinstance(spent, Reservation)
+    for number in range(5000):
+        await storage.reserve(key(number), DEEP, 50_000)
+    assert b"debtor" not in storage._buckets
+    shortage = await storage.reserve(b"debtor", LIMITS, 1)
+    assert isinstance(shortage, Shortage)
+    assert shortage.retry_after_ms >= 60_000
+    assert isinstance(await storage.reserve(b"spent", replace(LIMITS, parts=(("tool:a", SLOW),)), 0), Shortage)
+    strangers = [await storage.reserve(b"stranger %d" % number, LIMITS, 1) for number in range(100)]
+    assert sum(isinstance(answer, Shortage) for answer in strangers) <= 5
+    clock.advance(1000)
+    await reserve(storage, b"debtor", 1)
+
+
+async def test_case_26_what_is_remembered_of_a_million_keys_has_one_size() -> None:
+    storage = MemoryStorage(max_keys=1000, clock=FakeClock())
+    for number in range(3000):
+        await reserve(storage, key(number), 1000)
+    tracemalloc.start()
+    try:
+        for number in range(3000, 33_000):
+            await reserve(storage, key(number), 1000)
+        grown = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(storage) == 1000
+    assert grown < 1000 * 1024  # the thousand keys that are kept, made anew
 
 
 async def test_full_buckets_are_let_go_first_and_nothing_is_forgotten_by_it() -> None:

@@ -5,6 +5,7 @@ import logging
 import math
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -23,6 +24,7 @@ from mcp_middleware.storage import (
     Reservation,
     Shortage,
 )
+from mcp_middleware.storage import redis as redis_storage
 from mcp_middleware.testing import FakeClock, LimitStorageContract
 
 from .redis_server import RedisServer, running_redis
@@ -30,7 +32,9 @@ from .redis_server import RedisServer, running_redis
 LIMITS = Limits(Limit(10, 1), Limit(1000, 10))
 SLOW = Limits(Limit(10, 0.001), Limit(1000, 0.001))
 """So slow that nothing flows back during a test."""
+TWO_AT_ONCE = Limits(None, None, concurrency=2)
 KEY = b"agent"
+OPEN = b"mcp_middleware:open:{" + KEY.hex().encode() + b"}"
 NAME = b"mcp_middleware:limit:{" + KEY.hex().encode() + b"}"
 
 
@@ -99,8 +103,13 @@ async def until(holds: Callable[[], Any]) -> None:
 
 def seen(answer: Reservation | Shortage) -> tuple[Any, ...]:
     if isinstance(answer, Shortage):
-        return (answer.dimension, answer.limit, answer.remaining, answer.retry_after_ms, answer.retry_after)
-    return (answer.tokens, answer.remaining_requests, answer.remaining_tokens, answer.expires_at)
+        return (answer.part, answer.dimension, answer.limit, answer.remaining, answer.retry_after_ms)
+    left = (answer.remaining_requests, answer.remaining_tokens, answer.remaining_concurrency)
+    return (answer.tokens, *left, answer.expires_at, answer.parts)
+
+
+def some_limit(random: Random) -> Limit:
+    return Limit(random.uniform(1, 200), 10 ** random.uniform(-3, 3))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -112,12 +121,15 @@ async def test_it_answers_to_the_last_digit_as_memory_does(storages: Storages, s
     shared = storages.make(clock=clock)
     pairs: list[tuple[Reservation, Reservation]] = []
     kinds = [
-        Limits(*(Limit(random.uniform(1, 200), 10 ** random.uniform(-3, 3)) for _ in range(2))),
+        Limits(some_limit(random), some_limit(random)),
         Limits(Limit(10, 1), Limit(1000, 10)),
         Limits(None, Limit(random.uniform(1, 1e6), random.uniform(0.1, 1e5))),
         Limits(Limit(3, 1 / 3), None),
+        Limits(None, Limit(1000, 10)),
     ]
-    for _ in range(150):
+    parts = (("tool:a", kinds[0]), ("server:b", kinds[2]))
+    kinds += [replace(kinds[0], parts=parts), replace(kinds[4], parts=parts[:1])]
+    for _ in range(200):
         step = random.random()
         if step < 0.6:
             key = random.choice([b"a", b"b"])
@@ -129,8 +141,11 @@ async def test_it_answers_to_the_last_digit_as_memory_does(storages: Storages, s
         elif step < 0.8 and pairs:
             actual = random.uniform(0, 2000)
             expected, answer = random.choice(pairs)
-            await memory.settle(expected, actual)
-            await shared.settle(answer, actual)
+            if step < 0.65:
+                assert await shared.top_up(answer, actual) == await memory.top_up(expected, actual)
+            else:
+                used = random.choice([actual, None])
+                assert await shared.settle(answer, used) == await memory.settle(expected, used)
         else:
             clock.advance(random.choice([0.001, 0.1, 1, random.uniform(-2, 20)]))
 
@@ -410,6 +425,66 @@ async def test_a_redis_that_refuses_is_no_redis(storages: Storages, caplog: pyte
             client.config_set("maxmemory", "0")
     assert len([record for record in caplog.records if "refused a command" in record.getMessage()]) == 1
     assert await admitted(storage, 20) == 5
+
+
+async def test_places_of_a_replica_that_died_are_free_after_a_minute(storages: Storages) -> None:
+    clock = FakeClock()
+    dead, alive = (storages.make(clock=clock) for _ in range(2))
+    for _ in range(2):
+        await reserve(dead, limits=TWO_AT_ONCE)
+    assert isinstance(await alive.reserve(KEY, TWO_AT_ONCE, 0), Shortage)
+    clock.advance(59)
+    assert isinstance(await alive.reserve(KEY, TWO_AT_ONCE, 0), Shortage)
+    clock.advance(2)
+    await reserve(alive, limits=TWO_AT_ONCE)
+
+
+async def test_places_of_open_requests_are_kept_as_long_as_they_are_open(
+    storages: Storages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(redis_storage, "_SAID_AGAIN", 0.001)
+    one, other = (storages.make(clock=clock) for _ in range(2))
+    held = [await reserve(one, limits=TWO_AT_ONCE) for _ in range(2)]
+    with storages.server.client() as client:
+        for _ in range(3):
+            clock.advance(50)
+            await until(lambda: client.zcount(OPEN, clock() + 60, clock() + 60) == 2)
+    assert isinstance(await other.reserve(KEY, TWO_AT_ONCE, 0), Shortage)
+    await one.settle(held[0], None)
+    await reserve(other, limits=TWO_AT_ONCE)
+
+
+async def test_without_redis_the_open_requests_of_before_count(own: Storages) -> None:
+    storage = own.make(replicas=2)
+    limits = replace(SLOW, concurrency=6)
+    held = [await reserve(storage, limits=limits) for _ in range(2)]
+    own.server.kill()
+    held.append(await reserve(storage, limits=limits))
+    assert (held[-1].local, held[-1].remaining_concurrency) == (True, 0)
+    shortage = await storage.reserve(KEY, limits, 0)
+    assert isinstance(shortage, Shortage)
+    assert (shortage.local, shortage.dimension, shortage.limit) == (True, "concurrency", 3)
+    for one in held:
+        await storage.settle(one, None)
+    await reserve(storage, limits=limits)
+
+
+async def test_without_redis_parts_have_their_share_too_and_it_is_told(own: Storages) -> None:
+    storage = own.make(replicas=2)
+    limits = replace(SLOW, parts=(("tool:a", Limits(Limit(4, 0.001), Limit(400, 0.001))),))
+    own.server.kill()
+    held = await reserve(storage, 100, limits)
+    await reserve(storage, 50, limits)
+    shortage = await storage.reserve(KEY, limits, 0)
+    assert isinstance(shortage, Shortage)
+    assert (shortage.part, shortage.local, shortage.limit) == ("tool:a", True, 2)
+    await storage.settle(held, 20)
+    own.server.start()
+    assert await storage._connection.connect()
+    back = await reserve(storage, 0, limits)
+    assert [round(left) for left in back.parts[0][1:]] == [1, 330]
+    assert round(back.remaining_tokens) == 930
 
 
 async def test_nothing_listens(caplog: pytest.LogCaptureFixture) -> None:
