@@ -126,7 +126,7 @@ class SigningKey:
                 "the private key cannot be read; it must be one in PEM, without a password"
             ) from None
         possible = _algorithms(self._key)
-        self.algorithm = algorithm or possible[0]
+        self.algorithm = possible[0] if algorithm is None else algorithm
         if self.algorithm not in possible:
             raise ConfigurationError(f"the algorithm is {algorithm!r}; for this key it must be {' or '.join(possible)}")
 

@@ -145,9 +145,11 @@ async def discover(client: OAuthHTTPClient, issuer: str, *, allow_private: bool 
             wrong = wrong or error
         except FetchError as error:
             failures.append(error)
+    if wrong is not None:
+        raise wrong
     statuses = [error.status for error in failures if error.status is not None]
     status = max(statuses) if len(statuses) == len(failures) else None
-    raise wrong or FetchError("; ".join(map(str, failures)), status=status)
+    raise FetchError("; ".join(map(str, failures)), status=status)
 
 
 class MetadataSource:
