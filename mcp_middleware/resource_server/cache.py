@@ -1,4 +1,4 @@
-"""Verified tokens, kept by a hash of the whole token until they end (B7)."""
+"""Judged tokens, kept by a hash of the whole token (B7)."""
 
 from collections import OrderedDict
 from hashlib import sha256
@@ -24,7 +24,7 @@ class TokenCache(Generic[Value]):
         return sha256(token).digest()
 
     def get(self, digest: bytes, now: float) -> Value | None:
-        """The value kept for ``digest``, unless it has ended by ``now``."""
+        """The value kept for ``digest``, unless its time is up by ``now``."""
         entry = self._entries.get(digest)
         if entry is None:
             return None
@@ -35,7 +35,7 @@ class TokenCache(Generic[Value]):
         return entry[1]
 
     def put(self, digest: bytes, value: Value, until: float) -> None:
-        """Keep ``value`` until the time ``until``."""
+        """Keep ``value`` until the time ``until``, on the clock that ``get`` is asked by."""
         self._entries[digest] = (until, value)
         self._entries.move_to_end(digest)
         if len(self._entries) > self.size:

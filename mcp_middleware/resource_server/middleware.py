@@ -14,16 +14,17 @@ from mcp_middleware.types import AccessToken, Document, Principal, Rejection, To
 
 from .challenge import MalformedAuthorizationError, bearer_token, challenge, without_token
 from .identity import IDENTITY_HEADERS, hand_on, principal_of
-from .jwt import JWTVerifier, VerifiedToken
+from .issuers import Issuer
 from .legacy import LEGACY_WELL_KNOWN, issuer_metadata
 from .metadata import ProtectedResource, metadata_answer, server_paths
 from .origins import AllowedOrigins
 from .scopes import ScopeHierarchy
-from .tokens import Issuer
+from .verifier import IntrospectionVerifier, IssuersVerifier, JWTVerifier, VerifiedToken
 
 __all__ = ["OAuthResourceServerMiddleware"]
 
 _QUERY_TOKEN: Final = b"token"
+_OURS: Final = (IssuersVerifier, JWTVerifier, IntrospectionVerifier)
 _ANY_WELL_KNOWN: Final = "/.well-known/"
 _WIDENED: Final = 4096
 """Tokens whose widened scopes are kept at hand."""
@@ -70,16 +71,18 @@ class OAuthResourceServerMiddleware(Member):
         if verifier is None and not issuers:
             raise ConfigurationError("neither issuers nor verifier is given; one of them must say whose tokens count")
         if verifier is None:
-            verifier = JWTVerifier(resource=resource, issuers=issuers)
+            verifier = IssuersVerifier(resource=resource, issuers=issuers)
         elif issuers:
             raise ConfigurationError("issuers and verifier exclude each other; give a verifier its issuers itself")
         elif not callable(getattr(verifier, "verify_token", None)):
             raise ConfigurationError(f"verifier is {verifier!r}; it must have an async method verify_token(token)")
-        if isinstance(verifier, JWTVerifier) and verifier.resource != resource:
+        if isinstance(verifier, IssuersVerifier) and verifier.resource != resource:
             raise ConfigurationError(f"the verifier is for {verifier.resource!r}; it must be for {resource!r}")
         self._verifier = verifier
         # What a verifier derived from ours would do besides is not to be passed over.
-        self._recall = verifier.recall if type(verifier) is JWTVerifier else None
+        self._recall = None
+        if isinstance(verifier, IssuersVerifier) and type(verifier) in _OURS:
+            self._recall = verifier.recall
         servers = authorization_servers or getattr(verifier, "authorization_servers", ())
         self._resource = ProtectedResource(resource, authorization_servers=servers, scopes=scopes)
         self._required = frozenset(self._resource.scopes)

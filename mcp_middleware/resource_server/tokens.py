@@ -1,79 +1,47 @@
-"""Access tokens in JWT form (RFC 9068): what must hold before one is believed. Pure; no signature is checked here."""
+"""Access tokens in JWT form (RFC 9068): what must hold before one is believed. Pure; no signature is checked here.
+
+What both ways of verification ask of a token's claims stands here too (``check_audience`` and what follows it).
+"""
 
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, Final, Literal, NamedTuple
-
-from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.oauth.urls import absolute_url
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 from .challenge import MAX_TOKEN_BYTES
-from .keys import ALGORITHMS
+from .claims import Claims, Identity, InvalidTokenError, identity_of, shown
+from .issuers import Introspection, Issuer
 
 __all__ = [
-    "InvalidTokenError",
+    "Claims",
+    "Introspection",
     "Issuer",
     "ParsedToken",
+    "check_audience",
     "check_claims",
     "check_header",
+    "check_purpose",
+    "check_times",
+    "json_object",
+    "looks_like_jwt",
     "parse_token",
-    "scopes_of",
-    "shown",
 ]
 
 _MAX_LIFETIME: Final = 10 * 366 * 86_400
 """Seconds; a token that claims to live longer is not believed."""
 
 _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
+_LAST: Final = ("", "", "AQgw", "AEIMQUYcgkosw048")
+"""By the length of a base64url text modulo 4, what its last character may be: others have bits that encode nothing,
+so that many texts would be the same token (RFC 4648 section 3.5). A remainder of 1 encodes no bytes."""
+_JSON_OBJECT: Final = ("ey", "ew")
+"""How a JSON object in base64url begins: a brace, and a quote or white space."""
 _ACCESS_TOKEN: Final = "at+jwt"
 _NOT_AN_ACCESS_TOKEN: Final = ("nonce", "at_hash", "c_hash", "s_hash", "events")
 """Claims of ID tokens (OpenID Connect Core 2, 3.3.2.11) and of security events and logout tokens (RFC 8417)."""
-_PURPOSES: Final = {"typ": "Bearer", "token_use": "access"}
-"""Claims in which some issuers say what a token is for (``ID``, ``Refresh``, ``id``, ...), with ours."""
-
-
-class InvalidTokenError(Exception):
-    """Why a token proves nothing; for the log, never for the caller."""
-
-
-@dataclass(frozen=True, slots=True)
-class Issuer:
-    """An authorization server whose tokens are accepted, and how its tokens differ from RFC 9068.
-
-    Raises ConfigurationError.
-    """
-
-    issuer: str
-    """Its identifier, exactly as in the ``iss`` claim and in its metadata; a trailing slash counts."""
-    _: KW_ONLY
-    typ: Literal["at+jwt", "any"] = "at+jwt"
-    """``at+jwt``: only tokens that their header names access tokens (RFC 9068 section 4). ``any``: also tokens of
-    type ``JWT`` or of none, as many servers issue them; ID tokens are then told apart by their claims."""
-    audiences: Sequence[str] = ()
-    """The audiences of its tokens, where the server cannot issue them for the resource's URL; in its place."""
-    algorithms: Sequence[str] = tuple(sorted(ALGORITHMS))
-    """The signature algorithms it may use: asymmetric ones."""
-    jwks_uri: str | None = None
-    """Where its keys are; None finds them by discovery."""
-
-    def __post_init__(self) -> None:
-        absolute_url("Issuer.issuer", self.issuer)
-        if self.typ not in ("at+jwt", "any"):
-            raise ConfigurationError(f"Issuer.typ is {self.typ!r}; it must be 'at+jwt' or 'any'")
-        if not _strings(self.audiences):
-            raise ConfigurationError(f"Issuer.audiences is {self.audiences!r}; it must be a list of strings")
-        if not _strings(self.algorithms) or not self.algorithms or not ALGORITHMS.issuperset(self.algorithms):
-            allowed = ", ".join(sorted(ALGORITHMS))
-            raise ConfigurationError(f"Issuer.algorithms is {self.algorithms!r}; it must be a list of: {allowed}")
-        if self.jwks_uri is not None:
-            absolute_url("Issuer.jwks_uri", self.jwks_uri, query=True)
-
-
-def _strings(values: object) -> bool:
-    return isinstance(values, list | tuple) and all(isinstance(value, str) and value for value in values)
+_PURPOSES: Final = {"typ": ("Bearer",), "token_use": ("access", "access_token")}
+"""Claims in which some issuers say what a token is for (``ID``, ``Refresh``, ``id``, ...), with what ours is."""
 
 
 class ParsedToken(NamedTuple):
@@ -85,11 +53,17 @@ class ParsedToken(NamedTuple):
     signature: bytes
 
 
+def looks_like_jwt(token: str) -> bool:
+    """Whether ``token`` is to be judged as a JWT; any other is only for its issuer to understand."""
+    return token.startswith(_JSON_OBJECT) and token.count(".") == 2
+
+
 def parse_token(token: str) -> ParsedToken:
     """Take a compact JWS apart (RFC 7515 section 7.1). Raises InvalidTokenError.
 
     A name that occurs twice in an object is refused, because two readers may take different ones (RFC 7515
-    section 4, RFC 7519 section 4), and so are the numbers that JSON does not have.
+    section 4, RFC 7519 section 4), and so are the numbers that JSON does not have, and base64url that is not the one
+    way to write what it encodes.
     """
     if len(token) > MAX_TOKEN_BYTES:
         raise InvalidTokenError(f"longer than {MAX_TOKEN_BYTES} bytes")
@@ -98,8 +72,8 @@ def parse_token(token: str) -> ParsedToken:
     header, payload, signature = token.split(".")
     try:
         return ParsedToken(
-            _json_object(_decode(header)),
-            _json_object(_decode(payload)),
+            json_object(_decode(header)),
+            json_object(_decode(payload)),
             f"{header}.{payload}".encode("ascii"),
             _decode(signature),
         )
@@ -108,10 +82,16 @@ def parse_token(token: str) -> ParsedToken:
 
 
 def _decode(part: str) -> bytes:
-    return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+    rest = len(part) % 4
+    if not rest:
+        return base64.urlsafe_b64decode(part)
+    if part[-1] not in _LAST[rest]:
+        raise ValueError("not the base64url of anything")
+    return base64.urlsafe_b64decode(part + "=" * (4 - rest))
 
 
-def _json_object(data: bytes) -> dict[str, Any]:
+def json_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that ``data`` is, each name once. Raises ValueError or RecursionError."""
     document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     if not isinstance(document, dict):
         raise ValueError("a part is no JSON object")
@@ -154,46 +134,55 @@ def check_header(header: Mapping[str, Any], issuer: Issuer) -> tuple[str, str | 
 
 def check_claims(
     claims: Mapping[str, Any], issuer: Issuer, *, resource: str, now: float, leeway: float
-) -> tuple[str, str, int]:
-    """The client, the subject and the end (Unix seconds) of a token. Raises InvalidTokenError.
+) -> tuple[Identity, int]:
+    """Who a JWT speaks of, and its end (Unix seconds). Raises InvalidTokenError.
 
     ``now`` is in Unix seconds. ``leeway`` excuses a clock that is behind the issuer's (``nbf``, ``iat``); the end of
     a token is never put off.
     """
     if claims.get("iss") != issuer.issuer:
         raise InvalidTokenError("iss is another issuer")
+    check_audience(claims, issuer, resource)
+    ends = check_times(claims, now=now, leeway=leeway)
+    if ends is None:
+        raise InvalidTokenError("exp is missing")
+    check_purpose(claims, typed=issuer.typ == _ACCESS_TOKEN)
+    return identity_of(claims, issuer.mapping), ends
+
+
+def check_audience(claims: Mapping[str, Any], issuer: Issuer, resource: str) -> None:
+    """That a token is meant for ``resource``, or for one of the audiences in its place. Absent is refused (B5)."""
     audience = claims.get("aud")
     audiences = [audience] if isinstance(audience, str) else audience
     if not isinstance(audiences, list) or not all(isinstance(value, str) for value in audiences):
         raise InvalidTokenError("aud is missing or no list of strings")
     if not set(audiences).intersection(issuer.audiences or (resource,)):
         raise InvalidTokenError(f"aud {shown(audience)} is not this resource")
+
+
+def check_times(claims: Mapping[str, Any], *, now: float, leeway: float) -> int | None:
+    """The end of a token that holds ``now``, or None where it names none. Raises InvalidTokenError."""
     ends = _date(claims, "exp")
-    if ends is None:
-        raise InvalidTokenError("exp is missing")
-    if ends <= now:
+    if ends is not None and ends <= now:
         raise InvalidTokenError("it has expired")
-    if ends > now + _MAX_LIFETIME:
+    if ends is not None and ends > now + _MAX_LIFETIME:
         raise InvalidTokenError("exp is too far away")
     for name in ("nbf", "iat"):
         begins = _date(claims, name)
         if begins is not None and begins > now + leeway:
             raise InvalidTokenError(f"{name} is in the future")
-    _check_purpose(claims, issuer)
-    subject, client = _name(claims, "sub"), _name(claims, "client_id") or _name(claims, "azp")
-    identity = client or subject
-    if identity is None:
-        raise InvalidTokenError("it names neither a client nor a subject")
-    return identity, subject or identity, int(ends)
+    return None if ends is None else int(ends)
 
 
-def _check_purpose(claims: Mapping[str, Any], issuer: Issuer) -> None:
+def check_purpose(claims: Mapping[str, Any], *, typed: bool) -> None:
+    """That a token is one to bear, and no ID token, refresh token or proof. ``typed``: its header says what it is, so
+    that its claims need not (RFC 9068 section 4). Raises InvalidTokenError."""
     if "cnf" in claims:
         raise InvalidTokenError("it is bound to a key (cnf) and so no bearer token")
-    if issuer.typ == _ACCESS_TOKEN:
+    if typed:
         return
-    for name, purpose in _PURPOSES.items():
-        if claims.get(name, purpose) != purpose:
+    for name, purposes in _PURPOSES.items():
+        if name in claims and claims[name] not in purposes:
             raise InvalidTokenError(f"claim {name} {shown(claims[name])} is no access token")
     for name in _NOT_AN_ACCESS_TOKEN:
         if name in claims:
@@ -210,29 +199,3 @@ def _date(claims: Mapping[str, Any], name: str) -> float | None:
     if not 0 <= value <= 2**53:
         raise InvalidTokenError(f"{name} is no date")
     return value
-
-
-def _name(claims: Mapping[str, Any], name: str) -> str | None:
-    """A claim that identifies somebody: printable, so that it can stand in logs, keys and headers."""
-    value = claims.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, str) or not 0 < len(value) <= 512 or not value.isprintable():
-        raise InvalidTokenError(f"{name} is no printable string of 1 to 512 characters")
-    return value
-
-
-def scopes_of(claims: Mapping[str, Any]) -> list[str]:
-    """The scopes of ``scope`` (RFC 8693 section 4.2), else of ``scp``; either a string or a list."""
-    value = claims.get("scope", claims.get("scp"))
-    if value is None:
-        return []
-    scopes = value.split(" ") if isinstance(value, str) else value
-    if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
-        raise InvalidTokenError("scope is neither a string nor a list of strings")
-    return [scope for scope in scopes if scope]
-
-
-def shown(value: object) -> str:
-    """A value of an unverified token, fit for a log line."""
-    return ascii(value)[:100]

@@ -130,7 +130,7 @@ class Absent:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
 from mcp_middleware.resource_server.identity import hand_on
-from mcp_middleware.resource_server.jwt import VerifiedToken
+from mcp_middleware.resource_server.verifier import VerifiedToken
 scope = {}
 undo = hand_on()(scope, VerifiedToken("t", "agent-1", ["a"], 1, "r", "alice", {}))
 user = scope["user"]

@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth.http import OAuthHTTPClient
-from mcp_middleware.resource_server import Issuer, IssuerUnavailableError, JWTVerifier, discovery
-from mcp_middleware.resource_server.discovery import IssuerKeys
+from mcp_middleware.oauth.metadata import MetadataSource
+from mcp_middleware.resource_server import Issuer, IssuerUnavailableError, JWTVerifier, jwks
+from mcp_middleware.resource_server.jwks import IssuerKeys
 from mcp_middleware.testing import FakeClock
 from tests.resource_server.issuer import RESOURCE, LoopbackIssuer, SigningKey, b64, compact, signing_key
 from tests.support import serve
@@ -301,7 +302,7 @@ async def test_an_issuer_that_hangs_holds_nobody_up_who_has_a_known_key(issuer: 
 async def test_an_issuer_that_hangs_from_the_start_is_given_up(
     issuer: LoopbackIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discovery, "_TIMEOUT", 0.05)
+    monkeypatch.setattr(jwks, "_TIMEOUT", 0.05)
     issuer.open.clear()
     verifier = verifier_for(issuer)
     with pytest.raises(IssuerUnavailableError):
@@ -322,9 +323,9 @@ async def test_a_fault_of_ours_is_an_outage_too_and_not_repeated_at_once(caplog:
 
     client = BrokenClient()
     keys = IssuerKeys(
-        "https://a.example",
+        Issuer("https://a.example", jwks_uri="https://a.example/"),
         client,
-        jwks_uri="https://a.example/",
+        MetadataSource("https://a.example", client),
         lifetime=1,
         staleness=1,
         cooldown=1,
