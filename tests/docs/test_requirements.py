@@ -24,7 +24,7 @@ TESTS = sorted(set(chain.from_iterable(re.findall(r"`(tests/[\w/]+\.py::\w+)`", 
 
 
 @cache
-def tests_in(file: str) -> frozenset[str]:
+def _tests_in(file: str) -> frozenset[str]:
     tree = ast.parse((ROOT / file).read_text())
     functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     return frozenset(node.name for node in functions if node.name.startswith("test_"))
@@ -43,4 +43,4 @@ def test_a_requirement_is_shown_by_a_test(name: str) -> None:
 def test_a_named_test_exists(test: str) -> None:
     file, _, name = test.partition("::")
     assert (ROOT / file).exists()
-    assert name in tests_in(file)
+    assert name in _tests_in(file)
