@@ -83,11 +83,12 @@ async def serve(
     bound: socket.socket | None = None,
     http: Literal["httptools", "h11"] = "httptools",
     drain: float = 1.0,
+    tls: tuple[str, str] | None = None,
 ) -> AsyncIterator[str]:
     """Run ``app`` with its lifespan under uvicorn; yield its origin, without a trailing slash.
 
     ``bound`` is a socket of ``listener()``; without one a new port is taken. ``drain`` is how many seconds requests
-    that are still open at the end may take.
+    that are still open at the end may take. ``tls`` are the files of a certificate and its key.
     """
     bound = bound or listener()
     config = uvicorn.Config(
@@ -96,6 +97,8 @@ async def serve(
         ws="none",
         log_config=None,
         access_log=False,
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
         timeout_graceful_shutdown=drain,  # type: ignore[arg-type]  # whole seconds by its type, any by its use
     )
     server = _Server(config)
@@ -105,7 +108,7 @@ async def serve(
         await asyncio.wait({running, listening}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             await running
-        yield origin_of(bound)
+        yield origin_of(bound).replace("http:", "https:" if tls else "http:")
     finally:
         listening.cancel()
         server.should_exit = True

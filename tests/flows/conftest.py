@@ -1,0 +1,43 @@
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.authorization_server.running import RunningServer
+from tests.flows.site import Site, serve_site
+from tests.flows.targets import Target, targets
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One event loop for this folder, so that one issuer and the servers behind it serve all its tests."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and pytest_asyncio.is_async_test(item):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[RunningServer, dict[str, Target]]]:
+    async with targets(tmp_path_factory.mktemp("flows")) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    async with serve_site(tmp_path_factory.mktemp("site")) as started:
+        yield started
+
+
+@pytest.fixture
+def issuer(world: tuple[RunningServer, dict[str, Target]]) -> Iterator[RunningServer]:
+    server = world[0]
+    server.counts.clear()
+    yield server
+    server.form = "jwt"
+
+
+@pytest_asyncio.fixture(params=["in-process", "gateway"], loop_scope="session")
+async def target(request: pytest.FixtureRequest, world: tuple[RunningServer, dict[str, Target]]) -> Target:
+    found = world[1][request.param]
+    await found.forget()
+    return found
