@@ -18,7 +18,7 @@ from mcp_middleware.options import whole_number
 from mcp_middleware.types import Clock
 
 from .interface import Caller, CredentialRefusedError
-from .keeping import KeptToken, TokenKeeper
+from .keeping import KeptToken, TokenKeeper, keep
 
 if TYPE_CHECKING:
     from .auth import CredentialAuth
@@ -87,14 +87,14 @@ class _Grant:
                 self._metadata.doubt()
             raise
 
-    async def check(self, form: Mapping[str, str] = {}) -> TokenRequestError | None:
-        """Ask for a token once, and return the refusal if one came.
+    async def check(self, form: Mapping[str, str] = {}) -> IssuedToken | TokenRequestError:
+        """Ask for a token once; it, or the refusal that came.
 
         Raises ConfigurationError where the metadata contradicts the configuration, IssuerUnavailableError where the
         server cannot be asked.
         """
         try:
-            await self.issue(form)
+            return await self.issue(form)
         except (WrongMetadataError, RefusedAddressError) as error:
             raise ConfigurationError(f"no token can be had of {self.issuer}: {error}") from None
         except FetchError as error:
@@ -103,7 +103,6 @@ class _Grant:
             if not error.permanent:
                 raise IssuerUnavailableError(f"no token can be had of {self.issuer}: {error}") from None
             return error
-        return None
 
     def wrong(self, refusal: TokenRequestError) -> ConfigurationError:
         """What is wrong with the configuration, as ``refusal`` says it: what was sent and what came."""
@@ -160,6 +159,7 @@ class ClientCredentials:
             monotonic=monotonic,
         )
         self._keeper = TokenKeeper(issuer=issuer, size=1, refuses_caller=lambda _: False, clock=clock)
+        self._clock = clock
 
     async def token(self) -> str:
         """The token. Raises CredentialUnavailableError and CredentialRefusedError."""
@@ -182,9 +182,11 @@ class ClientCredentials:
     async def start(self) -> None:
         """Get the first token. Raises ConfigurationError where it is refused, IssuerUnavailableError where the
         authorization server cannot be asked."""
-        refusal = await self._grant.check()
-        if refusal is not None:
-            raise self._grant.wrong(refusal)
+        now = self._clock()
+        answer = await self._grant.check()
+        if isinstance(answer, TokenRequestError):
+            raise self._grant.wrong(answer)
+        self._keeper.put(None, keep(answer, now=now))
 
     async def aclose(self) -> None:
         """Stop what runs. It stays usable."""
@@ -283,11 +285,11 @@ class TokenExchange:
         Raises ConfigurationError where the authorization server refuses us, or exchanges anything; and
         IssuerUnavailableError where it cannot be asked.
         """
-        refusal = await self._grant.check(_about(token_urlsafe(32)))
-        if refusal is None:
+        answer = await self._grant.check(_about(token_urlsafe(32)))
+        if isinstance(answer, IssuedToken):
             raise ConfigurationError(f"{self._grant.issuer} exchanged a token that nobody issued; it must check them")
-        if refusal.error not in _ABOUT_THE_CALLER:
-            raise self._grant.wrong(refusal)
+        if answer.error not in _ABOUT_THE_CALLER:
+            raise self._grant.wrong(answer)
 
     async def aclose(self) -> None:
         """Stop what runs. It stays usable."""

@@ -108,6 +108,15 @@ class TokenKeeper:
             raise CredentialUnavailableError(f"{self._issuer} gave no token that can be used")
         return kept
 
+    def put(self, key: Hashable, token: KeptToken) -> None:
+        """Keep ``token``, which shows that the server issues some."""
+        self._silent_until = -math.inf
+        self._refusals.pop(key, None)
+        self._tokens[key] = token
+        self._tokens.move_to_end(key)
+        if len(self._tokens) > self._size:
+            self._tokens.popitem(last=False)
+
     def rejected(self, key: Hashable, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """A server rejected ``headers``: forget them, unless they are new. True where others are worth a try."""
         kept = self._tokens.get(key)
@@ -167,11 +176,7 @@ class TokenKeeper:
             logger.exception("asking %s for a token failed in a way that is not foreseen", self._issuer)
             self._silent_until = self._clock() + _COOLDOWN
         else:
-            self._tokens[key] = keep(token, now=now, until=until)
-            self._tokens.move_to_end(key)
-            self._refusals.pop(key, None)
-            if len(self._tokens) > self._size:
-                self._tokens.popitem(last=False)
+            self.put(key, keep(token, now=now, until=until))
 
     def _refuse(self, key: Hashable, message: str, caller: bool) -> None:
         logger.log(logging.INFO if caller else logging.ERROR, "no token was issued: %s", message)
