@@ -62,6 +62,7 @@ class IssuerKeys:
         self._configured_uri = issuer.jwks_uri
         self._private = issuer.allow_private_addresses
         self._lifetime = lifetime
+        self._ahead = lifetime * _AHEAD
         self._staleness = staleness
         self._cooldown = cooldown
         self._clock = clock
@@ -78,11 +79,11 @@ class IssuerKeys:
         """When an unknown key last had the keys fetched in vain."""
         self._fetch: asyncio.Task[None] | None = None
 
-    def usable(self) -> KeySet | None:
-        """The keys, if a request may use them without waiting. Has them fetched again where it is time."""
-        now = self._clock()
+    def usable(self, now: float) -> KeySet | None:
+        """The keys, if a request may use them without waiting. Has them fetched again where it is time; ``now`` is
+        on this object's clock."""
         age = now - self._fetched_at
-        if age < self._lifetime * _AHEAD:
+        if age < self._ahead:
             return self._keys
         if self._keys is None or age >= self._lifetime + self._staleness:
             return None
@@ -97,7 +98,7 @@ class IssuerKeys:
         Raises IssuerUnavailableError where the issuer has to be asked and does not answer.
         """
         fetched = self._fetched
-        keys = self.usable() or await self._current()
+        keys = self.usable(self._clock()) or await self._current()
         candidates = keys.find(kid, algorithm)
         for key in candidates:
             if verifies(key):

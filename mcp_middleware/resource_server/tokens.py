@@ -3,9 +3,9 @@
 What both ways of verification ask of a token's claims stands here too (``check_audience`` and what follows it).
 """
 
-import base64
 import json
 import re
+from binascii import a2b_base64
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -35,6 +35,7 @@ _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", 
 _LAST: Final = ("", "", "AQgw", "AEIMQUYcgkosw048")
 """By the length of a base64url text modulo 4, what its last character may be: others have bits that encode nothing,
 so that many texts would be the same token (RFC 4648 section 3.5). A remainder of 1 encodes no bytes."""
+_PADDING: Final = ("", "", "==", "=")
 _JSON_OBJECT: Final = ("ey", "ew")
 """How a JSON object in base64url begins: a brace, and a quote or white space."""
 _ACCESS_TOKEN: Final = "at+jwt"
@@ -83,19 +84,9 @@ def parse_token(token: str) -> ParsedToken:
 
 def _decode(part: str) -> bytes:
     rest = len(part) % 4
-    if not rest:
-        return base64.urlsafe_b64decode(part)
-    if part[-1] not in _LAST[rest]:
+    if rest and part[-1] not in _LAST[rest]:
         raise ValueError("not the base64url of anything")
-    return base64.urlsafe_b64decode(part + "=" * (4 - rest))
-
-
-def json_object(data: bytes) -> dict[str, Any]:
-    """The JSON object that ``data`` is, each name once. Raises ValueError or RecursionError."""
-    document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    if not isinstance(document, dict):
-        raise ValueError("a part is no JSON object")
-    return document
+    return a2b_base64(part.replace("-", "+").replace("_", "/") + _PADDING[rest])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,6 +98,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+_JSON: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that ``data`` is, each name once. Raises ValueError or RecursionError."""
+    document = _JSON.decode(data.decode("utf-8"))
+    if not isinstance(document, dict):
+        raise ValueError("a part is no JSON object")
+    return document
 
 
 def check_header(header: Mapping[str, Any], issuer: Issuer) -> tuple[str, str | None]:

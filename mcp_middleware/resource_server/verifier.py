@@ -83,11 +83,11 @@ class _Verified:
     keys: KeySet | None = None
     key: Key | None = None
 
-    def holds(self) -> bool:
-        """Whether the issuer's keys still have the one that made the signature."""
+    def holds(self, now: float) -> bool:
+        """Whether the issuer's keys still have the one that made the signature; ``now`` is on the monotonic clock."""
         if self.source is None:
             return True
-        keys = self.source.usable()
+        keys = self.source.usable(now)
         if keys is self.keys:
             return keys is not None
         if keys is None or self.key not in keys.keys:
@@ -233,8 +233,9 @@ class IssuersVerifier:
         return self._known(self._cache.digest(authorization[len(_BEARER) :]))
 
     def _known(self, digest: bytes) -> VerifiedToken | None:
-        known = self._cache.get(digest, self._monotonic())
-        if known is None or not known.holds():
+        now = self._monotonic()
+        known = self._cache.get(digest, now)
+        if known is None or not known.holds(now):
             return None
         ends = known.token.expires_at
         return known.token if ends is None or ends > self._clock() else None

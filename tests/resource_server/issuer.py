@@ -1,4 +1,5 @@
-"""A real authorization server for the tests, as far as a resource server sees one: discovery and keys over a socket."""
+"""A real authorization server for the tests, as far as a resource server sees one: discovery, keys and introspection
+over a socket."""
 
 import asyncio
 import base64
@@ -72,7 +73,7 @@ class LoopbackIssuer:
 
     def __init__(self) -> None:
         self.url = ""
-        self.app = Starlette(routes=[Route("/{path:path}", self._answer)])
+        self.app = Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "POST"])])
         self.reset()
 
     def reset(self) -> None:
@@ -84,6 +85,12 @@ class LoopbackIssuer:
         """Instead of the keys' own form."""
         self.metadata_changes: dict[str, Any] = {}
         self.fetches: Counter[str] = Counter()
+        self.active: dict[str, Any] = {}
+        """Token to what introspection says of it: claims, or a whole Response. Others are inactive."""
+        self.client: tuple[str, str] | None = ("gateway", "secret")
+        """Who may introspect; None: whoever asks."""
+        self.questions: list[dict[str, str]] = []
+        """The forms that introspection was asked with."""
         self.status = 200
         self.headers: dict[str, str] = {}
         self.asked = asyncio.Event()
@@ -109,12 +116,32 @@ class LoopbackIssuer:
         if path == "/jwks":
             keys = self.published if self.published is not None else [key.jwk() for key in self.keys]
             return JSONResponse({"keys": keys})
+        if path == "/introspect":
+            return await self._introspect(request)
         tenant = self.path.rstrip("/")
         inserted = f"/.well-known/{self.form}{tenant}"
         appended = f"{tenant}/.well-known/{self.form}" if self.form.startswith("openid") else inserted
         if path in (inserted, appended):
-            return JSONResponse({"issuer": self.issuer, "jwks_uri": f"{self.url}/jwks", **self.metadata_changes})
+            places = {"jwks_uri": f"{self.url}/jwks", "introspection_endpoint": f"{self.url}/introspect"}
+            return JSONResponse({"issuer": self.issuer, **places, **self.metadata_changes})
         return Response(status_code=404)
+
+    async def _introspect(self, request: Request) -> Response:
+        """RFC 7662."""
+        form = {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
+        self.questions.append(form)
+        basic = base64.b64encode(":".join(self.client or ("", "")).encode()).decode()
+        if self.client is not None and request.headers.get("authorization") != f"Basic {basic}":
+            return JSONResponse({"error": "invalid_client"}, status_code=401)
+        said = self.active.get(form.get("token", ""))
+        if isinstance(said, Response):
+            return said
+        return JSONResponse({"active": False} if said is None else {"active": True, **said})
+
+    def opaque(self, token: str = "opaque-1", **changes: Any) -> str:
+        """A token that introspection calls active, with the claims of a good one unless changed."""
+        self.active[token] = {"token_type": "Bearer", **self.claims(**changes)}
+        return token
 
     def claims(self, **changes: Any) -> dict[str, Any]:
         """The claims of a good access token (RFC 9068); a change to None leaves a claim out."""
