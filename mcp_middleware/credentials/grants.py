@@ -31,7 +31,7 @@ _JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
 
 _ABOUT_THE_CALLER: Final = frozenset({"access_denied", "invalid_grant", "invalid_request"})
 """What a server says of a subject token that it does not accept (RFC 8693 section 2.2.2; others say invalid_grant).
-Whatever else it refuses, it would refuse for everybody."""
+Whatever else it refuses, it would refuse for everybody; but for scopes that are taken from the subject token."""
 
 
 class _Grant:
@@ -235,7 +235,7 @@ class TokenExchange:
         self._keeper = TokenKeeper(
             issuer=issuer,
             size=whole_number("TokenExchange.cache_size", cache_size),
-            refuses_caller=lambda error: error.error in _ABOUT_THE_CALLER,
+            refuses_caller=lambda error: error.error in _ABOUT_THE_CALLER or error.error == "invalid_scope",
             clock=clock,
         )
         self._clock = clock

@@ -223,13 +223,20 @@ async def test_a_refusal_is_remembered_for_whom_it_was_said(issuer: TokenIssuer,
     assert await credential.token(stranger) == "token-2"
 
 
-@pytest.mark.parametrize("error", ["invalid_client", "unauthorized_client", "invalid_target", "invalid_scope"])
+@pytest.mark.parametrize("error", ["invalid_client", "unauthorized_client", "invalid_target"])
 async def test_a_refusal_of_us_is_not_the_callers_fault(issuer: TokenIssuer, make: Made, error: str) -> None:
     issuer.refusal = (400, {"error": error})
     for credential in (make.own(), make.exchange()):
         with pytest.raises(CredentialRefusedError, match=error) as caught:
             await credential.headers(caller())
         assert not caught.value.caller
+
+
+async def test_a_caller_whose_token_has_none_of_the_scopes_is_refused(issuer: TokenIssuer, make: Made) -> None:
+    issuer.refusal = (400, {"error": "invalid_scope"})
+    with pytest.raises(CredentialRefusedError) as caught:
+        await make.exchange().headers(caller())
+    assert caught.value.caller
 
 
 async def test_a_refusal_of_our_own_token_is_never_the_callers_fault(issuer: TokenIssuer, make: Made) -> None:
