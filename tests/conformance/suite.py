@@ -7,8 +7,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -16,25 +14,21 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from tests import npm
+
 VERSION: Final = "0.2.0-alpha.12"
 """Pinned: the npm tag ``latest`` knows nothing of 2026-07-28."""
 
-PACKAGES: Final = (f"@modelcontextprotocol/conformance@{VERSION}", "node@22")
-"""The suite, and the Node it needs, which few machines have."""
+PACKAGES: Final = (f"@modelcontextprotocol/conformance@{VERSION}",)
 
 EXPECTED: Final = {"2025-11-25": 84, "2026-07-28": 152}
 """Checks passed by wire. The exit status alone would not notice checks that did not run."""
 
-CACHE_VARIABLE: Final = "MCP_CONFORMANCE_CACHE"
 SCENARIO_TIMEOUT_MS: Final = 30_000
 WIRE_TIMEOUT: Final = 300.0
 """Seconds for one wire; it takes about ten."""
 
 _TOTAL: Final = re.compile(r"^Total: (\d+) passed, (\d+) failed", re.MULTILINE)
-
-
-class UnavailableError(Exception):
-    """The suite cannot be set up here; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +61,7 @@ class Suite:
 
     @property
     def node(self) -> Path:
-        return self.home / "node_modules" / ".bin" / "node"
+        return npm.node_of(self.home)
 
     @property
     def entry(self) -> Path:
@@ -110,28 +104,8 @@ def _failures(results: Path) -> tuple[str, ...]:
 
 
 def install() -> Suite:
-    """The suite from the user's cache, installed into it with npm if it is not there yet."""
-    base = os.environ.get(CACHE_VARIABLE) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = Path(base) / "mcp-middleware" / f"conformance-{VERSION}"
-    suite = Suite(home)
-    if suite.entry.is_file() and suite.node.exists():
-        return suite
-    npm = shutil.which("npm")
-    if npm is None:
-        raise UnavailableError("the conformance suite needs npm, which is not on the PATH")
-    home.parent.mkdir(parents=True, exist_ok=True)
-    # Into a directory of its own, moved into place when whole: an install that was cut off is never found.
-    with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
-        command = [npm, "install", "--prefix", scratch, "--no-audit", "--no-fund", "--loglevel=error", *PACKAGES]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-        if done.returncode != 0:
-            raise UnavailableError(f"npm could not install {', '.join(PACKAGES)}: {done.stderr.strip()[-2000:]}")
-        if not Suite(Path(scratch)).node.exists():
-            raise UnavailableError("npm installed the suite without its Node; are install scripts disabled?")
-        shutil.rmtree(home, ignore_errors=True)
-        Path(scratch).rename(home)
-        Path(scratch).mkdir()
-    return suite
+    """The suite from the user's cache, installed into it with npm if it is not there yet. Raises UnavailableError."""
+    return Suite(npm.install(f"conformance-{VERSION}", PACKAGES))
 
 
 async def main(url: str) -> int:

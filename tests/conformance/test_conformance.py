@@ -9,7 +9,8 @@ import pytest
 from mcp_middleware.audit import AuditFilter, AuditTrail
 from tests.conformance import fixture
 from tests.conformance.stack import SUITE, governed
-from tests.conformance.suite import EXPECTED, Suite, UnavailableError, install
+from tests.conformance.suite import EXPECTED, Suite, install
+from tests.npm import UnavailableError
 from tests.support import post, serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

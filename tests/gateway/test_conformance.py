@@ -9,7 +9,7 @@ import pytest
 from mcp_middleware.audit import AuditFilter
 from mcp_middleware.audit.query import AuditTrail
 from tests.conformance import fixture
-from tests.conformance.suite import EXPECTED, UnavailableError, install
+from tests.conformance.suite import EXPECTED, install
 from tests.support import post, serve
 
 from .gateways import CI, gateway
