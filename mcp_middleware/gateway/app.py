@@ -13,18 +13,22 @@ from typing import Any, Final
 
 import msgspec
 
+from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Receive, Scope, Send
 from mcp_middleware.member import ASGIApp
-from mcp_middleware.resource_server import JWTVerifier
+from mcp_middleware.oauth import OAuthHTTPClient
+from mcp_middleware.resource_server import IssuersVerifier
+from mcp_middleware.resource_server.legacy import LEGACY_WELL_KNOWN
 from mcp_middleware.resource_server.metadata import WELL_KNOWN
 from mcp_middleware.responses import send_document
 from mcp_middleware.types import Document
 
 from .client import UpstreamClient, UpstreamError
 from .config import Config, ServerConfig
+from .credentials import ServerCredentials
 from .edge import AccessLog
 from .shared import Shared
-from .stack import stack
+from .stack import credentials, stack, verifier
 from .upstream import Upstream
 
 __all__ = ["Gateway", "create_app"]
@@ -53,6 +57,8 @@ class Gateway:
         self._generation = _Generation(config, self._shared)
         self._starting = asyncio.Lock()
         self._started = False
+        self._answered = False
+        """Every authorization server has answered once. One that a reload adds takes no gateway out of service."""
         self._bad_reload: str | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -93,7 +99,9 @@ class Gateway:
         try:
             await self.startup()
         except Exception as error:
-            logger.exception("the gateway did not start")
+            if not isinstance(error, ConfigurationError):
+                logger.exception("the gateway did not start")
+            await self.shutdown()
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.startup.complete"})
@@ -102,11 +110,16 @@ class Gateway:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def startup(self) -> None:
-        """Open connections and begin to watch the servers. Does nothing when it has been done."""
+        """Ask the authorization servers, open connections and begin to watch the servers. Does nothing when it has been
+        done.
+
+        Raises ConfigurationError where an authorization server contradicts the configuration. One that does not answer
+        is asked again, and until it has answered ``readiness`` says so.
+        """
         async with self._starting:
             if not self._started:
-                await self._shared.start()
                 await self._generation.start()
+                await self._shared.start()
                 self._started = True
 
     async def shutdown(self) -> None:
@@ -139,7 +152,12 @@ class Gateway:
         config = _with_fixed(config, current.config)
         following = _Generation(config, self._shared, previous=current)
         if self._started:
-            await following.start()
+            try:
+                await following.start()
+            except BaseException:
+                await following.aclose(current)
+                raise
+            self._note_answers()
         self._generation = following
         self._bad_reload = None
         self._shared.telemetry.count_reload("ok")
@@ -163,15 +181,29 @@ class Gateway:
 
     def readiness(self) -> dict[str, Any]:
         """What ``/readyz`` says: whether requests should come here, and how the servers behind are."""
-        draining = self._shared.draining.is_set()
-        status = "draining" if draining else "ready" if self._started else "starting"
+        waiting = self._note_answers()
         document: dict[str, Any] = {
-            "status": status,
+            "status": self._status(),
             "servers": {name: upstream.snapshot() for name, upstream in self._generation.upstreams.items()},
         }
+        if waiting:
+            document["waiting"] = waiting
         if self._bad_reload is not None:
             document["reload"] = "the last change of the configuration was refused; the log says why"
         return document
+
+    def _status(self) -> str:
+        if self._shared.draining.is_set():
+            return "draining"
+        if not self._started:
+            return "starting"
+        return "ready" if self._answered else "waiting"
+
+    def _note_answers(self) -> list[str]:
+        """What has not been heard of any authorization server yet."""
+        waiting = self._generation.waiting() if self._started else []
+        self._answered = self._answered or (self._started and not waiting)
+        return waiting
 
     async def _answer_health(self, path: str, method: str, send: Send) -> None:
         if method not in ("GET", "HEAD"):
@@ -195,15 +227,22 @@ class _Generation:
         self._idle = asyncio.Event()
         self._idle.set()
         self._verifier = _verifier(config, previous)
+        self._credentials = {
+            name: _credentials(config, server, shared.http, previous) for name, server in config.servers.items()
+        }
+        self._asked = [] if previous is None else previous._parts()
+        """Of what has to do with authorization servers: what has been started already."""
         self.upstreams = {name: _upstream(server, shared.client, previous) for name, server in config.servers.items()}
         self._stacks: dict[str, ASGIApp] = {}
         for name, upstream in self.upstreams.items():
-            app = stack(config, name, upstream, shared, self._verifier)
+            app = stack(config, name, upstream, shared, self._verifier, self._credentials[name])
             self._stacks[f"/{name}{_ENDPOINT}"] = app
             if config.auth is not None:  # nobody else answers there, and it would be a second way to the server
                 self._stacks[f"{WELL_KNOWN}/{name}{_ENDPOINT}"] = app
                 if len(config.servers) == 1:
                     self._stacks[WELL_KNOWN] = app
+                if config.auth.legacy_metadata:
+                    self._stacks.setdefault(LEGACY_WELL_KNOWN, app)  # one origin, and so one document for all servers
 
     def route(self, path: str) -> ASGIApp | None:
         return self._stacks.get(path)
@@ -220,7 +259,28 @@ class _Generation:
     async def wait_idle(self) -> None:
         await self._idle.wait()
 
+    def _parts(self) -> "list[IssuersVerifier | ServerCredentials]":
+        """What has to do with authorization servers."""
+        parts = [self._verifier, *self._credentials.values()]
+        return [part for part in parts if part is not None]
+
+    def waiting(self) -> list[str]:
+        """A sentence for each authorization server that has not answered yet."""
+        verifier = [] if self._verifier is None else list(self._verifier.waiting)
+        return verifier + [one.waiting for one in self._credentials.values() if one is not None and one.waiting]
+
     async def start(self) -> None:
+        """Ask the authorization servers that are new, and begin to watch the servers. Raises ConfigurationError, with
+        everything that an authorization server contradicts."""
+        new = [part for part in self._parts() if part not in self._asked]
+        outcomes = await asyncio.gather(*(part.start() for part in new), return_exceptions=True)
+        wrong = [str(outcome) for outcome in outcomes if isinstance(outcome, ConfigurationError)]
+        if wrong:
+            raise ConfigurationError("\n".join(wrong))
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+        self._asked = []  # once ended it may start again, and ask anew
         for upstream in self.upstreams.values():
             await upstream.start()
 
@@ -232,17 +292,35 @@ class _Generation:
         for upstream in self.upstreams.values():
             if upstream not in kept:
                 await upstream.aclose()
-        if self._verifier is not None and (following is None or self._verifier is not following._verifier):
-            await self._verifier.aclose()
+        used = [] if following is None else following._parts()
+        for part in self._parts():
+            if part not in used:
+                await part.aclose()
 
 
-def _verifier(config: Config, previous: _Generation | None) -> JWTVerifier | None:
+def _verifier(config: Config, previous: _Generation | None) -> IssuersVerifier | None:
     """One set of issuers and keys for all servers, kept over a reload that does not change it."""
     if config.auth is None:
         return None
-    if previous is not None and previous._verifier is not None and previous.config.auth == config.auth:
+    if (
+        previous is not None
+        and previous.config.auth is not None
+        and previous.config.auth.issuers == config.auth.issuers
+    ):
         return previous._verifier
-    return JWTVerifier(resource=config.resource(next(iter(config.servers))), issuers=config.auth.issuers)
+    return verifier(config.auth, config.resource(next(iter(config.servers))))
+
+
+def _credentials(
+    config: Config, server: ServerConfig, http: OAuthHTTPClient, previous: _Generation | None
+) -> ServerCredentials | None:
+    """The credentials of ``server``, with the tokens that are there where nothing of them changed."""
+    before = None if previous is None else previous.config.servers.get(server.name)
+    if previous is not None and before is not None:
+        same = (before.credentials, before.caller) == (server.credentials, server.caller)
+        if same and previous.config.public_url == config.public_url:
+            return previous._credentials[server.name]
+    return credentials(config, server, http)
 
 
 def _upstream(server: ServerConfig, client: UpstreamClient, previous: _Generation | None) -> Upstream:

@@ -8,6 +8,7 @@ from mcp_middleware.ratelimit.rate import Rate
 
 from .access_log import visible
 from .config import Config
+from .credentials import GrantConfig
 
 __all__ = ["capabilities", "render"]
 
@@ -37,6 +38,11 @@ def _lines(config: Config, port: int, readiness: Mapping[str, Any], version: str
             state = f"DOES NOT ANSWER ({', '.join(silent)})"
         yield f"    {config.resource(name):{width}}  {state}"
     yield ""
+    if readiness.get("waiting"):
+        yield "  WAITING, and not ready until then"
+        for sentence in readiness["waiting"]:
+            yield f"    ! {sentence}"
+        yield ""
     yield "  capabilities"
     for word, text in capabilities(config).items():
         yield f"    {word:14}  {text}"
@@ -59,6 +65,7 @@ def capabilities(config: Config) -> dict[str, str]:
         found["authentication"] = f"tokens of {issuers}{scopes}"
     policed = [name for name, policy in config.policies.items() if policy is not None]
     found["authorization"] = f"policy for {len(policed)} of {len(config.servers)} servers" if policed else "off"
+    found["credentials"] = _credentials(config)
     found["limits"] = _limits(config)
     found["sessions"] = "sealed with a configured key" if config.sessions.keys else "sealed with a key of this process"
     found["state"] = config.state_name
@@ -68,6 +75,22 @@ def capabilities(config: Config) -> dict[str, str]:
     else:
         found["audit"] = ", ".join(str(path) for path in (config.audit.sqlite, config.audit.jsonl) if path is not None)
     return found
+
+
+def _credentials(config: Config) -> str:
+    """Of each server that has one: by what it knows the gateway, and whether it is told who calls."""
+    told = []
+    for name, server in config.servers.items():
+        ways = []
+        if isinstance(server.credentials, GrantConfig):
+            ways.append(f"{server.credentials.type} of {server.credentials.issuer}")
+        elif server.fixed_headers:
+            ways.append("a header")
+        if server.caller is not None:
+            ways.append(f"the caller in {server.caller.header}")
+        if ways:
+            told.append(f"{name} by {' and '.join(ways)}")
+    return ", ".join(told) or "none"
 
 
 def _limits(config: Config) -> str:

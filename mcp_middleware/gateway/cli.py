@@ -1,7 +1,7 @@
 """``mcp-gateway``: run the gateway, check its file, print the file's schema, or show it all at work.
 
-Exit status: 0 as asked, 1 where it could not start, 2 where the configuration or the command line is wrong, 128 and the
-signal's number where a second signal ended it at once.
+Exit status: 0 as asked, 1 where it could not start, 2 where the command line or the configuration is wrong, which an
+authorization server may say too, 128 and the signal's number where a second signal ended it at once.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if given.command == "check":
         _summarize(config)
-        return 0
+        return _ask(config) if given.online else 0
     return _run(config, Path(given.file).absolute(), given)
 
 
@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     check = commands.add_parser(
         "check", help="say everything that is wrong with a configuration file; 2 if anything is"
+    )
+    check.add_argument(
+        "--online",
+        action="store_true",
+        help="ask the authorization servers and the servers as well; 2 if one contradicts the file, 1 if one is silent",
     )
     for command in (run, check):
         command.add_argument("file", help="the configuration, as gateway.yaml")
@@ -90,9 +95,21 @@ def _summarize(config: "Config") -> None:
         print(f"  dangerous: {warning}")
 
 
+def _ask(config: "Config") -> int:
+    import asyncio
+
+    from .online import ask
+
+    _configure_logging("warning", "text")
+    findings = asyncio.run(ask(config))
+    for finding in findings:
+        print(f"  online: {finding.text}", file=sys.stderr if finding.wrong else sys.stdout)
+    return 2 if any(finding.wrong for finding in findings) else int(any(finding.silent for finding in findings))
+
+
 def _run(config: "Config", path: Path, given: argparse.Namespace) -> int:
     from .server import StartError, Worker, listen
-    from .supervisor import CANNOT_START, supervise
+    from .supervisor import CANNOT_START, WRONG, supervise
 
     _configure_logging(given.log_level, given.log_format)
     try:
@@ -118,7 +135,7 @@ def _run(config: "Config", path: Path, given: argparse.Namespace) -> int:
             return worker.run()
         except (StartError, ConfigurationError) as error:
             print(f"mcp-gateway: {error}", file=sys.stderr)
-            return CANNOT_START
+            return WRONG if isinstance(error, StartError) and error.wrong else CANNOT_START
 
     return work(None, True, False) if config.workers == 1 else supervise(config.workers, work)
 

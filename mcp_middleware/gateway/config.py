@@ -9,17 +9,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from mcp_middleware.authorization import Policy
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.member import Bounds
 from mcp_middleware.nodes import Node, read_file, read_mapping
-from mcp_middleware.ratelimit.rate import AgentLimits, Rate
-from mcp_middleware.resource_server.tokens import Issuer
 from mcp_middleware.oauth.urls import is_loopback
+from mcp_middleware.ratelimit.rate import AgentLimits, Rate
+from mcp_middleware.resource_server.issuers import Issuer
+from mcp_middleware.resource_server.scopes import ScopeHierarchy
 
+from .credentials import CallerConfig, GrantConfig, HeaderConfig
 from .keys import FILE
 from .source import INVALID, Reading, with_environment
 
@@ -36,6 +38,10 @@ __all__ = [
     "from_mapping",
     "load",
 ]
+
+
+_PROMPT: Final = 30.0
+"""Seconds within which a revocation is to be seen."""
 
 
 class ConfigErrors(ConfigurationError):  # noqa: N818 - it is several
@@ -55,12 +61,26 @@ class ServerConfig:
     """The URLs of its MCP endpoint, at least one."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Added to each request: names in lower case, values that may be secrets."""
+    credentials: HeaderConfig | GrantConfig | None = None
+    """What it knows the gateway by."""
+    caller: CallerConfig | None = None
+    """The signed header that names the caller; None does not."""
     timeout: float = 60.0
     """Seconds until an answer must have begun."""
     stream_idle: float = 300.0
     """Seconds that a stream may be silent."""
     probe_interval: float = 5.0
     """Seconds after which an instance that failed is asked whether it is back."""
+
+    @property
+    def fixed_headers(self) -> Mapping[str, str]:
+        """The headers that are the same in every request."""
+        credential = self.credentials
+        return (
+            {**self.headers, credential.name: credential.value}
+            if isinstance(credential, HeaderConfig)
+            else self.headers
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +90,10 @@ class AuthConfig:
     issuers: tuple[Issuer, ...]
     scopes: tuple[str, ...] = ()
     """What every token must have."""
+    implied_scopes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What a token has besides, by the scope that contains it."""
+    legacy_metadata: bool = True
+    """Whether the first issuer's metadata is at our origin too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +268,10 @@ def _is_readable_on_the_way(url: str) -> bool:
     return parts.scheme == "http" and not is_loopback(parts.hostname or "")
 
 
+def _private(place: str) -> str:
+    return f"{place}.allow_private_addresses is true: its metadata can have the gateway send requests into this network"
+
+
 class _Parts:
     """The sections of a file, checked against each other. A value that is wrong by itself is INVALID, and no reason to
     find fault with another."""
@@ -311,9 +339,40 @@ class _Parts:
             given = dict(given)
             url, instances = given.pop("url"), given.pop("instances")
             servers[name] = server = ServerConfig(name=name, instances=instances or (url,), **given)
-            if server.headers and any(map(_is_readable_on_the_way, server.instances)):
-                self.warn(f"servers.{name}.headers go over http to another machine: they can be read on the way")
+            self._judge_credentials(server)
         return servers
+
+    def _judge_credentials(self, server: ServerConfig) -> None:
+        """What is said of one server in several places."""
+        place, grant = f"servers.{server.name}", server.credentials
+        taken = dict.fromkeys(server.headers, "headers")
+        if grant is not None:
+            self._take(taken, grant.name if isinstance(grant, HeaderConfig) else "authorization", server, "credentials")
+        if server.caller is not None:
+            self._take(taken, server.caller.header, server, "caller")
+        off = self.values["auth"] == "off"
+        if off and isinstance(grant, GrantConfig) and grant.type == "token_exchange":
+            node = self.node("servers", server.name, "credentials", "type")
+            self.reading.wrong(
+                node, f"{place}.credentials.type", "be another, since auth is off: there are no tokens to exchange"
+            )
+        if off and server.caller is not None:
+            node = self.node("servers", server.name, "caller")
+            self.reading.at(node, f"{place}.caller is of no use where auth is off: all callers are one; leave it out")
+        if any(map(_is_readable_on_the_way, server.instances)):
+            for key, told in (("headers", server.headers), ("credentials", grant), ("caller", server.caller)):
+                if told:
+                    self.warn(f"{place}.{key} go over http to another machine: they can be read on the way")
+        if isinstance(grant, GrantConfig) and grant.allow_private_addresses:
+            self.warn(_private(f"{place}.credentials"))
+
+    def _take(self, taken: dict[str, str], header: str, server: ServerConfig, key: str) -> None:
+        """Note that a header is what ``key`` sets, and that nothing else may."""
+        if header in taken:
+            path = f"servers.{server.name}"
+            node = self.node("servers", server.name, key)
+            self.reading.at(node, f"{path}.{key} and {path}.{taken[header]} both set the header {header}; keep one")
+        taken.setdefault(header, key)
 
     def policies(self) -> Any:
         access = self.values["access"]
@@ -363,7 +422,13 @@ class _Parts:
             for name in dict.fromkeys(names):
                 if names.count(name) > 1:
                     return self.reading.at(self.node("auth", "issuers"), "auth.issuers has an issuer twice; keep one")
-            return AuthConfig(issuers=tuple(issuers), scopes=auth["scopes"])
+            for number, issuer in enumerate(issuers):
+                self._judge_issuer(f"auth.issuers[{number}]", issuer)
+            try:
+                ScopeHierarchy(auth["implied_scopes"])
+            except ConfigurationError as error:
+                return self.reading.at(self.node("auth", "implied_scopes"), f"auth.{error}")
+            return AuthConfig(**{**auth, "issuers": tuple(issuers)})
         self.warn("auth is off: nobody is asked who they are, and all callers are one agent")
         listen, allowed = self.values["listen"], self.values["allow_unauthenticated"]
         if listen is not INVALID and allowed is False and not is_loopback(listen[0]):
@@ -373,6 +438,12 @@ class _Parts:
                 "or listen be 127.0.0.1, or allow_unauthenticated be true",
             )
         return None
+
+    def _judge_issuer(self, place: str, issuer: Issuer) -> None:
+        if issuer.allow_private_addresses:
+            self.warn(_private(place))
+        if issuer.introspection is not None and issuer.introspection.cache > _PROMPT:
+            self.warn(f"{place}.introspection.cache is above {_PROMPT:g} s: a revoked token is good for so long")
 
     def limits(self) -> Any:
         limits = self.values["limits"]

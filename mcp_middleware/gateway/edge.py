@@ -11,6 +11,7 @@ from mcp_middleware.errors import INVALID_REQUEST, RATE_LIMITED
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request
+from mcp_middleware.resource_server.legacy import LEGACY_WELL_KNOWN
 from mcp_middleware.resource_server.metadata import WELL_KNOWN
 from mcp_middleware.resource_server.origins import AllowedOrigins
 from mcp_middleware.types import Document, Headers, Rejection
@@ -96,7 +97,7 @@ class Edge(Member):
         host = exchange.headers.get(b"host", b"").lower()
         if b"host" in exchange.repeated or host not in self._hosts:
             return Rejection(421, INVALID_REQUEST, "The Host of this request is not served here", "bad_host")
-        if exchange.path.startswith(WELL_KNOWN):
+        if exchange.path.startswith((WELL_KNOWN, LEGACY_WELL_KNOWN)):
             return None  # metadata is for pages of every origin
         origin = exchange.headers.get(b"origin")
         if b"origin" in exchange.repeated or not self._origins.allow(origin):

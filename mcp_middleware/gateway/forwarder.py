@@ -14,12 +14,17 @@ These answers of a server become 502, because they are between it and us:
 - an encoding that nobody asked for and that we cannot undo;
 - two content types, of which members and client might believe one each.
 
+A server that answers 401 to a credential which can be had anew gets the same request once more, with a new one: it has
+refused, so it has not acted. The caller's own token never goes on (F1).
+
 When a request fails, what counts is whether the server may have acted (``client.UpstreamError``):
 
 =============================  ==================================================================================
 no connection                  the next instance; none left: 502, or 404 where the request is bound to a session
                                whose instance is gone, so that the client opens a new one
 no instance may be used        503 with ``Retry-After``
+no credential can be had       503 with ``Retry-After``; 403 where the authorization server refuses the caller, 502
+                               where it refuses the gateway. Nothing was sent to the server
 no answer                      502, never again sent; recorded as of unknown outcome
 no answer in time              504, likewise
 answer ends too early          502; in an event stream one error event with the request's id, by the pipeline
@@ -41,13 +46,14 @@ import msgspec
 from msgspec import Raw
 
 from mcp_middleware.affinity.middleware import INSTANCE_DOWN
-from mcp_middleware.errors import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, UNAVAILABLE
+from mcp_middleware.credentials import CredentialRefusedError, CredentialUnavailableError
+from mcp_middleware.errors import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, UNAUTHORIZED, UNAVAILABLE
 from mcp_middleware.exchange import Exchange, Receive, Scope, Send, exchange_of, open_exchange
 from mcp_middleware.member import Bounds
 from mcp_middleware.message import SESSION_HEADER, Request
 from mcp_middleware.responses import error_body, media_type, rejection_answer, send_document
 from mcp_middleware.sse import encode
-from mcp_middleware.types import Document, Rejection
+from mcp_middleware.types import Document, Headers, Rejection
 
 from .client import (
     Answer,
@@ -58,6 +64,7 @@ from .client import (
     UpstreamConnection,
     UpstreamError,
 )
+from .credentials import ServerCredentials
 from .decoding import Source, decoded, encoding_of
 from .headers import for_caller, for_server
 from .upstream import UNAVAILABLE_STATUSES, Upstream
@@ -111,8 +118,9 @@ class Forwarder:
     """Sends requests to the instances of ``upstream``.
 
     Inside the members it reads which instance a request is for from their Exchange; without them it chooses one.
-    ``spans`` makes a span for each request to an instance. Once ``draining`` is set, streams that would stay open end
-    properly, and no new ones begin. Of ``bounds`` it heeds ``max_answer_bytes``. An event stream that breaks off raises
+    ``credentials`` are what the server knows the gateway by, besides the headers of ``upstream``. ``spans`` makes a
+    span for each request to an instance. Once ``draining`` is set, streams that would stay open end properly, and no
+    new ones begin. Of ``bounds`` it heeds ``max_answer_bytes``. An event stream that breaks off raises
     ``UpstreamError``.
     """
 
@@ -121,12 +129,14 @@ class Forwarder:
         upstream: Upstream,
         client: UpstreamClient,
         *,
+        credentials: ServerCredentials | None = None,
         spans: "ClientSpans | None" = None,
         draining: asyncio.Event | None = None,
         bounds: Bounds | None = None,
     ) -> None:
         self._upstream = upstream
         self._client = client
+        self._credentials = credentials
         self._spans = spans
         self._draining = draining
         self._most = (bounds or Bounds()).max_answer_bytes
@@ -196,6 +206,7 @@ class _Call:
     __slots__ = (
         "answer",
         "body",
+        "credential",
         "exchange",
         "forwarder",
         "method",
@@ -228,6 +239,8 @@ class _Call:
         self.body = body
         self.streams = streams
         self.request = exchange.message if isinstance(exchange.message, Request) else None
+        self.credential: Headers = []
+        """What the server is to know the gateway by, of what is asked for with each request."""
         self.name: str | None = None
         self.answer: Answer | None = None
         self.watch: asyncio.Task[None] | None = None
@@ -236,6 +249,8 @@ class _Call:
     async def run(self) -> None:
         """Forward the request and its answer."""
         exchange, request = self.exchange, self.request
+        if self.forwarder._credentials is not None and not await self._prove(self.forwarder._credentials):
+            return
         is_task = request is not None and request.target_kind == "task" and exchange.era == "modern"
         if is_task and request is not None and request.target and len(self.upstream) > 1:
             await self._run_task(request.target)
@@ -244,9 +259,34 @@ class _Call:
 
     # Out
 
+    async def _prove(self, credentials: ServerCredentials) -> bool:
+        """Have the credential for this caller's request. Whether there is one; if not, the caller has been answered."""
+        try:
+            self.credential = await credentials.headers(self.exchange)
+        except CredentialUnavailableError as error:
+            refusal = _no_credential_now(error)
+        except CredentialRefusedError as error:
+            refusal = _no_credential(error)
+        else:
+            return True
+        await _refuse(self.exchange, self.send, refusal)
+        return False
+
     async def _begin(self, name: str | None, tried: set[str]) -> bool:
         """Send the request to ``name``, or where no connection can be made to another instance, and wait until the
         answer begins. Whether it has; if not, the caller has been answered."""
+        if not await self._attempt(name, tried):
+            return False
+        credentials = self.forwarder._credentials
+        if credentials is None or self.answer is None or self.answer.status != 401:
+            return True
+        if not credentials.rejected(self.exchange, self.credential):
+            return True  # ``_unfit`` says what is to be said
+        self._let_go()
+        return await self._prove(credentials) and await self._attempt(self.name, tried)
+
+    async def _attempt(self, name: str | None, tried: set[str]) -> bool:
+        """As ``_begin``, with the credential that is there."""
         found = await self._connect(name, tried)
         if found is None:
             return False
@@ -286,7 +326,7 @@ class _Call:
                 return None
             tried.add(name)
             exchange.instance = name
-            if spans is not None:
+            if spans is not None and self.span is None:
                 self.span = spans.start(exchange, endpoint.host, endpoint.port)
                 if self.span is not None and exchange.body is not None:
                     self.body = exchange.body  # it names the span as its parent now
@@ -308,6 +348,8 @@ class _Call:
                 name = upstream.choose(tried)
             else:
                 length = b"content-length: %d\r\n\r\n" % len(self.body) if self.method == b"POST" else b"\r\n"
+                if self.credential:
+                    lines += b"".join(b"%b: %b\r\n" % line for line in self.credential)
                 return name, connection, self.method + endpoint.start + lines + length
 
     async def _run_task(self, task: str) -> None:
@@ -477,7 +519,12 @@ class _Call:
             answer.end_within(self.upstream.timeout)
 
     def close(self) -> None:
-        """Be done with the answer, however it ended."""
+        """Be done with the answer, however it ended, and with the request."""
+        self._let_go()
+        self._end_span(None)
+
+    def _let_go(self) -> None:
+        """Be done with the answer."""
         if self.watch is not None:
             self.watch.cancel()
             self.watch = None
@@ -488,7 +535,6 @@ class _Call:
             self.answer = None
             if self.name is not None:
                 self.upstream.leave(self.name)
-        self._end_span(None)
 
     def _end_span(self, error: Exception | None) -> None:
         span, self.span = self.span, None
@@ -497,10 +543,30 @@ class _Call:
 
 
 def _unavailable(text: str, seconds: float) -> Rejection:
-    wait = max(1, math.ceil(seconds))
-    data: Mapping[str, Any] = {"retryAfterMs": wait * 1000}
-    headers = ((b"retry-after", str(wait).encode()),)
+    data, headers = _retry_in(seconds)
     return Rejection(503, UNAVAILABLE, text, "upstream_unavailable", data=data, headers=headers)
+
+
+def _retry_in(seconds: float) -> tuple[Mapping[str, Any], tuple[tuple[bytes, bytes], ...]]:
+    """When to try again, as an error's ``data`` and as a header."""
+    wait = max(1, math.ceil(seconds))
+    return {"retryAfterMs": wait * 1000}, ((b"retry-after", str(wait).encode()),)
+
+
+def _no_credential_now(error: CredentialUnavailableError) -> Rejection:
+    """The authorization server does not answer."""
+    data, headers = _retry_in(error.retry_after)
+    text = "the credential for the server cannot be had now; nothing was sent to it"
+    return Rejection(503, UNAVAILABLE, text, "credential_unavailable", data=data, headers=headers)
+
+
+def _no_credential(error: CredentialRefusedError) -> Rejection:
+    """The authorization server gives the caller no token for the server, or the gateway none at all."""
+    if error.caller:
+        text = "no token for the server is issued on behalf of this caller; nothing was sent to it"
+        return Rejection(403, UNAUTHORIZED, text, "credential_refused")
+    text = "the credential for the server is refused to the gateway; nothing was sent to it"
+    return Rejection(502, UNAVAILABLE, text, "credential_refused")
 
 
 async def _refuse(exchange: Exchange, send: Send, rejection: Rejection) -> None:

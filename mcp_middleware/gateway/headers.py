@@ -57,6 +57,7 @@ _NOT_SENT: Final = (
         b"x-cluster-client-ip",
         b"x-email",
         b"x-groups",
+        b"x-mcp-caller",  # as ours is called, unless the configuration has another name
         b"x-http-method",
         b"x-http-method-override",
         b"x-method-override",

@@ -5,29 +5,58 @@ is for ``config``.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from mcp_middleware.authorization.rules import POLICY_KEYS, RULE_KEYS
 from mcp_middleware.member import Bounds
 from mcp_middleware.nodes import Node
+from mcp_middleware.oauth.authentication import ClientAuthentication, ClientSecret, PrivateKeyJWT, SecretMethod
 from mcp_middleware.ratelimit.rate import AgentLimits
+from mcp_middleware.resource_server import Claims, Introspection, Issuer
 from mcp_middleware.resource_server.keys import ALGORITHMS
-from mcp_middleware.resource_server.tokens import Issuer
 
-from .shapes import Duration, Either, File, Flag, Key, ListOf, MapOf, Off, OneOf, Section, Share, Size, Text, Whole
+from .credentials import CallerConfig, GrantConfig, HeaderConfig
+from .shapes import (
+    Duration,
+    Either,
+    File,
+    Flag,
+    Key,
+    Kinds,
+    ListOf,
+    MapOf,
+    Off,
+    OneOf,
+    Section,
+    Share,
+    Size,
+    Text,
+    Whole,
+)
 from .source import Reading
 from .values import (
+    AUDIENCE,
     BAGGAGE_KEY,
+    CALLER_KEY,
+    CLAIM,
+    CLIENT_ID,
+    CLIENT_SECRET,
     COLLECTOR,
+    ENDPOINT,
+    HEADER_NAME,
+    HEADER_VALUE,
     HEADERS,
     HOST,
+    IMPLIED_SCOPES,
     INSTANCE,
     ISSUER,
-    JWKS,
     LISTEN,
     ORIGIN,
+    PRIVATE_KEY,
     PUBLIC_URL,
     RATE,
+    RESOURCE,
+    SCOPE_LIST,
     SCOPES,
     SERVER_NAME,
     SESSION_KEY,
@@ -48,12 +77,53 @@ def _some_of(given: Collection[str], *names: str) -> str | None:
 
 
 def _agent_limits(values: Mapping[str, Any]) -> AgentLimits:
-    given = {name: value for name, value in values.items() if value is not None}
-    return AgentLimits(**{name: None if value == "off" else value for name, value in given.items()})
+    return AgentLimits(**{name: None if value == "off" else value for name, value in _given(values).items()})
 
 
-def _issuer(values: Mapping[str, Any]) -> Issuer:
-    return Issuer(**{name: value for name, value in values.items() if value is not None})
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _one_proof(given: Collection[str]) -> str | None:
+    """One way to prove who the gateway is, and nothing that belongs to the other."""
+    if ("client_secret" in given) == ("private_key" in given):
+        number = "both" if "client_secret" in given else "neither"
+        return f"has {number} of client_secret and private_key; it must have one of them"
+    signs = "private_key" in given
+    stray = [name for name in (("secret_method",) if signs else ("algorithm", "key_id")) if name in given]
+    proof = "private_key" if signs else "client_secret"
+    return f"has {' and '.join(stray)}, which {proof} has no use for; leave it out" if stray else None
+
+
+def _one_target(given: Collection[str]) -> str | None:
+    """For whom a token is exchanged: without a target it would be good for whatever the issuer thinks of."""
+    return _one_proof(given) or _some_of(given, "audience", "resource")
+
+
+def _proof(values: dict[str, Any]) -> ClientAuthentication:
+    """Take out how the gateway proves itself."""
+    names = ("client_id", "client_secret", "secret_method", "private_key", "algorithm", "key_id")
+    client, secret, method, key, algorithm, key_id = (values.pop(name) for name in names)
+    if key is None:
+        return ClientSecret(client, secret, method)
+    return PrivateKeyJWT(client, key, algorithm=algorithm, key_id=key_id)
+
+
+def _jwt_or_introspection(given: Collection[str]) -> str | None:
+    """What is about signatures has no use where none is checked here."""
+    stray = [name for name in ("typ", "algorithms", "jwks_uri") if name in given and "introspection" in given]
+    return f"has {' and '.join(stray)} beside introspection, which has no use for it; leave it out" if stray else None
+
+
+def _introspection(values: Mapping[str, Any]) -> Introspection:
+    rest = dict(values)
+    cache = rest.pop("cache")
+    return Introspection(authentication=_proof(rest), **_given(rest), cache=0.0 if cache == "off" else cache)
+
+
+def _grant(values: Mapping[str, Any]) -> GrantConfig:
+    rest = dict(values)
+    return GrantConfig(authentication=_proof(rest), **rest)
 
 
 _WORDS: Final = ListOf(Text("string", "be a string"))
@@ -95,6 +165,88 @@ class _Access(Either):
 
 _ACCESS: Final = _Access((_POLICY, _POLICY_FILE), "be a policy, or a mapping with file")
 
+_PROOF: Final = (
+    Key("client_id", CLIENT_ID, "The gateway's name there.", required=True),
+    Key("client_secret", CLIENT_SECRET, "Its secret. Either this or `private_key`."),
+    Key(
+        "secret_method",
+        OneOf(get_args(SecretMethod)),
+        "How the secret is sent: in a header, or in the form. Without it: as the authorization server says it accepts.",
+    ),
+    Key(
+        "private_key",
+        PRIVATE_KEY,
+        "A private key in PEM, with which it signs an assertion in place of a secret (`private_key_jwt`).",
+    ),
+    Key(
+        "algorithm",
+        OneOf(tuple(sorted(ALGORITHMS))),
+        "The assertion's algorithm. Without it: as the key's kind has it.",
+    ),
+    Key("key_id", AUDIENCE, "The key's name, as `kid` of the assertion."),
+)
+"""How the gateway proves itself to an authorization server."""
+_PRIVATE: Final = (
+    "may be on a private network. Otherwise such addresses are refused, so that no metadata can send requests there."
+)
+
+
+_ASKED: Final = (
+    Key("issuer", ISSUER, "The authorization server, as in its metadata; a slash counts.", required=True),
+    *_PROOF,
+)
+_WANTED: Final = (
+    Key("audience", AUDIENCE, "The server, by the name that the authorization server has for it."),
+    Key("resource", RESOURCE, "The server's URL, for authorization servers with resource indicators (RFC 8707)."),
+    Key("scope", SCOPE_LIST, "The scopes to ask for. Without it: those that the authorization server gives."),
+    Key("allow_private_addresses", Flag(), f"Whether the authorization server {_PRIVATE}", False),
+)
+
+
+def _credential(kind: str, about: str, *keys: Key, **rules: Any) -> Section:
+    name = f"servers.<name>.credentials: {{type: {kind}}}"
+    return Section(name, (Key("type", OneOf((kind,)), about, required=True), *keys), **rules)
+
+
+_CREDENTIALS: Final = Kinds(
+    {
+        "none": _credential("none", "The server gets no credential.", build=lambda _: None),
+        "header": _credential(
+            "header",
+            "It gets a header that is the same in every request.",
+            Key("name", HEADER_NAME, "The header's name.", required=True),
+            Key("value", HEADER_VALUE, "Its value.", required=True),
+            build=lambda values: HeaderConfig(name=values["name"], value=values["value"]),
+        ),
+        "client_credentials": _credential(
+            "client_credentials",
+            "It gets a token that an authorization server issues to the gateway (RFC 6749 section 4.4).",
+            *_ASKED,
+            *_WANTED,
+            build=_grant,
+            judge=_one_proof,
+        ),
+        "token_exchange": _credential(
+            "token_exchange",
+            "It gets a token that an authorization server issues for the caller's (RFC 8693), one for each caller.",
+            *_ASKED,
+            *_WANTED,
+            build=_grant,
+            judge=_one_target,
+        ),
+    }
+)
+_CALLER: Final = Section(
+    "servers.<name>.caller",
+    (
+        Key(
+            "header", HEADER_NAME, "The header's name. One of that name that a caller sends is removed.", "X-Mcp-Caller"
+        ),
+        Key("key", CALLER_KEY, "What it is signed with.", required=True),
+    ),
+    lambda values: CallerConfig(**values),
+)
+
 _SERVER: Final = Section(
     "servers.<name>",
     (
@@ -105,6 +257,10 @@ _SERVER: Final = Section(
             "The URLs of several equal instances. A session stays on the one that opened it.",
         ),
         Key("headers", HEADERS, "Headers that the gateway adds to each request, in place of the caller's own.", {}),
+        Key("credentials", _CREDENTIALS, "What the server knows the gateway by. The caller's token never goes on."),
+        Key(
+            "caller", _CALLER, "A signed header in which the gateway says who calls. Without it the server is not told."
+        ),
         Key("timeout", Duration(), "How long an answer may take to begin; then 504.", "60s"),
         Key("stream_idle", Duration(), "How long a stream may be silent before it is ended.", "5m"),
         Key(
@@ -112,6 +268,33 @@ _SERVER: Final = Section(
         ),
     ),
     judge=_one_place,
+)
+
+_CLAIMS: Final = Section(
+    "auth.issuers[].claims",
+    (
+        Key("agent", CLAIM, "The client, that is the agent; of several the first that is there.", ["client_id", "azp"]),
+        Key("subject", CLAIM, "On whose behalf it acts.", "sub"),
+        Key("scopes", CLAIM, "Its scopes, a list or a text with spaces.", ["scope", "scp"]),
+        Key("roles", CLAIM, "Its roles, a list.", "roles"),
+    ),
+    lambda values: Claims(**values),
+)
+_INTROSPECTION: Final = Section(
+    "auth.issuers[].introspection",
+    (
+        *_PROOF,
+        Key("endpoint", ENDPOINT, "Where it is asked. Without it that is found by discovery."),
+        Key(
+            "cache",
+            Either((Off(), Duration()), "be a duration of at most 5m, or off"),
+            "How long an answer counts, 5 minutes at most, and so the longest until a revocation is seen. `off`: it is "
+            "asked at every request.",
+            "30s",
+        ),
+    ),
+    _introspection,
+    _one_proof,
 )
 
 _ISSUER_SECTION: Final = Section(
@@ -140,9 +323,17 @@ _ISSUER_SECTION: Final = Section(
             ListOf(OneOf(tuple(sorted(ALGORITHMS)))),
             "The signature algorithms it may use. Without it: all of them.",
         ),
-        Key("jwks_uri", JWKS, "Where its keys are. Without it they are found by discovery (RFC 8414)."),
+        Key("jwks_uri", ENDPOINT, "Where its keys are. Without it they are found by discovery (RFC 8414)."),
+        Key("claims", _CLAIMS, "Where its tokens say what, if not as RFC 9068 has it.", {}),
+        Key(
+            "introspection",
+            _INTROSPECTION,
+            "Ask it about each token (RFC 7662). Without it tokens are verified as JWT.",
+        ),
+        Key("allow_private_addresses", Flag(), f"Whether it {_PRIVATE}", False),
     ),
-    _issuer,
+    lambda values: Issuer(**_given(values)),
+    _jwt_or_introspection,
 )
 
 _AUTH: Final = Section(
@@ -155,6 +346,19 @@ _AUTH: Final = Section(
             required=True,
         ),
         Key("scopes", SCOPES, "The scopes every token must have.", []),
+        Key(
+            "implied_scopes",
+            IMPLIED_SCOPES,
+            "Scopes that contain others: a token with one has those it is mapped to, and what they contain.",
+            {},
+        ),
+        Key(
+            "legacy_metadata",
+            Flag(),
+            "Whether the first issuer's metadata is served at `/.well-known/oauth-authorization-server` too, where "
+            "clients of 2025-03-26 look for it.",
+            True,
+        ),
     ),
 )
 

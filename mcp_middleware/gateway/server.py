@@ -48,7 +48,11 @@ YOUNGEST: Final = 10_000
 
 
 class StartError(Exception):
-    """It cannot start here; the message is for the one who tried."""
+    """It cannot start here; the message is for the one who tried. ``wrong``: not as the file says, anywhere."""
+
+    def __init__(self, text: str, *, wrong: bool = False) -> None:
+        super().__init__(text)
+        self.wrong = wrong
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -134,9 +138,13 @@ class Worker:
             gateway = create_app(self._config, access_log=self._access_log)
             if self._again:
                 await self._catch_up(gateway)
-            await gateway.startup()
         except ConfigurationError as error:
             raise StartError(str(error)) from None
+        try:
+            await gateway.startup()
+        except ConfigurationError as error:
+            await gateway.shutdown()
+            raise StartError(str(error), wrong=True) from None
         except OSError as error:
             raise StartError(f"cannot start: {error}") from error
         context = self._tls.context if self._tls is not None else None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
+from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.nodes import Node, read_mapping
 
 from .source import INVALID, VARIABLE, Reading, join
@@ -19,6 +20,7 @@ __all__ = [
     "File",
     "Flag",
     "Key",
+    "Kinds",
     "ListOf",
     "MapOf",
     "Off",
@@ -405,7 +407,10 @@ class Section(Shape):
         values = self.values(node, path, reading)
         if values is INVALID or any(value is INVALID for value in values.values()):
             return INVALID
-        return self.build(values)
+        try:
+            return self.build(values)
+        except ConfigurationError as error:  # of values that are sound one by one; it shows no secret
+            return reading.at(node, f"{path}: {error}")
 
     def values(self, node: Node, path: str, reading: Reading) -> Any:
         """The values of all keys, INVALID where one is wrong or missing; INVALID for what is no section at all."""
@@ -474,6 +479,38 @@ class Either(Shape):
 
     def sections(self) -> "Sequence[Section]":
         return [section for shape in self.shapes for section in shape.sections()]
+
+
+@dataclass(frozen=True)
+class Kinds(Shape):
+    """A mapping whose ``type`` says which of several sections it is. Each of them has that key."""
+
+    named: Mapping[str, Section]
+    """The section of each type."""
+    kinds: ClassVar[tuple[str, ...]] = ("mapping",)
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        return f"section with `type`: {OneOf(tuple(self.named)).label}"
+
+    def _read(self, node: Node, path: str, reading: Reading) -> Any:
+        must = f"be {' or '.join(self.named)}"
+        if node.kind != "mapping":
+            return reading.wrong(node, path, "be a mapping with type")
+        given, place = node.members.get("type"), join(path, "type")
+        if given is None:
+            return reading.at(node, f"{place} is missing; it must {must}")
+        if place in reading.unset:
+            return INVALID
+        if given.kind != "string" or given.text not in self.named:
+            return reading.wrong(given, place, must)
+        return self.named[given.text].read(node, path, reading)
+
+    def schema(self) -> dict[str, Any]:
+        return {"anyOf": [section.schema() for section in self.named.values()]}
+
+    def sections(self) -> "Sequence[Section]":
+        return list(self.named.values())
 
 
 SECRET_FILE: Final = Section(

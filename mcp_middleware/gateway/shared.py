@@ -7,6 +7,7 @@ import secrets
 from typing import Any
 
 from mcp_middleware.audit import JSONLinesSink, SQLiteSink
+from mcp_middleware.oauth import OAuthHTTPClient
 from mcp_middleware.storage import (
     LimitStorage,
     MemorySessions,
@@ -35,6 +36,8 @@ class Shared:
         self.open_requests = OpenRequests()
         self.draining = asyncio.Event()
         self.client = UpstreamClient()
+        self.http = OAuthHTTPClient()
+        """To authorization servers, whosever they are."""
         self.telemetry = Telemetry(config.tracing)
         self.sinks = _sinks(config)
         self.connection = None if config.state == "memory" else RedisConnection(config.state)
@@ -62,6 +65,7 @@ class Shared:
         await self.storage.aclose()
         await self.sessions.aclose()
         await self.client.aclose()
+        await self.http.aclose()
         await asyncio.to_thread(self.telemetry.close)
 
 

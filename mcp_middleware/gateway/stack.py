@@ -8,30 +8,46 @@ from mcp_middleware.affinity import SessionAffinityMiddleware
 from mcp_middleware.audit import AuditLogMiddleware
 from mcp_middleware.authorization import ToolAuthorizationMiddleware
 from mcp_middleware.member import ASGIApp
-from mcp_middleware.ratelimit import RateLimitMiddleware
-from mcp_middleware.resource_server import JWTVerifier, OAuthResourceServerMiddleware
-from mcp_middleware.resource_server.origins import AllowedOrigins
+from mcp_middleware.oauth import OAuthHTTPClient
 from mcp_middleware.oauth.urls import is_loopback
+from mcp_middleware.ratelimit import RateLimitMiddleware
+from mcp_middleware.resource_server import IssuersVerifier, OAuthResourceServerMiddleware
+from mcp_middleware.resource_server.origins import AllowedOrigins
 from mcp_middleware.tracing import TraceContextMiddleware
 
-from .config import Config, TracingConfig
+from .config import AuthConfig, Config, ServerConfig, TracingConfig
+from .credentials import GrantConfig, ServerCredentials
 from .edge import Edge
 from .forwarder import Forwarder
 from .shared import Shared
 from .upstream import Upstream
 
-__all__ = ["stack"]
+__all__ = ["credentials", "stack", "verifier"]
 
 _RELAYED: Final = TracingConfig(otlp="")
 """The options of trace context where nothing is sent anywhere: contexts pass, spans go to the process's provider."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-def stack(config: Config, name: str, upstream: Upstream, shared: Shared, verifier: JWTVerifier | None) -> ASGIApp:
+def stack(
+    config: Config,
+    name: str,
+    upstream: Upstream,
+    shared: Shared,
+    verifier: IssuersVerifier | None,
+    credentials: ServerCredentials | None,
+) -> ASGIApp:
     """The application that serves the server ``name``, from the forwarder outwards. Raises ConfigurationError."""
     bounds, policy, limits, audit = config.bounds, config.policies[name], config.limits, config.audit
     sessions, tracing, telemetry = config.sessions, config.tracing or _RELAYED, shared.telemetry
-    app: ASGIApp = Forwarder(upstream, shared.client, spans=telemetry.spans, draining=shared.draining, bounds=bounds)
+    app: ASGIApp = Forwarder(
+        upstream,
+        shared.client,
+        credentials=credentials,
+        spans=telemetry.spans,
+        draining=shared.draining,
+        bounds=bounds,
+    )
     if policy is not None:
         app = ToolAuthorizationMiddleware(app, policy=policy, bounds=bounds)
     app = SessionAffinityMiddleware(
@@ -60,6 +76,8 @@ def stack(config: Config, name: str, upstream: Upstream, shared: Shared, verifie
             resource=resource,
             verifier=verifier.for_resource(resource),
             scopes=config.auth.scopes,
+            implied_scopes=config.auth.implied_scopes,
+            legacy_metadata=config.auth.legacy_metadata,
             allowed_origins=config.origins,
             tell_server=False,
             bounds=bounds,
@@ -86,6 +104,18 @@ def stack(config: Config, name: str, upstream: Upstream, shared: Shared, verifie
     if audit is not None:
         app = AuditLogMiddleware(app, sinks=shared.sinks, server=name, on_failure=audit.on_failure, bounds=bounds)
     return app
+
+
+def verifier(auth: AuthConfig, resource: str) -> IssuersVerifier:
+    """Who verifies the tokens for ``resource``; by its ``for_resource`` also those for others of the same issuers."""
+    return IssuersVerifier(resource=resource, issuers=auth.issuers)
+
+
+def credentials(config: Config, server: ServerConfig, http: OAuthHTTPClient) -> ServerCredentials | None:
+    """What ``server`` is to know the gateway by, if that has to be made for a request. Raises ConfigurationError."""
+    if not isinstance(server.credentials, GrantConfig) and server.caller is None:
+        return None
+    return ServerCredentials(server, http, issuer=config.public_url, audience=config.resource(server.name))
 
 
 def _hosts(config: Config) -> set[str]:

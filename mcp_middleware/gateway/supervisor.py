@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["CANNOT_START", "supervise"]
+__all__ = ["CANNOT_START", "WRONG", "supervise"]
 
 logger = logging.getLogger("mcp_middleware.gateway")
 
 CANNOT_START: Final = 1
-"""The exit status of a worker that could not start. The first ones end everything by it: it would not go better."""
+WRONG: Final = 2
+"""Exit statuses of a worker that could not start, here or anywhere. The first ones end everything by it: it would not
+go better."""
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 10.0
 """Seconds before a worker that ended is started again."""
@@ -96,9 +98,9 @@ class _Supervisor:
             lived = time.monotonic() - self._started.pop(worker)
             if self._stopping:
                 self._status = self._status or max(status, 0)
-            elif status == CANNOT_START and not self._restarted and lived < PROVEN:
+            elif status in (CANNOT_START, WRONG) and not self._restarted and lived < PROVEN:
                 self._stopping = True
-                self._status = CANNOT_START
+                self._status = status
                 self._tell(signal.SIGTERM)
             else:
                 self._restarted = True

@@ -7,7 +7,8 @@ What failed is asked again by a probe: ``OPTIONS`` on the endpoint itself. A con
 the kernel accepts for a process that hangs; ``OPTIONS`` is safe by definition (RFC 9110 section 9.2.1), opens no
 session and no stream, and every server answers it somehow. Any answer counts but 502, 503 and 504. A probe that is
 refused ejects the instance at once; one that is merely slow has to be so several times, because ejection ends sessions
-and a busy event loop is no death.
+and a busy event loop is no death. A probe has the headers that are the same in every request and no credential that
+would have to be asked for: a 401 proves life, and whether a server lives must not hang on its authorization server.
 """
 
 import asyncio
@@ -62,9 +63,12 @@ class Upstream:
         self.timeout = config.timeout
         self.stream_idle = config.stream_idle
         self._client = client
-        own: Headers = [(name.lower().encode("latin-1"), value.encode()) for name, value in config.headers.items()]
-        self.own_headers = frozenset(name for name, _ in own)
-        """Names of the headers that the configuration sets; a caller's are replaced."""
+        own: Headers = [
+            (name.lower().encode("latin-1"), value.encode()) for name, value in config.fixed_headers.items()
+        ]
+        names = [name for name, _ in own] + ([config.caller.header.encode()] if config.caller is not None else [])
+        self.own_headers = frozenset(names)
+        """Names of the headers that the gateway sets; a caller's are replaced."""
         self._urls = {instance_name(url): url for url in config.instances}
         self._endpoints = {name: Endpoint(url, own) for name, url in self._urls.items()}
         self._balancer = Balancer(tuple(self._endpoints), retry=config.probe_interval, clock=clock)

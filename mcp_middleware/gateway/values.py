@@ -8,28 +8,42 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mcp_middleware.affinity.sealing import KeyRing
-from mcp_middleware.ratelimit.rate import Rate
-from mcp_middleware.resource_server.metadata import scope_names
-from mcp_middleware.resource_server.origins import AllowedOrigins
+from mcp_middleware.credentials import CallerSigner
+from mcp_middleware.oauth.authentication import ClientSecret, PrivateKeyJWT
 from mcp_middleware.oauth.urls import absolute_url
+from mcp_middleware.ratelimit.rate import Rate
+from mcp_middleware.resource_server.claims import Claims
+from mcp_middleware.resource_server.origins import AllowedOrigins
+from mcp_middleware.resource_server.scopes import scope_names
 from mcp_middleware.tracing.propagation import is_baggage_key
 
 from .headers import HOP_BY_HOP
 from .shapes import Either, Key, ListOf, MapOf, Off, Secret, Section, Text, Whole
 
 __all__ = [
+    "AUDIENCE",
     "BAGGAGE_KEY",
+    "CALLER_KEY",
+    "CLAIM",
+    "CLIENT_ID",
+    "CLIENT_SECRET",
     "COLLECTOR",
+    "ENDPOINT",
     "HEADERS",
+    "HEADER_NAME",
+    "HEADER_VALUE",
     "HOST",
+    "IMPLIED_SCOPES",
     "INSTANCE",
     "ISSUER",
-    "JWKS",
     "LISTEN",
     "ORIGIN",
+    "PRIVATE_KEY",
     "PUBLIC_URL",
     "RATE",
+    "RESOURCE",
     "SCOPES",
+    "SCOPE_LIST",
     "SERVER_NAME",
     "SESSION_KEY",
     "STATE",
@@ -41,6 +55,7 @@ _SERVER_NAME: Final = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,{_MAX_NAME - 1}}}", re
 _HOST: Final = re.compile(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+", re.ASCII)
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _FIELD_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?", re.ASCII)
+_VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,512}", re.ASCII)
 _OURS: Final = frozenset(name.decode() for name in HOP_BY_HOP) | {
     "accept",
     "content-encoding",
@@ -91,8 +106,40 @@ def _identifier(text: str) -> str:
     return text
 
 
-def _keys_url(text: str) -> str:
+def _endpoint(text: str) -> str:
     absolute_url("", text, query=True)
+    return text
+
+
+def _client_id(text: str) -> str:
+    if not _VISIBLE.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def _client_secret(text: str) -> str:
+    ClientSecret("client", text)
+    return _printable(text)
+
+
+def _private_key(text: str) -> str:
+    PrivateKeyJWT("client", text)
+    return text
+
+
+def _caller_key(text: str) -> str:
+    CallerSigner(key=text, issuer="gateway", audience="server")
+    return text
+
+
+def _claim(text: str) -> str:
+    Claims(agent=text)
+    return text
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable() or len(text) > 512:
+        raise ValueError
     return text
 
 
@@ -119,6 +166,11 @@ def _scope(text: str) -> str:
     scope_names([text])
     if text == "offline_access":
         raise ValueError
+    return text
+
+
+def _scope_list(text: str) -> str:
+    scope_names(text.split(" "))
     return text
 
 
@@ -182,10 +234,10 @@ COLLECTOR: Final = _text("URL", _NO_EXTRAS, _url, _URL_PATTERN, "http://127.0.0.
 INSTANCE: Final = _text("URL", _NO_EXTRAS, _instance, _URL_PATTERN, "http://127.0.0.1:9001/mcp")
 _IDENTIFIER_MUST: Final = "be an absolute https URL (http only on a loopback host) without user, query and fragment"
 ISSUER: Final = _text("URL", _IDENTIFIER_MUST, _identifier, _URL_PATTERN, "https://login.example.com")
-JWKS: Final = _text(
+ENDPOINT: Final = _text(
     "URL",
     "be an absolute https URL (http only on a loopback host) without user and fragment",
-    _keys_url,
+    _endpoint,
     r"^https?://[^\s#@]+$",
     "https://login.example.com/keys",
 )
@@ -196,7 +248,7 @@ SERVER_NAME: Final = _text(
     rf"^(?!(healthz|readyz)$)[a-z0-9][a-z0-9_-]{{0,{_MAX_NAME - 1}}}$",
     "search",
 )
-_HEADER_NAMED: Final = _text(
+HEADER_NAME: Final = _text(
     "header name",
     "be the name of a header (RFC 9110), none that the gateway sets itself or the protocol uses (Mcp-*, Host, Accept, "
     "Connection, Content-*, ...)",
@@ -204,23 +256,52 @@ _HEADER_NAMED: Final = _text(
     r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$",
     "X-Api-Key",
 )
-_HEADER_VALUE: Final = Secret(
+HEADER_VALUE: Final = Secret(
     "secret",
     "be printable ASCII without spaces at its ends, or {file: PATH}",
     _header_value,
     ("${FILES_KEY}",),
 )
-HEADERS: Final = MapOf(_HEADER_NAMED, _HEADER_VALUE)
-SCOPES: Final = ListOf(
-    _text(
-        "scope",
-        "be a scope: printable ASCII without space, double quote and backslash, and not offline_access",
-        _scope,
-        r"^[!#-\[\]-~]+$",
-        "mcp:use",
-    ),
-    least=0,
+HEADERS: Final = MapOf(HEADER_NAME, HEADER_VALUE)
+_SCOPE: Final = _text(
+    "scope",
+    "be a scope: printable ASCII without space, double quote and backslash, and not offline_access",
+    _scope,
+    r"^[!#-\[\]-~]+$",
+    "mcp:use",
 )
+SCOPES: Final = ListOf(_SCOPE, least=0)
+IMPLIED_SCOPES: Final = MapOf(_SCOPE, ListOf(_SCOPE))
+SCOPE_LIST: Final = _text(
+    "scopes",
+    "be scopes, separated by single spaces: printable ASCII without double quote and backslash",
+    _scope_list,
+    r"^[!#-\[\]-~]+( [!#-\[\]-~]+)*$",
+    "tickets:read",
+)
+CLIENT_ID: Final = _text(
+    "string", "be printable ASCII without spaces, of at most 512", _client_id, r"^[!-~]{1,512}$", "gateway"
+)
+CLIENT_SECRET: Final = Secret(
+    "secret", "be printable text of at most 512 characters, or {file: PATH}", _client_secret, ("${GATEWAY_SECRET}",)
+)
+PRIVATE_KEY: Final = Secret(
+    "secret",
+    "be a private key in PEM without a password (RSA of 2048 bits or more, or EC), or {file: PATH}",
+    _private_key,
+)
+AUDIENCE: Final = _text("string", "be printable text of at most 512 characters", _printable, ".", "api://tickets")
+RESOURCE: Final = _text("URL", _IDENTIFIER_MUST, _identifier, _URL_PATTERN, "https://tickets.example.com/mcp")
+CALLER_KEY: Final = Secret(
+    "secret",
+    "be a secret of at least 32 bytes, a private key in PEM without a password, or {file: PATH}",
+    _caller_key,
+    ("${CALLER_KEY}",),
+)
+_CLAIM: Final = _text(
+    "claim", "be the name of a claim, or a path of names with dots", _claim, ".", "azp", "realm_access.roles"
+)
+CLAIM: Final = Either((_CLAIM, ListOf(_CLAIM)), "be the name of a claim, or a list of names")
 _RATE_TEXT: Final = _text(
     "rate",
     "be a rate such as 60/minute or 100 per 2 hours, of an amount and periods from 1",

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,13 +14,16 @@ from mcp_middleware import SessionAffinityMiddleware
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.gateway.client import UpstreamClient
 from mcp_middleware.gateway.config import ServerConfig
+from mcp_middleware.gateway.credentials import CallerConfig, GrantConfig, HeaderConfig, ServerCredentials
 from mcp_middleware.gateway.forwarder import Forwarder
 from mcp_middleware.gateway.upstream import Upstream
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import ServerMessage
-from mcp_middleware.types import Rejection
+from mcp_middleware.oauth import OAuthHTTPClient
+from mcp_middleware.types import Clock, Rejection
 from tests.support import listener, origin_of, serve
 
+AUDIENCE = "https://gateway.example/files/mcp"
 KEY = base64.b64encode(os.urandom(32)).decode()
 
 Handler = Callable[["Caller"], Awaitable[None]]
@@ -82,15 +86,21 @@ async def gateway(
     first_byte: float = 10.0,
     stream_idle: float = 10.0,
     headers: dict[str, str] | None = None,
+    credentials: HeaderConfig | GrantConfig | None = None,
+    caller: CallerConfig | None = None,
+    clock: Clock = time.time,
     spans: Any = None,
     bounds: Bounds | None = None,
     around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> AsyncIterator[Gateway]:
-    """A gateway for the servers at ``origins``. Without ``probing``, requests alone say which instances live."""
+    """A gateway for the servers at ``origins``. Without ``probing``, requests alone say which instances live; ``clock``
+    is that of ``credentials``."""
     config = ServerConfig(
         name="files",
         instances=tuple(origin + "/mcp" for origin in origins),
         headers=headers or {},
+        credentials=credentials,
+        caller=caller,
         timeout=first_byte,
         stream_idle=stream_idle,
     )
@@ -99,11 +109,22 @@ async def gateway(
     await client.start()
     if probing:
         await upstream.start()
-    app: ASGIApp = Forwarder(upstream, client, spans=spans, draining=draining, bounds=bounds)
+    http = OAuthHTTPClient()
+    made = ServerCredentials(config, http, issuer="https://gateway.example", audience=AUDIENCE, clock=clock)
+    app: ASGIApp = Forwarder(
+        upstream,
+        client,
+        credentials=made if credentials is not None or caller is not None else None,
+        spans=spans,
+        draining=draining,
+        bounds=bounds,
+    )
     if members:
         app = Recorder(SessionAffinityMiddleware(around(app), keys=[KEY], instances=upstream), seen)
     async with serve(_quiet(app)) as origin:
         yield Gateway(origin + "/mcp", upstream, client, draining, seen)
+    await made.aclose()
+    await http.aclose()
     await upstream.aclose()
     await client.aclose()
 

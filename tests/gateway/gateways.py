@@ -2,7 +2,7 @@
 
 import base64
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from mcp_middleware.audit.query import AuditTrail
 from mcp_middleware.audit.record import AuditRecord
 from mcp_middleware.gateway.app import Gateway, create_app
 from mcp_middleware.gateway.config import from_mapping
+from tests.authorization_server.running import RunningServer
 from tests.support import TIMEOUT, listener, origin_of, serve
 
 SCOPES = frozenset({"mcp:use", "files:write"})
@@ -80,20 +81,32 @@ async def gateway(
     servers: Mapping[str, Any],
     *,
     clients: tuple[Client, ...] = (CI, OTHER),
+    authorities: Sequence[RunningServer] = (),
     access_log: Any = None,
     **changes: Any,
 ) -> AsyncIterator[Running]:
-    """Serve the gateway before ``servers``: names to URLs, to lists of them, or to their section."""
+    """Serve the gateway before ``servers``: names to URLs, to lists of them, or to their section.
+
+    Its issuer is ``Running.issuer``, which knows ``clients``; or those of ``authorities``, which then issue tokens for
+    its servers too.
+    """
     own, issuers = listener(), listener()
     origin = origin_of(own)
     resources = [f"{origin}/{name}/mcp" for name in servers]
     issuer = AuthorizationServer(origin_of(issuers), clients=clients, resources=resources)
+    for authority in authorities:
+        authority.server.resources = (*authority.server.resources, *resources)
+    if authorities:
+        changes.setdefault("auth", {"issuers": [one.issuer for one in authorities], "scopes": ["mcp:use"]})
     audit = directory / "audit.db"
     written = {name: _section(given) for name, given in servers.items()}
     config = from_mapping(sections(written, origin=origin, issuer=issuer.issuer, trail=audit, **changes))
     app = create_app(config, access_log=access_log)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(serve(issuer.app(), bound=issuers))
+        if authorities:
+            issuers.close()
+        else:
+            await stack.enter_async_context(serve(issuer.app(), bound=issuers))
         await stack.enter_async_context(serve(app, bound=own))
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=TIMEOUT))
         yield Running(app, origin, http, issuer, audit)

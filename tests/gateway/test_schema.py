@@ -18,10 +18,13 @@ from mcp_middleware.gateway.keys import FILE
 from mcp_middleware.gateway.schema import reference_markdown, schema
 
 from .test_config import CONTRACT, SMALL
+from .test_config_auth import CONTRACT as AUTH_CONTRACT
+from .test_config_auth import PEM
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "configuration.md"
 VALIDATOR = jsonschema.Draft202012Validator(schema())
 KEYS = [base64.b64encode(bytes([number]) * 32).decode() for number in range(3)]
+SECRET = "s" * 32
 ENVIRON = {"SESSION_KEY": KEYS[0], "FILES_KEY": "k", "ON": "true", "FIVE": "5"}
 
 
@@ -42,30 +45,68 @@ HEADERS = st.dictionaries(st.sampled_from(["X-Api-Key", "x-b"]), st.sampled_from
 RATES = st.sampled_from(
     ["60/minute", "100 per 2 hours", "1/second", {"rate": "60/minute", "burst": 5}, "${FIVE}/minute"]
 )
+PROOF = {"client_id": "gateway", "client_secret": "${FILES_KEY}"}
+SIGNED = {"client_id": "gateway", "private_key": PEM, "algorithm": "ES256", "key_id": "k"}
+GRANTS = [
+    {"type": kind, "issuer": "https://login.example.com", **proof, **wanted}
+    for kind in ("client_credentials", "token_exchange")
+    for proof in ({**PROOF, "secret_method": "client_secret_post"}, SIGNED)
+    for wanted in (
+        {"audience": "mail", "scope": "a b"},
+        {"resource": "https://mail.example.com/mcp", "allow_private_addresses": "${ON}"},
+    )
+]
+CREDENTIALS = [{"type": "none"}, {"type": "header", "name": "X-Own", "value": "${FILES_KEY}"}, *GRANTS]
 TIMES: dict[str, st.SearchStrategy[Any]] = {
     "timeout": DURATIONS,
     "stream_idle": DURATIONS,
     "probe_interval": DURATIONS,
     "headers": HEADERS,
+    "credentials": st.sampled_from(CREDENTIALS),
+    "caller": st.sampled_from([{"key": SECRET}, {"header": "X-Caller", "key": PEM}]),
 }
 URLS = listed("http://127.0.0.1:9001/mcp", "https://files.example.com", "http://[::1]:9/mcp", "http://h:${FIVE}/mcp")
-SERVER = section({"url": URLS.map(lambda urls: urls[0])}, **TIMES) | section({"instances": URLS}, **TIMES)
+ANONYMOUS = {
+    **TIMES,
+    "credentials": st.sampled_from([one for one in CREDENTIALS if one["type"] != "token_exchange"]),
+}
+del ANONYMOUS["caller"]
+CLAIMS = st.sampled_from(["azp", "realm_access.roles", ["client_id", "azp"]])
 ISSUER = section(
     {"issuer": st.just("https://login.example.com")},
     typ=st.sampled_from(["at+jwt", "any"]),
     audiences=listed("api", "https://x"),
     algorithms=listed("RS256", "ES256"),
     jwks_uri=st.just("https://login.example.com/keys?v=1"),
+    claims=section(agent=CLAIMS, subject=CLAIMS, scopes=CLAIMS, roles=CLAIMS),
+    allow_private_addresses=FLAGS,
+) | section(
+    {"issuer": st.just("https://opaque.example.com")},
+    introspection=st.sampled_from(
+        [PROOF, {**PROOF, "cache": "off"}, {**SIGNED, "cache": "5s", "endpoint": "https://opaque.example.com/ask?a=1"}]
+    ),
 )
 ISSUERS = st.lists(ISSUER, min_size=1, max_size=1) | listed("https://a.example.com", "https://b.example.com/x")
-AUTH = section({"issuers": ISSUERS}, scopes=listed("mcp:use", "files:read") | st.just([]))
+AUTH = section(
+    {"issuers": ISSUERS},
+    scopes=listed("mcp:use", "files:read") | st.just([]),
+    implied_scopes=st.sampled_from([{}, {"mcp:admin": ["mcp:use"]}]),
+    legacy_metadata=FLAGS,
+)
 RULES = listed(
     {"servers": ["search"], "tools": ["*"], "agents": ["ci-*"], "scopes": ["a:b"]},
     {"effect": "deny", "servers": ["f*"], "prompts": ["p"], "subjects": ["s"], "issuers": ["i"], "roles": ["r"]},
     {"resources": ["file:///*"]},
 )
-CONFIGURATIONS = section(
-    {"servers": st.fixed_dictionaries({"search": SERVER, "files": SERVER}), "auth": OFF | AUTH},
+
+
+def servers(keys: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    one = section({"url": URLS.map(lambda urls: urls[0])}, **keys) | section({"instances": URLS}, **keys)
+    return st.fixed_dictionaries({"search": one, "files": one})
+
+
+CALLERS = section({"servers": servers(TIMES), "auth": AUTH}) | section({"servers": servers(ANONYMOUS), "auth": OFF})
+REST = section(
     listen=st.sampled_from(["127.0.0.1:8080", "[::1]:80", "localhost:${FIVE}"]),
     public_url=st.sampled_from(["https://mcp.example.com", "http://localhost:8080/", "https://x.example.com/mcp"]),
     allow_unauthenticated=FLAGS,
@@ -97,6 +138,8 @@ CONFIGURATIONS = section(
     access_log=FLAGS,
 )
 
+CONFIGURATIONS = st.builds(dict[str, Any].__or__, CALLERS, REST)
+
 
 def test_the_schema_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
@@ -121,7 +164,7 @@ def test_the_configurations_of_this_test_have_every_key_of_the_file() -> None:
     assert seen == keys
 
 
-@pytest.mark.parametrize("text", [CONTRACT, SMALL])
+@pytest.mark.parametrize("text", [CONTRACT, AUTH_CONTRACT, SMALL])
 def test_the_schema_takes_the_contracts_file(text: str) -> None:
     VALIDATOR.validate(yaml.safe_load(text))
 
@@ -140,12 +183,19 @@ def test_the_schema_takes_the_contracts_file(text: str) -> None:
         {"servers": {"a": {"url": "http://x", "timeout": 0}}},
         {"servers": {"a": {"url": "http://x", "timeout": "5 m"}}},
         {"servers": {"a": {"url": "http://x", "headers": {"X": 7}}}},
+        {"servers": {"a": {"url": "http://x", "credentials": {"type": "basic"}}}},
+        {"servers": {"a": {"url": "http://x", "credentials": {"type": "header", "name": "X"}}}},
+        {"servers": {"a": {"url": "http://x", "credentials": {"type": "client_credentials", "client_id": "x"}}}},
+        {"servers": {"a": {"url": "http://x", "caller": {"header": "X"}}}},
         {"servers": {"a": {"url": "http://x", "headers": {"X": {"env": "x"}}}}},
         {"servers": {"a": {"url": "http://x", "headers": {"a b": "x"}}}},
         {"auth": True},
         {"auth": {}},
         {"auth": {"issuers": []}},
         {"auth": {"issuers": [{"issuer": "https://l", "typ": "jwt"}]}},
+        {"auth": {"issuers": [{"issuer": "https://l", "claims": {"agents": "azp"}}]}},
+        {"auth": {"issuers": [{"issuer": "https://l", "introspection": {}}]}},
+        {"auth": {"issuers": ["https://l"], "implied_scopes": {"a": "b"}}},
         {"access": []},
         {"access": {"rules": [{"tool": ["x"]}]}},
         {"access": {"rules": [{"tools": []}]}},

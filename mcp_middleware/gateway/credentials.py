@@ -1,0 +1,160 @@
+"""The credential that a server gets, in place of its caller's: as the file has it, and what is made of it.
+
+A caller's token was issued for the gateway and never goes on (F1). What does is one of three: a header of the file's, a
+token of the gateway's own (RFC 6749 section 4.4), or one that was exchanged for the caller's (RFC 8693). Beside each of
+them, or alone, a signed header can name the caller.
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from mcp_middleware.credentials import Caller, CallerSigner, ClientCredentials, Credential, TokenExchange
+from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.oauth import ClientAuthentication, IssuerUnavailableError, OAuthHTTPClient
+from mcp_middleware.types import Clock, Headers
+
+if TYPE_CHECKING:
+    from .config import ServerConfig
+
+__all__ = ["CallerConfig", "GrantConfig", "HeaderConfig", "ServerCredentials"]
+
+logger = logging.getLogger("mcp_middleware.gateway")
+
+_LONGEST_WAIT: Final = 30.0
+"""Seconds between two questions to an authorization server that has not answered yet."""
+_GRANTS: Final = {"client_credentials": ClientCredentials, "token_exchange": TokenExchange}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderConfig:
+    """A header that is the same in every request."""
+
+    name: str
+    """In lower case."""
+    value: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantConfig:
+    """An access token for the server, which an authorization server issues to the gateway."""
+
+    type: Literal["client_credentials", "token_exchange"]
+    issuer: str
+    authentication: ClientAuthentication
+    """How the gateway proves itself to it."""
+    audience: str | None = None
+    """The server, as the authorization server names it (RFC 8693 section 2.1)."""
+    resource: str | None = None
+    """The server's URL (RFC 8707)."""
+    scope: str | None = None
+    """Separated by spaces."""
+    allow_private_addresses: bool = False
+    """Whether the authorization server may be on a private network."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallerConfig:
+    """A header in which the gateway says, signed, who calls."""
+
+    header: str
+    """In lower case."""
+    key: str = field(repr=False)
+
+
+class ServerCredentials:
+    """What one server is to know the gateway by, of what has to be made for a request.
+
+    ``issuer`` and ``audience`` are those of the signed header: the gateway's URL, and that of the server's endpoint
+    at it. ``clock`` gives Unix seconds. Raises ConfigurationError.
+    """
+
+    def __init__(
+        self,
+        server: "ServerConfig",
+        http: OAuthHTTPClient,
+        *,
+        issuer: str,
+        audience: str,
+        clock: Clock = time.time,
+    ) -> None:
+        self._place = f"servers.{server.name}.credentials"
+        self._grant: Credential | None = None
+        self._signer: CallerSigner | None = None
+        grant, caller = server.credentials, server.caller
+        if isinstance(grant, GrantConfig):
+            self._grant = _GRANTS[grant.type](
+                issuer=grant.issuer,
+                authentication=grant.authentication,
+                audience=grant.audience,
+                resource=grant.resource,
+                scope=grant.scope,
+                allow_private=grant.allow_private_addresses,
+                http=http,
+                clock=clock,
+            )
+        if caller is not None:
+            self._signer = CallerSigner(key=caller.key, issuer=issuer, audience=audience, header=caller.header)
+        self._asking: asyncio.Task[None] | None = None
+        self.waiting: str | None = None
+        """Why there is no credential yet, while the authorization server has not answered once."""
+
+    async def start(self) -> None:
+        """Ask the authorization server whether the configuration is right. One that is down is asked again until it
+        answers. Raises ConfigurationError, with what was sent, fetched and expected."""
+        seconds = await self._ask()
+        if seconds is not None:
+            self._asking = asyncio.create_task(self._keep_asking(seconds), name=f"ask for {self._place}")
+
+    async def _ask(self) -> float | None:
+        """Seconds after which to ask again, if there was no answer."""
+        try:
+            if self._grant is not None:
+                await self._grant.start()
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{self._place}: {error}") from None
+        except IssuerUnavailableError as error:
+            logger.warning("%s: %s; it is asked again", self._place, error)
+            self.waiting = f"The authorization server of {self._place} has not answered yet"
+            return error.retry_after
+        self.waiting = None
+        return None
+
+    async def _keep_asking(self, seconds: float) -> None:
+        try:
+            wait: float | None = seconds
+            while wait is not None:
+                await asyncio.sleep(min(wait, _LONGEST_WAIT))
+                wait = await self._ask()
+        except ConfigurationError as error:
+            logger.error("%s", error)
+            self.waiting = f"The authorization server of {self._place} contradicts it; the log says how"
+        else:
+            logger.info("%s: the authorization server answers", self._place)
+
+    async def headers(self, exchange: Exchange) -> Headers:
+        """The headers for a request. Raises CredentialUnavailableError and CredentialRefusedError."""
+        caller = Caller(exchange.principal, exchange.access_token)
+        lines = [] if self._grant is None else list(await self._grant.headers(caller))
+        if self._signer is not None:
+            lines.append(self._signer.header(caller))
+        return lines
+
+    def rejected(self, exchange: Exchange, headers: Headers) -> bool:
+        """The server answered 401 to ``headers``. Whether there may be better ones now."""
+        if self._grant is None:
+            return False
+        own = headers if self._signer is None else headers[:-1]
+        return self._grant.rejected(Caller(exchange.principal, exchange.access_token), own)
+
+    async def aclose(self) -> None:
+        """Ask no more."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+            self._asking = None
+        if self._grant is not None:
+            await self._grant.aclose()

@@ -1,0 +1,79 @@
+"""What those whom a configuration names say of it, for ``mcp-gateway check --online``. Nothing is served, and only what
+a gateway asks at its start is asked."""
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+
+from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.oauth import OAuthHTTPClient
+
+from .client import UpstreamClient
+from .config import Config
+from .stack import credentials, verifier
+from .upstream import Upstream
+
+__all__ = ["Finding", "ask"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one of them said, or that it said nothing."""
+
+    text: str
+    wrong: bool = False
+    silent: bool = False
+
+
+async def ask(config: Config) -> list[Finding]:
+    """Ask every authorization server whether it is the one of the file, and every instance whether it lives."""
+    http, client = OAuthHTTPClient(), UpstreamClient()
+    await client.start()
+    try:
+        questions: list[Awaitable[list[Finding]]] = [_ask_issuers(config)]
+        for name in config.servers:
+            questions += [_ask_credentials(config, name, http), _ask_instances(config, name, client)]
+        return [finding for found in await asyncio.gather(*questions) for finding in found]
+    finally:
+        await client.aclose()
+        await http.aclose()
+
+
+async def _ask_issuers(config: Config) -> list[Finding]:
+    if config.auth is None:
+        return []
+    made = verifier(config.auth, config.resource(next(iter(config.servers))))
+    try:
+        await made.start()
+    except ConfigurationError as error:
+        return [Finding(line, wrong=True) for line in str(error).splitlines()]
+    else:
+        waiting = [Finding(sentence, silent=True) for sentence in made.waiting]
+        return waiting or [Finding(f"{issuer.issuer} answers as expected") for issuer in config.auth.issuers]
+    finally:
+        await made.aclose()
+
+
+async def _ask_credentials(config: Config, name: str, http: OAuthHTTPClient) -> list[Finding]:
+    made = credentials(config, config.servers[name], http)
+    if made is None:
+        return []
+    try:
+        await made.start()
+    except ConfigurationError as error:
+        return [Finding(str(error), wrong=True)]
+    else:
+        if made.waiting:
+            return [Finding(made.waiting, silent=True)]
+        return [Finding(f"servers.{name} gets its credential")]
+    finally:
+        await made.aclose()
+
+
+async def _ask_instances(config: Config, name: str, client: UpstreamClient) -> list[Finding]:
+    upstream = Upstream(config.servers[name], client)
+    found = await upstream.probe_all()
+    return [
+        Finding(f"servers.{name}: {instance} {'answers' if lives else 'does not answer'}", silent=not lives)
+        for instance, lives in found.items()
+    ]
