@@ -158,7 +158,7 @@ class _Consent:
             scopes=[(scope, (server.scopes or {}).get(scope, "")) for scope in scopes],
             users=server.users.values(),
         )
-        response = _page(page, redirect_uri=grant.redirect_uri)
+        response = _page(page)
         response.set_cookie(self.cookie, browser, httponly=True, samesite="lax")
         return response
 
@@ -243,9 +243,9 @@ async def _document(received: HTTPRequest) -> dict[str, Any]:
     return document
 
 
-def _page(page: str, *, status: int = 200, redirect_uri: str | None = None) -> HTMLResponse:
+def _page(page: str, *, status: int = 200) -> HTMLResponse:
     headers = {
-        "content-security-policy": pages.policy(redirect_uri),
+        "content-security-policy": pages.POLICY,
         "x-frame-options": "DENY",
         "x-content-type-options": "nosniff",
         "referrer-policy": "same-origin",

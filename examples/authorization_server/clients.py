@@ -1,12 +1,14 @@
 """Who asks for tokens: clients of the configuration, clients that registered themselves, and clients whose identifier
 is the address of a document that describes them."""
 
+import base64
+import binascii
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from authlib.oauth2.rfc6749 import ClientMixin, InvalidClientError
 from authlib.oauth2.rfc7591 import ClientMetadataClaims, InvalidRedirectURIError
@@ -17,9 +19,9 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth.http import FetchError, OAuthHTTPClient
 from mcp_middleware.oauth.urls import absolute_url, is_loopback
 
-from .requests import quotable
+from .requests import Request, quotable
 
-__all__ = ["Client", "ClientMetadata", "fetch_client", "is_document", "key_set"]
+__all__ = ["Client", "ClientMetadata", "by_basic_credentials", "fetch_client", "is_document", "key_set"]
 
 CODE: Final = frozenset({"authorization_code", "refresh_token"})
 """What a client gets that a person uses; all that anybody may register for."""
@@ -193,6 +195,22 @@ class Client(ClientMixin):
     def is_server_of(self, resource: str) -> bool:
         """Whether it may learn what a token for ``resource`` is, and exchange it."""
         return self.serves is None or resource in self.serves
+
+
+def by_basic_credentials(query_client: Callable[[str], Client | None], request: Request) -> Client | None:
+    """The client that proves itself by HTTP Basic, as RFC 6749 section 2.3.1 has it: both parts encoded as in forms.
+
+    Authlib leaves a ``+`` as it is, and raises for what is no UTF-8.
+    """
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    try:
+        client_id, separator, secret = base64.b64decode(value, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    if scheme.lower() != "basic" or not separator:
+        return None
+    client = query_client(unquote_plus(client_id))
+    return client if client is not None and client.check_client_secret(unquote_plus(secret)) else None
 
 
 REDIRECT_RULE: Final = (

@@ -10,7 +10,11 @@ from mcp_middleware.oauth.urls import is_loopback
 from .clients import Client
 from .tokens import User
 
-__all__ = ["consent", "index", "policy", "refusal"]
+__all__ = ["POLICY", "consent", "index", "refusal"]
+
+POLICY: Final = "default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'"
+"""The content security policy of a page: nothing but its style, and in no frame. It has no ``form-action``, because
+browsers apply that to where the application sends the answer on as well."""
 
 _PAGE: Final = """\
 <!doctype html>
@@ -134,21 +138,6 @@ def index(issuer: str, resources: Sequence[str]) -> Html:
         items=items,
     )
     return html(_PAGE, title="Authorization server", content=content)
-
-
-def policy(redirect_uri: str | None = None) -> str:
-    """The content security policy of a page: nothing but its style; its form may lead to ``redirect_uri``.
-
-    Browsers apply ``form-action`` to redirects as well, so where the answer goes must be named.
-    """
-    targets = ["'self'"]
-    if redirect_uri is not None:
-        parts = urlsplit(redirect_uri)
-        targets.append(f"{parts.scheme}://{parts.netloc}" if parts.scheme in ("http", "https") else f"{parts.scheme}:")
-    return (
-        "default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
-        f"form-action {' '.join(targets)}"
-    )
 
 
 def _host(redirect_uri: str) -> str:

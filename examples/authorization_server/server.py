@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from authlib.common.urls import add_params_to_uri
 from authlib.oauth2 import AuthorizationServer as AuthlibServer
-from authlib.oauth2.rfc6749 import InvalidClientError, InvalidRequestError
+from authlib.oauth2.rfc6749 import InvalidClientError, InvalidRequestError, OAuth2Error, UnsupportedResponseTypeError
 from joserfc.jwk import KeySet
 from starlette.responses import JSONResponse, Response
 
@@ -17,7 +17,7 @@ from mcp_middleware.oauth.http import OAuthHTTPClient
 from mcp_middleware.oauth.urls import absolute_url, is_loopback
 
 from . import grants
-from .clients import CONFIDENTIAL, METHODS, Client, ClientMetadata, fetch_client, is_document
+from .clients import CONFIDENTIAL, METHODS, Client, ClientMetadata, by_basic_credentials, fetch_client, is_document
 from .endpoints import Introspection, Registration, Revocation, registrable
 from .requests import InvalidTargetError, Request
 from .tokens import AccessToken, Algorithm, Authorization, Clock, Code, Form, KeyRing, RefreshToken, Remembered, User
@@ -95,6 +95,7 @@ class AuthorizationServer(AuthlibServer):
         self._assertions: Remembered[bool] = Remembered(clock)
         for client in clients:
             self.add_client(client)
+        self.register_client_auth_method("client_secret_basic", by_basic_credentials)
         self.register_client_auth_method("private_key_jwt", grants.ClientAssertion(self))
         self.register_grant(grants.AuthorizationCode, [grants.ProofKey(), grants.ResourceIndicators()])
         for grant in (grants.Refresh, grants.ClientCredentials, grants.TokenExchange, grants.IdentityAssertion):
@@ -148,7 +149,12 @@ class AuthorizationServer(AuthlibServer):
     def is_new_assertion(self, issuer: str, jti: object, end: object, *, within: int) -> bool:
         """Whether an assertion was never seen and is short-lived; from now on it was seen."""
         name = f"{issuer} {jti}"
-        if not isinstance(jti, str) or not isinstance(end, int | float) or not end <= self.clock() + within + 60:
+        if (
+            not isinstance(jti, str)
+            or not jti
+            or not isinstance(end, int | float)
+            or not end <= self.clock() + within + 60
+        ):
             return False
         if self._assertions.get(name):
             return False
@@ -255,6 +261,14 @@ class AuthorizationServer(AuthlibServer):
 
     def create_oauth2_request(self, request: Request) -> Request:
         return request
+
+    def get_authorization_grant(self, request: Request) -> Any:
+        try:
+            return super().get_authorization_grant(request)
+        except UnsupportedResponseTypeError as error:  # which does not say what would be right
+            raise OAuth2Error(
+                error=error.error, description="response_type must be code.", redirect_uri=error.redirect_uri
+            ) from None
 
     def create_json_request(self, request: Any) -> Any:
         return request

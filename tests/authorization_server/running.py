@@ -64,7 +64,7 @@ class RunningServer:
         """Requests by path, such as ``/token`` or ``/jwks``."""
         self._app: ASGIApp = create_app(server)
         self._up = AsyncExitStack()
-        self._http = httpx2.AsyncClient(base_url=server.issuer)
+        self.http = httpx2.AsyncClient(base_url=server.issuer)
 
     @property
     def issuer(self) -> str:
@@ -143,7 +143,7 @@ class RunningServer:
     async def post(self, path: str, fields: Mapping[str, str | None], **options: Any) -> httpx2.Response:
         """Post a form; fields that are None are left out."""
         sent = {name: value for name, value in fields.items() if value is not None}
-        return await self._http.post(path, data=sent, **options)
+        return await self.http.post(path, data=sent, **options)
 
     def revoke(self, token: str) -> None:
         """End an access token, or with a refresh token all that came of the same consent."""
@@ -172,7 +172,7 @@ class RunningServer:
         await self._listen(_bound(urlsplit(self.issuer).port or 0))
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self.http.aclose()
         await self._up.aclose()
 
     async def _listen(self, bound: socket.socket) -> None:
