@@ -25,7 +25,7 @@ class Caller:
         principal = Principal(
             issuer=issuer if isinstance(issuer, str) else None,
             client=access.client_id,
-            subject=access.subject,
+            subject=access.subject or access.client_id,  # a client without a person acts for itself
             scopes=frozenset(access.scopes),
             expires_at=access.expires_at,
         )

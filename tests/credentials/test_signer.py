@@ -161,4 +161,4 @@ def test_a_caller_is_made_of_the_sdks_token() -> None:
     assert made == Caller(Principal("https://x", "agent-1", "alice", frozenset({"a"}), expires_at=99), "alices-token")
     assert "alices-token" not in repr(made)
     bare = Caller.from_access_token(AccessToken(token="t", client_id="c", scopes=[]))
-    assert bare.principal == Principal(None, "c", None)
+    assert bare.principal == Principal(None, "c", "c")
