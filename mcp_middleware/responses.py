@@ -27,7 +27,10 @@ def rejection_answer(rejection: Rejection, request_id: int | str | None, *, clos
     headers = (*rejection.headers, (b"connection", b"close")) if close else rejection.headers
     if rejection.code is None:
         return Document(b"", rejection.status, headers)
-    body = error_body(rejection.code, rejection.message, request_id, rejection.data)
+    if rejection.result is not None:
+        body = msgspec.json.encode({"jsonrpc": "2.0", "id": request_id, "result": rejection.result})
+    else:
+        body = error_body(rejection.code, rejection.message, request_id, rejection.data)
     return Document(body, rejection.status, ((b"content-type", b"application/json"), *headers))
 
 

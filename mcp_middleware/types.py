@@ -84,6 +84,8 @@ class Rejection:
     rule: str | None = None
     request_id: int | str | None = None
     """The id to answer with, where the message was refused before it became one."""
+    result: Mapping[str, Any] | None = None
+    """Answered in place of the error, to callers who see only what a tool says."""
 
 
 @dataclass(frozen=True, slots=True)

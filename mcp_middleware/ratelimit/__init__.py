@@ -1,7 +1,18 @@
 """The limiter: requests and tokens per agent."""
 
-from .middleware import RateLimitMiddleware
-from .rate import AgentLimits, Rate
+from .forecast import Forecast
+from .middleware import LimiterMode, RateLimitMiddleware, Refusal
+from .rate import AgentLimits, PartLimits, Rate
 from .tokens import EstimatingCounter, TokenCounter
 
-__all__ = ["AgentLimits", "EstimatingCounter", "Rate", "RateLimitMiddleware", "TokenCounter"]
+__all__ = [
+    "AgentLimits",
+    "EstimatingCounter",
+    "Forecast",
+    "LimiterMode",
+    "PartLimits",
+    "Rate",
+    "RateLimitMiddleware",
+    "Refusal",
+    "TokenCounter",
+]

@@ -42,24 +42,23 @@ class _Window:
 
 
 class Forecast:
-    """The 90th percentile of the last 32 answers of each tool; ``start`` for one that has not answered yet.
+    """The 90th percentile of the last 32 answers of each tool.
 
     Memory is bounded: a name is kept only once it has answered well, which a caller cannot invent, and at most 1,024
-    of them (about 600 bytes each).
+    of them (about 600 bytes each). One limiter that takes another's place goes on with its forecast, if it is given it.
     """
 
-    def __init__(self, start: int) -> None:
-        self._start = start
+    def __init__(self) -> None:
         self._windows: dict[str, _Window] = {}
 
     def __len__(self) -> int:
         """Names that are kept."""
         return len(self._windows)
 
-    def guess(self, name: str) -> int:
-        """Output tokens to expect."""
+    def guess(self, name: str, start: int) -> int:
+        """Output tokens to expect; ``start`` of a tool that has not answered yet."""
         window = self._windows.get(name) or self._windows.get(_OTHERS)
-        return self._start if window is None else window.guess
+        return start if window is None else window.guess
 
     def add(self, name: str, tokens: int) -> None:
         """Remember what an answer had."""

@@ -1,28 +1,49 @@
 """Requests and tokens per agent: reserve before the server is called, settle when its answer is known."""
 
-import fnmatch
-import json
-import re
+import asyncio
+import logging
+import math
+import time
 from collections.abc import Mapping
-from functools import lru_cache
-from hashlib import blake2b
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
-import msgspec
+from opentelemetry.metrics import MeterProvider
 
 from mcp_middleware.errors import RATE_LIMITED, UNAUTHORIZED, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request, ServerMessage
 from mcp_middleware.options import whole_number
-from mcp_middleware.storage import Limits, LimitStorage, MemoryStorage, Reservation, Shortage
+from mcp_middleware.storage import LimitStorage, MemoryStorage, Reservation, Shortage
 from mcp_middleware.types import Headers, Rejection, Usage
 
+from .counts import counts_for
 from .forecast import Forecast
-from .rate import AgentLimits, RateOption, Rates, read_agent_limits, read_rate
-from .tokens import EstimatingCounter, TokenCounter, input_tokens, output_tokens
+from .rate import AgentLimits, PartLimits, RateOption
+from .refusals import as_tool_result, never, not_now, remaining
+from .reports import NONSENSE, Report, reported
+from .rules import Profile, Rules
+from .tokens import (
+    AUDIO_TOKENS,
+    IMAGE_TOKENS,
+    EstimatingCounter,
+    Media,
+    TokenCounter,
+    input_tokens,
+    output_tokens,
+    streamed_tokens,
+)
 
-__all__ = ["RateLimitMiddleware"]
+__all__ = ["LimiterMode", "RateLimitMiddleware", "Refusal"]
+
+logger = logging.getLogger("mcp_middleware.ratelimit")
+
+LimiterMode: TypeAlias = Literal["enforce", "shadow", "off"]
+"""``enforce``: what does not fit is refused. ``shadow``: it is only counted and logged, and goes on, uncharged as if it
+had been refused. ``off``: nothing is asked, counted or kept."""
+
+Refusal: TypeAlias = Literal["error", "tool_result"]
+"""How a tool call is refused: by a JSON-RPC error, or by a result with ``isError``."""
 
 _EXEMPT: Final = frozenset({"initialize", "ping", "server/discover", "logging/setLevel"})
 """Requests that cost nothing: a client that is refused one of them does not connect, or falls back to another era."""
@@ -32,39 +53,78 @@ _BY_METHOD: Final = frozenset({"resources/read", "completion/complete", "tasks/g
 """What a model writes and reads, besides ``_BY_TARGET``. Their targets are without number, so one forecast serves
 them all."""
 
-_CACHED_CALLERS: Final = 4096
+_STEP: Final = 500
+"""Tokens by which a stream is topped up at least, so that not every event asks the store."""
+_COMPLAIN_EVERY: Final = 60.0
+"""Seconds between two log lines about reports that cannot be true; there could be one for each call."""
 
 
-class _Profile(msgspec.Struct, frozen=True):
-    """The limits of some agents, and the header that states them."""
-
-    limits: Limits
-    policy: bytes
-
-
-class _Charge(msgspec.Struct, frozen=True, gc=False):
+class _Charge:
     """What one request was charged, until its answer is known."""
 
-    request: Request
-    profile: _Profile
-    forecast: str | None
-    """The name its output is remembered by; None for a request without tokens."""
-    input_tokens: int
-    reservation: Reservation | None
+    __slots__ = (
+        "covered",
+        "cut",
+        "forecast",
+        "input_tokens",
+        "profile",
+        "request",
+        "reservation",
+        "streamed",
+        "topping",
+    )
+
+    def __init__(
+        self, request: Request, profile: Profile, forecast: str | None, known: int, reservation: Reservation | None
+    ) -> None:
+        self.request = request
+        self.profile = profile
+        self.forecast = forecast
+        """The name its output is remembered by; None for a request without tokens."""
+        self.input_tokens = known
+        self.reservation = reservation
+        self.streamed = 0
+        """Tokens of what has come before the answer."""
+        self.covered = 0.0 if reservation is None else reservation.tokens - known
+        """Tokens of output that are taken already."""
+        self.topping: asyncio.Task[None] | None = None
+        self.cut = False
 
 
 class RateLimitMiddleware(Member):
-    """Limits requests and tokens of each principal (issuer, client, subject), both decided in one step.
-
-    ``requests``, ``tokens``: a rate such as ``"60/minute"``, which is also the burst; ``Rate("60/minute", burst=10)``
-    or ``{"rate": "60/minute", "burst": 10}`` separates them; None does not limit. ``agents``: other limits for agents
-    whose client id matches a glob (``*``, ``?``, ``[...]``; the first that matches counts; what it leaves out is as for
-    everybody). ``storage``: where the buckets are kept. ``counter``: counts tokens. ``initial_output_tokens``: the
-    output to reserve for a tool that has not answered yet; later its own last answers tell.
+    """Limits requests and tokens of each principal (issuer, client, subject), all decided in one step.
 
     Refused: HTTP 429 with ``Retry-After`` in whole seconds, and a JSON-RPC error ``RATE_LIMITED`` whose data has
     ``dimension``, ``limit``, ``remaining`` and ``retryAfterMs``. A request whose own input is more than the tokens
     bucket can ever hold: 413, without a time to retry.
+
+    Args:
+        app: the ASGI application.
+        requests: a rate such as ``"60/minute"``, which is also the burst; ``Rate("60/minute", burst=10)`` or
+            ``{"rate": "60/minute", "burst": 10}`` separates them; None does not limit.
+        tokens: the same, of tokens, input and output together.
+        concurrency: requests of one principal that may be open at once; None does not limit.
+        agents: other limits for agents whose client id matches a glob (``*``, ``?``, ``[...]``; the first that matches
+            counts; what it leaves out is as for everybody).
+        tools: limits of each principal on the tools whose name matches a glob, together, on top of its own; the first
+            that matches counts.
+        server: the name of this server, where several share a storage: its tools' buckets are its own.
+        server_limits: limits of each principal on this server, on top of its own.
+        storage: where the buckets are kept.
+        forecast: what earlier limiters have learnt of the tools' answers.
+        counter: counts tokens.
+        initial_output_tokens: the output to reserve for a tool that has not answered yet; later its own last answers
+            tell.
+        image_tokens: what an image counts.
+        audio_tokens: what a sound counts.
+        mode: whether what does not fit is refused. May be set at any time.
+        refuse_with: how a refused tool call is answered.
+        cut_streams: end a stream with an error once it has used tokens that are not there.
+        meter_provider: instead of the global one.
+        bounds: what one request may take.
+
+    Raises:
+        ConfigurationError: an option has a value that is not allowed.
     """
 
     stage: ClassVar[str] = "limiter"
@@ -75,85 +135,218 @@ class RateLimitMiddleware(Member):
         *,
         requests: RateOption = None,
         tokens: RateOption = None,
+        concurrency: int | None = None,
         agents: Mapping[str, Mapping[str, Any] | AgentLimits] | None = None,
+        tools: Mapping[str, Mapping[str, Any] | PartLimits] | None = None,
+        server: str | None = None,
+        server_limits: Mapping[str, Any] | PartLimits | None = None,
         storage: LimitStorage | None = None,
+        forecast: Forecast | None = None,
         counter: TokenCounter | None = None,
         initial_output_tokens: int = 1000,
+        image_tokens: int = IMAGE_TOKENS,
+        audio_tokens: int = AUDIO_TOKENS,
+        mode: LimiterMode = "enforce",
+        refuse_with: Refusal = "error",
+        cut_streams: bool = False,
+        meter_provider: MeterProvider | None = None,
         bounds: Bounds | None = None,
     ) -> None:
         super().__init__(app, bounds=bounds)
         name = type(self).__name__
-        if requests is None and tokens is None and not agents:
-            raise ConfigurationError(f"{name} limits nothing; give requests, tokens or agents")
-        everybody = Rates(read_rate(f"{name}: requests", requests), read_rate(f"{name}: tokens", tokens))
-        self._everybody = _profile(everybody)
-        self._agents = [
-            (_glob(name, pattern), _profile(read_agent_limits(f"{name}: agents[{pattern!r}]", option, everybody)))
-            for pattern, option in _mapping(name, agents).items()
-        ]
-        start = whole_number(f"{name}: initial_output_tokens", initial_output_tokens, least=0)
+        self._server_name = server
+        self.update(
+            requests=requests,
+            tokens=tokens,
+            concurrency=concurrency,
+            agents=agents,
+            tools=tools,
+            server_limits=server_limits,
+        )
+        self._start = whole_number(f"{name}: initial_output_tokens", initial_output_tokens, least=0)
+        self._media = Media(
+            whole_number(f"{name}: image_tokens", image_tokens, least=0),
+            whole_number(f"{name}: audio_tokens", audio_tokens, least=0),
+        )
         self._storage = MemoryStorage() if storage is None else storage
+        self._forecast = Forecast() if forecast is None else forecast
         self._counter = EstimatingCounter() if counter is None else counter
-        for option, value, method in (("storage", self._storage, "reserve"), ("counter", self._counter, "count")):
+        for option, value, method in (
+            ("storage", self._storage, "reserve"),
+            ("forecast", self._forecast, "guess"),
+            ("counter", self._counter, "count"),
+        ):
             if not callable(getattr(value, method, None)):
                 raise ConfigurationError(f"{name}: {option} is {value!r}; it must have a method {method!r}")
-        self._forecast = Forecast(start)
-        self._caller = lru_cache(_CACHED_CALLERS)(self._find_caller)
+        self._threaded_above: float = getattr(self._counter, "threaded_above", math.inf)
+        self.mode = mode
+        if refuse_with not in get_args(Refusal):
+            raise ConfigurationError(f"{name}: refuse_with is {refuse_with!r}; it must be 'error' or 'tool_result'")
+        self._refuse_with = refuse_with
+        if not isinstance(cut_streams, bool):
+            raise ConfigurationError(f"{name}: cut_streams is {cut_streams!r}; it must be True or False")
+        self._cut_streams = cut_streams
+        if meter_provider is not None and not isinstance(meter_provider, MeterProvider):
+            raise ConfigurationError(f"{name}: meter_provider is {meter_provider!r}; it must be a MeterProvider")
+        self._counts = counts_for(meter_provider)
+        self._is_timed = not isinstance(self._storage, MemoryStorage)
+        self._next_complaint = 0.0
 
-    def _find_caller(self, principal_key: tuple[str | None, str, str | None]) -> tuple[bytes, _Profile]:
-        """The storage's key for a principal, of one size whatever a token says, and its limits."""
-        key = blake2b(json.dumps(principal_key).encode(), digest_size=20).digest()
-        client = principal_key[1]
-        for pattern, profile in self._agents:
-            if pattern.match(client):
-                return key, profile
-        return key, self._everybody
+    @property
+    def mode(self) -> LimiterMode:
+        """What becomes of requests that do not fit. Setting it counts from the next request on."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: LimiterMode) -> None:
+        if mode not in get_args(LimiterMode):
+            raise ConfigurationError(
+                f"{type(self).__name__}: mode is {mode!r}; it must be 'enforce', 'shadow' or 'off'"
+            )
+        self._mode: LimiterMode = mode
+
+    def update(
+        self,
+        *,
+        requests: RateOption = None,
+        tokens: RateOption = None,
+        concurrency: int | None = None,
+        agents: Mapping[str, Mapping[str, Any] | AgentLimits] | None = None,
+        tools: Mapping[str, Mapping[str, Any] | PartLimits] | None = None,
+        server_limits: Mapping[str, Any] | PartLimits | None = None,
+    ) -> None:
+        """Put other limits in the place of all there are, from the next request on. What was used stays used.
+
+        Raises ConfigurationError, and changes nothing, for a wrong one.
+        """
+        self._rules = Rules(
+            type(self).__name__,
+            requests=requests,
+            tokens=tokens,
+            concurrency=concurrency,
+            agents=agents,
+            tools=tools,
+            server=self._server_name,
+            server_limits=server_limits,
+        )
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         """Reserve, or refuse."""
         request = exchange.message
-        if not isinstance(request, Request) or request.method in _EXEMPT:
+        if not isinstance(request, Request) or request.method in _EXEMPT or self._mode == "off":
             return None
-        key, profile = self._caller(exchange.caller.key)
-        limits = profile.limits
+        is_tool = request.method == "tools/call"
+        key, profile = self._rules.find(exchange.caller.key, request.target if is_tool else None)
         forecast = _forecast_name(request)
         known = guess = 0
         if forecast is not None:
-            known = input_tokens(request, self._counter)
-            guess = self._forecast.guess(forecast)
-            if limits.tokens is not None and known > limits.tokens.capacity:
-                return _never(known, limits.tokens.capacity)
+            if exchange.request_bytes > self._threaded_above:
+                known = await asyncio.to_thread(input_tokens, request, self._counter)
+            else:
+                known = input_tokens(request, self._counter)
+            guess = self._forecast.guess(forecast, self._start)
+            if known > profile.most_tokens:
+                self._counts.too_large[self._mode == "enforce"] += 1
+                if self._mode == "enforce":
+                    return self._answer(never(known, profile), request, exchange)
         reservation = None
-        if limits.requests is not None or limits.tokens is not None:
-            answer = await self._storage.reserve(key, limits, known + guess)
-            if isinstance(answer, Shortage):
-                return _not_now(answer, profile)
-            reservation = answer
+        limits = profile.limits
+        if limits.requests is not None or limits.tokens is not None or limits.concurrency is not None or limits.parts:
+            if self._is_timed:
+                began = time.monotonic()
+                answer = await self._storage.reserve(key, limits, known + guess)
+                self._counts.took("reserve", time.monotonic() - began)
+            else:
+                answer = await self._storage.reserve(key, limits, known + guess)
+            if answer.local:
+                self._counts.fallbacks += 1
+            if isinstance(answer, Reservation):
+                self._counts.admitted += 1
+                reservation = answer
+            else:
+                self._counts.refuse(answer, enforced=self._mode == "enforce")
+                if self._mode == "enforce":
+                    return self._answer(not_now(answer, profile), request, exchange)
+                _log_shadow(exchange, answer)
         exchange.state[self] = _Charge(request, profile, forecast, known, reservation)
         return None
 
+    def _answer(self, rejection: Rejection, request: Request, exchange: Exchange) -> Rejection:
+        if self._refuse_with == "tool_result":
+            return as_tool_result(rejection, request, exchange.era)
+        return rejection
+
     def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
-        """Say what is left (draft-ietf-httpapi-ratelimit-headers-10)."""
-        charge = exchange.state.get(self)
-        if charge is None or charge.reservation is None:
+        """Say what is left (draft-ietf-httpapi-ratelimit-headers-11)."""
+        charge: _Charge | None = exchange.state.get(self)
+        if charge is None or charge.reservation is None or self._mode == "shadow":
             return
         headers.append((b"ratelimit-policy", charge.profile.policy))
-        headers.append((b"ratelimit", _remaining(charge.profile.limits, charge.reservation)))
+        headers.append((b"ratelimit", remaining(charge.profile, charge.reservation)))
+
+    def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage | None:
+        """Top a stream up as it flows, and cut it where that is wanted."""
+        if message.method is None and not self._cut_streams:
+            return message
+        charge: _Charge | None = exchange.state.get(self)
+        if charge is None or charge.forecast is None:
+            return message
+        if charge.cut:
+            return None if exchange.answer is not None else self._cut(exchange)
+        if message.method is not None:
+            try:
+                charge.streamed += streamed_tokens(message, self._counter)
+            except Exception:  # the counter's fault is not the stream's
+                logger.exception("the tokens of a stream's message could not be counted")
+            short = charge.streamed - charge.covered
+            if short > 0 and charge.reservation is not None and (charge.topping is None or charge.topping.done()):
+                charge.topping = asyncio.create_task(self._top_up(charge, charge.reservation, max(short, _STEP)))
+        return message
+
+    async def _top_up(self, charge: _Charge, reservation: Reservation, tokens: float) -> None:
+        charge.covered += tokens
+        left = await self._storage.top_up(reservation, tokens)
+        if left < 0 and self._cut_streams and self._mode == "enforce":
+            charge.cut = True
+
+    def _cut(self, exchange: Exchange) -> ServerMessage:
+        self._counts.cut += 1
+        text = "the limit on tokens is reached; the stream was cut off, and the server may go on with the call"
+        unanswered = ServerMessage(id=exchange.request_id)
+        return unanswered.with_error(RATE_LIMITED, text, {"dimension": "tokens", "cut": True})
 
     async def on_finish(self, exchange: Exchange) -> None:
         """Settle, if it is known what the call took; else the estimate stands."""
         charge: _Charge | None = exchange.state.pop(self, None)
-        if charge is None or charge.forecast is None:
+        if charge is None:
             return
-        actual = self._actual_tokens(exchange, charge, charge.forecast)
-        if actual is not None and charge.reservation is not None:
-            await self._storage.settle(charge.reservation, actual)
+        if charge.topping is not None:
+            await asyncio.wait({charge.topping})
+        reservation = charge.reservation
+        actual = None
+        try:
+            if charge.forecast is not None:
+                actual = await self._actual_tokens(exchange, charge, charge.forecast)
+        finally:
+            if reservation is not None and (actual is not None or reservation.place):
+                await self._settle(reservation, actual)
+
+    async def _settle(self, reservation: Reservation, actual: int | None) -> None:
+        taken = reservation.tokens
+        if self._is_timed:
+            began = time.monotonic()
+            left = await self._storage.settle(reservation, actual)
+            self._counts.took("settle", time.monotonic() - began)
+        else:
+            left = await self._storage.settle(reservation, actual)
+        if actual is not None:
+            self._counts.settle(taken, actual, left)
 
     async def aclose(self) -> None:
         """Close the storage."""
         await self._storage.aclose()
 
-    def _actual_tokens(self, exchange: Exchange, charge: _Charge, forecast: str) -> int | None:
+    async def _actual_tokens(self, exchange: Exchange, charge: _Charge, forecast: str) -> int | None:
         if exchange.rejection is not None:
             return 0  # a member further in refused: the server saw nothing
         answer = exchange.answer
@@ -162,32 +355,40 @@ class RateLimitMiddleware(Member):
         if answer is None:
             refused = exchange.status is not None and 400 <= exchange.status < 500
             return charge.input_tokens if refused else None
-        output = output_tokens(charge.request, answer, self._counter)
-        exchange.usage = Usage(charge.input_tokens, output)
+        report = self._report(answer)
+        if report.output_tokens is not None:
+            output = report.output_tokens
+        elif len(answer.raw) > self._threaded_above:
+            output = await asyncio.to_thread(output_tokens, charge.request, answer, self._counter, self._media)
+        else:
+            output = output_tokens(charge.request, answer, self._counter, self._media)
+        output += charge.streamed
+        known = charge.input_tokens if report.input_tokens is None else report.input_tokens
+        exchange.usage = Usage(known, output)
         if _succeeded(charge.request, answer):
             self._forecast.add(forecast, output)
-        return charge.input_tokens + output
+        return known + output
+
+    def _report(self, answer: ServerMessage) -> Report:
+        """What the server says it used; nothing, if that cannot be true."""
+        report = reported(answer)
+        if report is None:
+            return NONSENSE
+        self._counts.reports[report is not NONSENSE] += 1
+        if report is NONSENSE and time.monotonic() >= self._next_complaint:
+            self._next_complaint = time.monotonic() + _COMPLAIN_EVERY
+            logger.warning("a server reported usage in _meta that cannot be true; its answer was counted instead")
+        return report
 
 
-def _mapping(name: str, agents: Any) -> Mapping[str, Any]:
-    if agents is None:
-        return {}
-    if not isinstance(agents, Mapping):
-        raise ConfigurationError(f"{name}: agents is {agents!r}; it must be a mapping from globs to limits")
-    return agents
-
-
-def _glob(name: str, pattern: Any) -> re.Pattern[str]:
-    if not isinstance(pattern, str) or not pattern:
-        raise ConfigurationError(f"{name}: agents has the key {pattern!r}; it must be a glob of client ids")
-    return re.compile(fnmatch.translate(pattern))
-
-
-def _profile(rates: Rates) -> _Profile:
-    limits = Limits(*(None if rate is None else rate.limit for rate in rates))
-    stated = [(name, rate) for name, rate in rates._asdict().items() if rate is not None]
-    policy = ", ".join(f'"{name}";q={rate.amount};w={rate.seconds}' for name, rate in stated)
-    return _Profile(limits, policy.encode())
+def _log_shadow(exchange: Exchange, shortage: Shortage) -> None:
+    logger.info(
+        "shadow: the request of client %r would have been refused: %s of %s, %d ms to wait",
+        exchange.caller.client[:200],
+        shortage.dimension,
+        shortage.part or "the agent",
+        shortage.retry_after_ms,
+    )
 
 
 def _forecast_name(request: Request) -> str | None:
@@ -200,49 +401,3 @@ def _succeeded(request: Request, answer: ServerMessage) -> bool:
     if answer.error is not None or request.method != "tools/call":
         return answer.error is None
     return answer.tool_result is not None and not answer.tool_result.is_error
-
-
-def _remaining(limits: Limits, reservation: Reservation) -> bytes:
-    requests, tokens = reservation.remaining_requests, reservation.remaining_tokens
-    requests = requests if requests > 0 else 0
-    tokens = tokens if tokens > 0 else 0
-    if limits.tokens is None:
-        return b'"requests";r=%d' % requests
-    if limits.requests is None:
-        return b'"tokens";r=%d' % tokens
-    return b'"requests";r=%d, "tokens";r=%d' % (requests, tokens)
-
-
-def _not_now(shortage: Shortage, profile: _Profile) -> Rejection:
-    seconds = shortage.retry_after
-    return Rejection(
-        status=429,
-        code=RATE_LIMITED,
-        message=f"the limit on {shortage.dimension} is reached; this request fits in {seconds} s",
-        reason="rate_limited",
-        data={
-            "dimension": shortage.dimension,
-            "limit": shortage.limit,
-            "remaining": shortage.remaining,
-            "retryAfterMs": shortage.retry_after_ms,
-        },
-        headers=(
-            (b"retry-after", str(seconds).encode()),
-            (b"ratelimit-policy", profile.policy),
-            (b"ratelimit", f'"{shortage.dimension}";r={shortage.remaining};t={seconds}'.encode()),
-        ),
-        rule=shortage.dimension,
-    )
-
-
-def _never(tokens: int, capacity: float) -> Rejection:
-    """RFC 9110 section 15.5.14: without ``Retry-After`` the condition is not temporary."""
-    limit = int(capacity)
-    return Rejection(
-        status=413,
-        code=RATE_LIMITED,
-        message=f"the request has about {tokens} tokens and the limit holds {limit} at most; send less",
-        reason="too_many_tokens",
-        data={"dimension": "tokens", "limit": limit, "needed": tokens},
-        rule="tokens",
-    )

@@ -9,7 +9,7 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.options import whole_number
 from mcp_middleware.storage import Limit
 
-__all__ = ["AgentLimits", "Rate", "RateOption", "Rates", "read_agent_limits", "read_rate"]
+__all__ = ["AgentLimits", "PartLimits", "Rate", "RateOption", "Rates", "read_agent_limits", "read_part", "read_rate"]
 
 DEFAULT: Final = "default"
 """In an agent's limits: what everybody has."""
@@ -58,6 +58,15 @@ class AgentLimits:
 
     requests: RateOption = DEFAULT
     tokens: RateOption = DEFAULT
+    concurrency: int | str | None = DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class PartLimits:
+    """What one agent may ask of a tool or of a server, beside all it asks for. None is no limit."""
+
+    requests: RateOption = None
+    tokens: RateOption = None
 
 
 def _parse(notation: str) -> tuple[int, int]:
@@ -91,25 +100,51 @@ def read_rate(place: str, option: RateOption) -> Rate | None:
 
 
 class Rates(NamedTuple):
-    """The limits of some agents, read."""
+    """Limits, read."""
 
     requests: Rate | None
     tokens: Rate | None
+    concurrency: int | None = None
 
 
 def read_agent_limits(place: str, option: Mapping[str, Any] | AgentLimits, everybody: Rates) -> Rates:
     """The limits of some agents, with ``everybody``'s where they say nothing."""
     if not isinstance(option, AgentLimits):
         if not isinstance(option, Mapping):
-            raise ConfigurationError(f"{place} is {option!r}; it must be a mapping with requests, tokens or both")
+            raise ConfigurationError(
+                f"{place} is {option!r}; it must be a mapping with requests, tokens, concurrency or several of them"
+            )
         try:
-            option = AgentLimits(**_known(option, ("requests", "tokens")))
+            option = AgentLimits(**_known(option, ("requests", "tokens", "concurrency")))
         except ConfigurationError as error:
             raise ConfigurationError(f"{place}: {error}") from None
     return Rates(
         everybody.requests if option.requests == DEFAULT else read_rate(f"{place}.requests", option.requests),
         everybody.tokens if option.tokens == DEFAULT else read_rate(f"{place}.tokens", option.tokens),
+        everybody.concurrency
+        if option.concurrency == DEFAULT
+        else read_concurrency(f"{place}.concurrency", option.concurrency),
     )
+
+
+def read_part(place: str, option: Mapping[str, Any] | PartLimits) -> Rates:
+    """The limits of a tool or a server."""
+    if not isinstance(option, PartLimits):
+        if not isinstance(option, Mapping):
+            raise ConfigurationError(f"{place} is {option!r}; it must be a mapping with requests, tokens or both")
+        try:
+            option = PartLimits(**_known(option, ("requests", "tokens")))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{place}: {error}") from None
+    rates = Rates(read_rate(f"{place}.requests", option.requests), read_rate(f"{place}.tokens", option.tokens))
+    if rates.requests is None and rates.tokens is None:
+        raise ConfigurationError(f"{place} limits nothing; give requests, tokens or both")
+    return rates
+
+
+def read_concurrency(place: str, option: Any) -> int | None:
+    """A number of open requests, or None for any number."""
+    return None if option is None else whole_number(place, option)
 
 
 def _known(option: Mapping[str, Any], allowed: tuple[str, ...], needed: tuple[str, ...] = ()) -> dict[str, Any]:

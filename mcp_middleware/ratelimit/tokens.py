@@ -8,20 +8,30 @@
 - Images and audio, also inside a resource, count as a constant: their bytes say nothing about what a model sees.
   Any other blob counts as its base64 text.
 - An error counts as its message.
+- What a server sends before its answer (progress, log messages, questions) counts as the JSON of its parameters.
 """
 
 import random
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Raw
 
 from mcp_middleware.message import Content, Request, ServerMessage
 
-__all__ = ["AUDIO_TOKENS", "IMAGE_TOKENS", "EstimatingCounter", "TokenCounter", "input_tokens", "output_tokens"]
+__all__ = [
+    "AUDIO_TOKENS",
+    "IMAGE_TOKENS",
+    "EstimatingCounter",
+    "Media",
+    "TokenCounter",
+    "input_tokens",
+    "output_tokens",
+    "streamed_tokens",
+]
 
 IMAGE_TOKENS: Final = 1_600
 """An image: what a picture of about a megapixel costs the models that publish a formula."""
@@ -31,8 +41,19 @@ LINK_TOKENS: Final = 40
 """A block without content of its own, such as a resource link."""
 
 
+class Media(NamedTuple):
+    """Tokens of what is no text."""
+
+    image: int = IMAGE_TOKENS
+    audio: int = AUDIO_TOKENS
+
+
 class TokenCounter(Protocol):
-    """Counts the tokens of a text, such as a model's own tokenizer does. Called on the event loop."""
+    """Counts the tokens of a text, such as a model's own tokenizer does.
+
+    Called on the event loop. A counter that has an attribute ``threaded_above``, a number of bytes, is called in a
+    thread for messages of more.
+    """
 
     def count(self, text: str) -> int:
         """At least 0."""
@@ -111,6 +132,10 @@ class _ResourceResult(msgspec.Struct, frozen=True):
     contents: list[_Block]
 
 
+class _Told(msgspec.Struct, frozen=True):
+    params: Raw = Raw()
+
+
 class _PromptMessage(msgspec.Struct, frozen=True):
     content: Content
 
@@ -119,6 +144,7 @@ class _PromptResult(msgspec.Struct, frozen=True):
     messages: list[_PromptMessage]
 
 
+_told: Final = msgspec.json.Decoder(_Told)
 _block: Final = msgspec.json.Decoder(_Block)
 _resource_result: Final = msgspec.json.Decoder(_ResourceResult)
 _prompt_result: Final = msgspec.json.Decoder(_PromptResult)
@@ -138,7 +164,16 @@ def input_tokens(request: Request, counter: TokenCounter) -> int:
     return _json_tokens([raw for name, raw in request.params.items() if name not in _UNCOUNTED], counter)
 
 
-def output_tokens(request: Request, answer: ServerMessage, counter: TokenCounter) -> int:
+def streamed_tokens(message: ServerMessage, counter: TokenCounter) -> int:
+    """Tokens of a message that comes before the answer."""
+    try:
+        params = _told.decode(message.raw).params
+    except (msgspec.DecodeError, RecursionError):
+        return 0
+    return _json_tokens([params], counter) if params else 0
+
+
+def output_tokens(request: Request, answer: ServerMessage, counter: TokenCounter, media: Media = Media()) -> int:  # noqa: B008
     """Tokens of what a caller's model is going to read."""
     if answer.error is not None:
         return _count(counter, answer.error.message)
@@ -148,41 +183,41 @@ def output_tokens(request: Request, answer: ServerMessage, counter: TokenCounter
         if request.method == "tools/call":
             result = answer.tool_result
             if result is not None and (result.content or result.structured):
-                content = _content_tokens(result.content, counter)
+                content = _content_tokens(result.content, counter, media)
                 return max(content, _json_tokens([result.structured], counter)) if result.structured else content
         elif request.method == "resources/read":
             contents = _resource_result.decode(answer.result).contents
-            return sum([_block_tokens(block, counter) for block in contents])
+            return sum([_block_tokens(block, counter, media) for block in contents])
         elif request.method == "prompts/get":
             messages = _prompt_result.decode(answer.result).messages
-            return _content_tokens([message.content for message in messages], counter)
+            return _content_tokens([message.content for message in messages], counter, media)
     except (msgspec.DecodeError, RecursionError):
         pass  # not the shape its method has: counted as the JSON it is
     return _json_tokens([answer.result], counter)
 
 
-def _content_tokens(blocks: Sequence[Content], counter: TokenCounter) -> int:
-    return sum([_content_block_tokens(block, counter) for block in blocks])
+def _content_tokens(blocks: Sequence[Content], counter: TokenCounter, media: Media) -> int:
+    return sum([_content_block_tokens(block, counter, media) for block in blocks])
 
 
-def _content_block_tokens(block: Content, counter: TokenCounter) -> int:
+def _content_block_tokens(block: Content, counter: TokenCounter, media: Media) -> int:
     if block.text is not None:
         return _count(counter, block.text)
     if block.resource:
-        return _block_tokens(_block.decode(block.resource), counter)
+        return _block_tokens(_block.decode(block.resource), counter, media)
     if block.data is not None:
-        return AUDIO_TOKENS if block.type == "audio" else IMAGE_TOKENS
+        return media.audio if block.type == "audio" else media.image
     return LINK_TOKENS
 
 
-def _block_tokens(block: _Block, counter: TokenCounter) -> int:
+def _block_tokens(block: _Block, counter: TokenCounter, media: Media) -> int:
     if block.text is not None:
         return _count(counter, block.text)
-    media = (block.mime_type or "").partition("/")[0]
-    if media == "image":
-        return IMAGE_TOKENS
-    if media == "audio":
-        return AUDIO_TOKENS
+    kind = (block.mime_type or "").partition("/")[0]
+    if kind == "image":
+        return media.image
+    if kind == "audio":
+        return media.audio
     return _count(counter, block.blob or "")
 
 

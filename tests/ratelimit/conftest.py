@@ -22,8 +22,12 @@ class Server:
     def __init__(self) -> None:
         self.result: Any = {"content": [{"type": "text", "text": "x" * 100}]}
         self.error: Any = None
+        self.raw: bytes | None = None
+        """The answer as it is to be sent, in place of ``result``."""
         self.status = 200
         self.sse = False
+        self.notices: list[dict[str, Any]] = []
+        """Sent before the answer, each as an event of its own, in a stream."""
         self.raises: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -44,11 +48,19 @@ class Server:
             await self._send(send, b"", "text/plain")
             return
         kind = {"result": self.result} if self.error is None else {"error": self.error}
-        data = json.dumps({"jsonrpc": "2.0", "id": message["id"], **kind}).encode()
-        if self.sse:
-            await self._send(send, b"data: " + data + b"\n\n", "text/event-stream")
+        data = self.raw or json.dumps({"jsonrpc": "2.0", "id": message["id"], **kind}).encode()
+        if self.sse or self.notices:
+            await self._stream(send, [*(json.dumps(notice).encode() for notice in self.notices), data])
         else:
             await self._send(send, data, "application/json")
+
+    async def _stream(self, send: Any, events: list[bytes]) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for event in events:
+            await send({"type": "http.response.body", "body": b"data: " + event + b"\n\n", "more_body": True})
+            await asyncio.sleep(0)  # so that what the limiter does of itself is done before the next
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Any, body: bytes, media: str) -> None:
         await send(

@@ -3,18 +3,19 @@
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from mcp_middleware.errors import INVALID_PARAMS, RATE_LIMITED
+from mcp_middleware.errors import INVALID_PARAMS, RATE_LIMITED, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import Member
 from mcp_middleware.ratelimit import Rate
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Rejection, Usage
-from tests.core.asgi import Call, rpc
+from tests.core.asgi import MODERN_META, Call, modern_headers, rpc
 
 from .conftest import Stack
 
@@ -56,7 +57,7 @@ async def test_a_refusal_is_429_with_retry_after_and_an_error_with_the_id(make: 
     assert refused.status == 429
     assert refused.headers["retry-after"] == "1"
     assert refused.headers["ratelimit"] == '"requests";r=0;t=1'
-    assert refused.headers["ratelimit-policy"] == '"requests";q=60;w=60, "tokens";q=5000;w=60'
+    assert refused.headers["ratelimit-policy"] == '"requests";q=60;w=60, "tokens";q=5000;w=60;qu="tokens"'
     assert refused.json["id"] == 7
     assert refused.json["error"]["code"] == RATE_LIMITED
     assert refused.json["error"]["data"] == {"dimension": "requests", "limit": 60, "remaining": 0, "retryAfterMs": 1000}
@@ -210,7 +211,7 @@ async def test_limits_of_agents_alone(make: Make) -> None:
     assert "ratelimit" not in (await stack.call(caller="agent")).headers
     limited = await stack.call("tools/list", "batch-1")
     assert limited.headers["ratelimit"] == '"tokens";r=100'
-    assert limited.headers["ratelimit-policy"] == '"tokens";q=100;w=60'
+    assert limited.headers["ratelimit-policy"] == '"tokens";q=100;w=60;qu="tokens"'
     assert len(stack.storage) == 1
 
 
@@ -290,13 +291,59 @@ async def test_an_answer_without_a_message(make: Make, status: int, tokens: int)
 
 @pytest.mark.parametrize(
     "usage",
-    [{"output_tokens": -(10**9)}, {"outputTokens": 0}, {"total_tokens": 1e308}, {"output_tokens": "NaN"}],
+    [
+        *({"output_tokens": wrong} for wrong in (-1, -(10**9), 10**9, 1.5, "NaN", "7", True, None, [1], 10**400)),
+        {"inputTokens": 5, "outputTokens": -1},
+        {"outputTokens": 5, "output_tokens": 6},
+        {"outputTokens": 5, "padding": "x" * 20_000},
+        {"total_tokens": 1e308},
+        {},
+        7,
+        None,
+    ],
 )
-async def test_case_30_usage_a_server_reports_is_not_believed(make: Make, usage: dict[str, Any]) -> None:
+async def test_case_30_nonsense_that_a_server_reports_is_not_believed(make: Make, usage: Any) -> None:
     stack = make(requests="60/minute", tokens="5000/minute")
     stack.server.result = {"content": [{"type": "text", "text": "x" * 100}], "_meta": {"usage": usage}, "usage": usage}
     await stack.call()
     assert await stack.left() == (58, 5000 - INPUT - OUTPUT)
+
+
+async def test_case_30_a_report_in_numbers_that_no_json_has_is_not_believed(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute")
+    for number in ("1e999", "-0.5", "1e8", "NaN"):
+        stack.server.raw = (
+            b'{"jsonrpc":"2.0","id":7,"result":{"_meta":{"usage":{"outputTokens":%b}}}}' % number.encode()
+        )
+        await stack.call()
+    stack.server.raw = None
+    _, left = await stack.left()
+    assert 4700 < left < 5000
+    assert caplog.text.count("cannot be true") == 1
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"inputTokens": 20, "outputTokens": 700}, Usage(20, 700)),
+        ({"input_tokens": 20, "output_tokens": 700.0}, Usage(20, 700)),
+        ({"outputTokens": 700}, Usage(INPUT, 700)),
+        ({"inputTokens": 20}, Usage(20, OUTPUT)),
+        ({"outputTokens": 0}, Usage(INPUT, 0)),
+    ],
+)
+async def test_usage_that_a_server_reports_is_used_where_it_can_be_true(
+    make: Make, usage: Any, expected: Usage
+) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute")
+    reader = Reader(stack.limiter)
+    stack.app.app = reader
+    stack.server.result = {"content": [{"type": "text", "text": "x" * 100}], "_meta": {"usage": usage}}
+    await stack.call()
+    assert reader.usages == [expected]
+    assert (await stack.left())[1] == 5000 - expected.input_tokens - expected.output_tokens
 
 
 async def test_failed_calls_do_not_teach_the_forecast(make: Make) -> None:
@@ -376,3 +423,243 @@ async def test_the_answer_is_not_changed(make: Make) -> None:
     stack.server.result = {"content": [{"type": "text", "text": "x"}], "big": 10**30, "_meta": {"a": [1.50]}}
     answer = await stack.call()
     assert answer.json["result"] == json.loads(json.dumps(stack.server.result))
+
+
+async def test_a_tool_has_limits_of_its_own_on_top(make: Make) -> None:
+    stack = make(
+        requests="60/minute",
+        tokens="5000/minute",
+        tools={"search_*": {"requests": "2/minute"}, "*": {"tokens": {"rate": "60/minute", "burst": 300}}},
+    )
+    answer = await stack.call(name="search_web")
+    policy = '"requests";q=60;w=60, "tokens";q=5000;w=60;qu="tokens", "tool-requests";q=2;w=60'
+    assert answer.headers["ratelimit-policy"] == policy
+    assert answer.headers["ratelimit"].endswith(', "tool-requests";r=1')
+    await stack.call(name="search_mail")  # one glob, one pair of buckets
+    refused = await stack.call(name="search_web")
+    assert refused.status == 429
+    assert refused.headers["ratelimit"] == '"tool-requests";r=0;t=30'
+    assert refused.json["error"]["data"] == {
+        "dimension": "requests",
+        "limit": 2,
+        "remaining": 0,
+        "retryAfterMs": 30_000,
+        "of": "tool",
+    }
+    assert "of this tool" in refused.json["error"]["message"]
+    assert (await stack.call(name="search_web", caller="other")).status == 200
+    assert (await stack.call("tools/list")).status == 200
+    assert (await stack.call(name="read")).headers["ratelimit"].endswith(', "tool-tokens";r=194')
+    assert (await stack.call(name="read", arguments={"text": "y" * 400})).status == 413  # more than the tool's bucket
+    assert (
+        (await stack.call(name="search_web", arguments={"text": "y" * 400}))
+        .headers["ratelimit"]
+        .startswith('"tool-requests"')
+    )
+
+
+async def test_servers_that_share_a_storage_share_the_agent_and_not_the_tools(make: Make) -> None:
+    one = make(requests="5/day", server="a", tools={"t": {"requests": "2/day"}}, server_limits={"requests": "3/day"})
+    other = make(requests="5/day", server="b", tools={"t": {"requests": "2/day"}}, server_limits={"requests": "3/day"})
+    other.limiter._storage = one.storage
+    assert [(await one.call(name="t")).status for _ in range(3)] == [200, 200, 429]
+    assert (await one.call(name="u")).status == 200
+    refused = await one.call(name="u")
+    assert refused.json["error"]["data"]["of"] == "server"
+    assert refused.headers["ratelimit"].startswith('"server-requests";r=0;t=')
+    assert [(await other.call(name="t")).status for _ in range(2)] == [200, 200]
+    assert "of" not in (await other.call(name="u")).json["error"]["data"]
+
+
+async def test_no_more_calls_of_one_agent_are_open_than_allowed(make: Make) -> None:
+    stack = make(concurrency=2, agents={"busy-*": {"concurrency": 3}, "free": {"concurrency": None}})
+    stack.server.gate.clear()
+    for agent, most in (("agent", 2), ("busy-1", 3)):
+        calls = [stack.prepare(caller=agent) for _ in range(most)]
+        running = [asyncio.create_task(call.run()) for call in calls]
+        while len(stack.server.received) < most:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        refused = await stack.call(caller=agent)
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        assert refused.json["error"]["data"] == {
+            "dimension": "concurrency",
+            "limit": most,
+            "remaining": 0,
+            "retryAfterMs": 1000,
+        }
+        stack.server.gate.set()
+        await asyncio.gather(*running)
+        assert calls[0].headers["ratelimit"] == f'"concurrency";r={most - 1}'
+        after = await stack.call("tools/list", agent)
+        assert after.status == 200
+        assert after.headers["ratelimit-policy"] == f'"concurrency";q={most};qu="concurrent-requests"'
+        stack.server.received.clear()
+        stack.server.gate.clear()
+    assert not stack.storage._open
+
+
+@pytest.mark.parametrize("broken", ["raise", "disconnect", "counter"])
+async def test_case_30_a_call_that_ends_badly_is_not_open_any_more(
+    make: Make, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack = make(concurrency=1, tokens="50000/minute")
+    if broken == "raise":
+        stack.server.raises = RuntimeError("crashed")
+        with pytest.raises(RuntimeError, match="crashed"):
+            await stack.call()
+        stack.server.raises = None
+    elif broken == "counter":
+        stack.limiter._counter = BrokenCounter(-1)
+        await stack.call()
+    else:
+        stack.server.gate.clear()
+        running = asyncio.create_task(stack.call())
+        await stack.server.entered.wait()
+        assert (await stack.call()).status == 429
+        running.cancel()
+        await asyncio.wait({running})
+        stack.server.gate.set()
+    assert not stack.storage._open
+    assert (await stack.call("tools/list")).status == 200
+
+
+async def test_shadow_lets_everything_through_and_says_what_it_would_have_refused(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack = make(requests="2/day", tokens="500/day", mode="shadow")
+    with caplog.at_level("INFO"):
+        answers = [await stack.call() for _ in range(4)] + [await stack.call(arguments={"text": "y" * 900})]
+    assert [answer.status for answer in answers] == [200] * 5
+    assert not any("ratelimit" in answer.headers for answer in answers)
+    said = [record.getMessage() for record in caplog.records if "shadow" in record.getMessage()]
+    assert len(said) == 3
+    assert "client 'agent' would have been refused: requests of the agent" in said[0]
+    stack.limiter.mode = "enforce"
+    assert (await stack.call()).status == 429  # charged as if it had been enforced all the time
+
+
+async def test_the_kill_switch_lets_everything_through_at_once_and_back(make: Make) -> None:
+    stack = make(requests="1/day", concurrency=1)
+    assert [(await stack.call()).status for _ in range(2)] == [200, 429]
+    stack.limiter.mode = "off"
+    answers = [await stack.call() for _ in range(3)]
+    assert [answer.status for answer in answers] == [200] * 3
+    assert not any("ratelimit" in answer.headers for answer in answers)
+    stack.limiter.mode = "enforce"
+    assert (await stack.call()).status == 429
+
+
+async def test_limits_change_and_what_was_used_stays_used(make: Make) -> None:
+    stack = make(requests="3/day", tokens="1000/day")
+    for _ in range(3):
+        await stack.call()
+    assert (await stack.call()).status == 429
+    stack.limiter.update(requests="1000/day", tokens="2000/day", agents={"other": {"requests": None}})
+    assert (await stack.call()).status == 429
+    with pytest.raises(ConfigurationError, match="tokens: the rate is 'many'"):
+        stack.limiter.update(tokens="many")
+    assert (await stack.call()).headers["ratelimit-policy"].startswith('"requests";q=1000')
+    assert "requests" not in (await stack.call(caller="other")).headers["ratelimit"]
+    successor = make(requests="1000/day", forecast=stack.limiter._forecast, initial_output_tokens=4000)
+    assert successor.limiter._forecast.guess("tools/call tool", 4000) == 100
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_refusal_may_be_a_tool_result_for_agents_that_see_nothing_else(make: Make, era: str) -> None:
+    stack = make(requests="1/day", tokens="600/day", refuse_with="tool_result")
+    reader = Reader(stack.limiter)
+    stack.app.app = reader
+    meta = {"_meta": MODERN_META} if era == "modern" else {}
+    headers = {"caller": "agent", **(modern_headers("tools/call", "tool") if era == "modern" else {})}
+    for arguments in ({"text": "y" * 900}, {}, {}):
+        call = Call(stack.app, rpc("tools/call", {"name": "tool", "arguments": arguments, **meta}, 7), headers=headers)
+        answer = await call.run()
+        if arguments:
+            assert "send less" in answer.json["result"]["content"][0]["text"]
+    result = answer.json["result"]
+    assert (answer.status, answer.json["id"], result["isError"]) == (200, 7, True)
+    assert result["content"][0]["text"] == "Not done: the limit on requests is reached; this request fits in 86400 s."
+    assert result["_meta"]["mcp-middleware/limit"]["retryAfterMs"] == 86_400_000
+    assert ("resultType" in result) == (era == "modern")
+    assert "retry-after" not in answer.headers
+    assert answer.headers["ratelimit"] == '"requests";r=0;t=86400'
+    assert [rejection and rejection.reason for rejection in reader.rejections] == [
+        "too_many_tokens",
+        None,
+        "rate_limited",
+    ]
+    assert (await stack.call("tools/list")).status == 429
+
+
+def notice(text: str) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": text}}
+
+
+async def test_a_long_stream_is_topped_up_as_it_flows(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = make(tokens="5000/day")
+    seen: list[float] = []
+    top_up = stack.storage.top_up
+
+    async def spy(reservation: Any, tokens: float) -> float:
+        seen.append(await top_up(reservation, tokens))
+        return seen[-1]
+
+    monkeypatch.setattr(stack.storage, "top_up", spy)
+    stack.server.notices = [notice("x" * 400) for _ in range(12)]
+    answer = await stack.call()
+    assert "error" not in answer.body.decode()
+    # an event has 425 tokens: 100 were reserved, and what is missing is taken in steps of at least 500
+    assert seen
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] < 1000
+    refused = await stack.call()
+    assert refused.json["error"]["data"]["dimension"] == "tokens"
+
+
+async def test_a_stream_without_tokens_left_goes_on_unless_it_is_to_be_cut(make: Make) -> None:
+    for cut in (False, True):
+        stack = make(tokens="1000/day", cut_streams=cut)
+        stack.server.notices = [notice("x" * 400) for _ in range(12)]
+        answer = await stack.call()
+        events = [json.loads(line[6:]) for line in answer.body.decode().splitlines() if line.startswith("data: ")]
+        if not cut:
+            assert len(events) == 13
+            continue
+        assert 3 <= len(events) <= 6
+        assert [event["method"] for event in events[:-1]] == ["notifications/message"] * (len(events) - 1)
+        assert events[-1]["id"] == 7
+        assert events[-1]["error"]["code"] == RATE_LIMITED
+        assert events[-1]["error"]["data"] == {"dimension": "tokens", "cut": True}
+        assert (await stack.call()).status == 429
+
+
+async def test_images_and_sounds_count_what_was_configured(make: Make) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute", image_tokens=70, audio_tokens=300)
+    image = {"type": "image", "data": "A" * 900, "mimeType": "image/png"}
+    sound = {"uri": "a:b", "mimeType": "audio/wav", "blob": "A" * 900}
+    stack.server.result = {"content": [image, {"type": "resource", "resource": sound}]}
+    await stack.call()
+    assert await stack.left() == (58, 5000 - INPUT - 370)
+
+
+class Threaded:
+    """A counter that says where it was called."""
+
+    threaded_above = 1000
+
+    def __init__(self) -> None:
+        self.threads: list[tuple[int, bool]] = []
+
+    def count(self, text: str) -> int:
+        self.threads.append((len(text), threading.current_thread() is threading.main_thread()))
+        return len(text)
+
+
+async def test_a_slow_counter_is_called_in_a_thread_for_large_messages(make: Make) -> None:
+    stack = make(tokens="50000/minute")
+    counter = stack.limiter._counter = Threaded()
+    stack.limiter._threaded_above = counter.threaded_above
+    await stack.call()
+    stack.server.result = {"content": [{"type": "text", "text": "x" * 3000}]}
+    await stack.call(arguments={"text": "y" * 2000})
+    assert [main for _, main in counter.threads] == [True, True, False, False]

@@ -48,18 +48,20 @@ def test_a_wrong_rate_is_refused_with_its_place(option: Any) -> None:
     assert any(word in str(refused.value) for word in ("must be", "is missing", "is not known"))
 
 
-EVERYBODY = Rates(Rate("60/minute"), Rate("1000/minute"))
+EVERYBODY = Rates(Rate("60/minute"), Rate("1000/minute"), 5)
 
 
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
         ({}, EVERYBODY),
-        ({"requests": "600/minute"}, Rates(Rate("600/minute"), EVERYBODY.tokens)),
-        ({"tokens": None}, Rates(EVERYBODY.requests, None)),
-        ({"requests": "default", "tokens": {"rate": "5/second"}}, Rates(EVERYBODY.requests, Rate("5/second"))),
-        (AgentLimits(tokens=Rate("1/hour")), Rates(EVERYBODY.requests, Rate("1/hour"))),
-        (AgentLimits(requests=None), Rates(None, EVERYBODY.tokens)),
+        ({"requests": "600/minute"}, EVERYBODY._replace(requests=Rate("600/minute"))),
+        ({"tokens": None}, EVERYBODY._replace(tokens=None)),
+        ({"requests": "default", "tokens": {"rate": "5/second"}}, EVERYBODY._replace(tokens=Rate("5/second"))),
+        (AgentLimits(tokens=Rate("1/hour")), EVERYBODY._replace(tokens=Rate("1/hour"))),
+        ({"concurrency": 9}, EVERYBODY._replace(concurrency=9)),
+        ({"concurrency": None}, EVERYBODY._replace(concurrency=None)),
+        (AgentLimits(requests=None), EVERYBODY._replace(requests=None)),
     ],
 )
 def test_what_an_agent_is_not_given_is_as_for_everybody(option: Any, expected: Rates) -> None:
@@ -92,6 +94,26 @@ def test_wrong_limits_of_agents_are_refused_with_their_place(agents: Any, said: 
     [
         ({}, "limits nothing"),
         ({"requests": "1/second", "storage": object()}, "storage is"),
+        ({"requests": "1/second", "forecast": object()}, "forecast is"),
+        ({"requests": "1/second", "mode": "on"}, "mode is 'on'; it must be 'enforce', 'shadow' or 'off'"),
+        ({"requests": "1/second", "refuse_with": "text"}, "refuse_with is 'text'; it must be 'error' or"),
+        ({"requests": "1/second", "cut_streams": "yes"}, "cut_streams is 'yes'; it must be True or False"),
+        ({"requests": "1/second", "meter_provider": 7}, "meter_provider is 7"),
+        ({"requests": "1/second", "image_tokens": -1}, "image_tokens is -1"),
+        ({"requests": "1/second", "audio_tokens": "7"}, "audio_tokens is '7'"),
+        ({"concurrency": 0}, "concurrency is 0; it must be a whole number from 1"),
+        ({"concurrency": True}, "concurrency is True"),
+        ({"agents": {"a": {"concurrency": 0}}}, "agents['a'].concurrency is 0"),
+        ({"tools": ["a"]}, "tools is ['a']; it must be a mapping from globs to limits"),
+        ({"tools": {"": {"requests": "1/day"}}}, "tools has the key ''; it must be a glob of tool names"),
+        ({"tools": {"a": {}}}, "tools['a'] limits nothing"),
+        ({"tools": {"a": {"requests": "often"}}}, "tools['a'].requests: the rate is 'often'"),
+        ({"tools": {"a": {"concurrency": 1}}}, "tools['a']: 'concurrency' is not known"),
+        ({"tools": {"a": "1/day"}}, "tools['a'] is '1/day'; it must be a mapping"),
+        ({"server_limits": {"requests": "1/day"}}, "server_limits needs server"),
+        ({"server": "", "server_limits": {"requests": "1/day"}}, "server is ''"),
+        ({"server": "a", "server_limits": {"requests": None}}, "server_limits limits nothing"),
+        ({"server": "a"}, "limits nothing"),
         ({"requests": "1/second", "counter": len}, "counter is"),
         ({"requests": "1/second", "initial_output_tokens": -1}, "initial_output_tokens is -1"),
         ({"requests": "1/second", "initial_output_tokens": 1.5}, "initial_output_tokens is 1.5"),

@@ -1,0 +1,71 @@
+"""What a server says of its own usage, in ``_meta`` of its result, and whether that can be true.
+
+    "_meta": {"usage": {"inputTokens": 120, "outputTokens": 4100}}
+
+``input_tokens`` and ``output_tokens`` are read as well. A tool that calls a model itself knows what that took; nobody
+else does. A report is believed as a whole or not at all.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from mcp_middleware.message import ServerMessage
+
+__all__ = ["NONSENSE", "Report", "reported"]
+
+_KEY: Final = b'"usage"'
+_MOST: Final = 10_000_000
+"""Tokens of one call; more than any model reads or writes at once."""
+_MOST_BYTES: Final = 16 * 1024
+
+
+class Report(NamedTuple):
+    """Tokens of one call; None where nothing is said."""
+
+    input_tokens: int | None
+    output_tokens: int | None
+
+
+NONSENSE: Final = Report(None, None)
+"""A report that cannot be true."""
+
+_NAMES: Final = (("inputTokens", "input_tokens"), ("outputTokens", "output_tokens"))
+
+
+class _Result(msgspec.Struct, frozen=True):
+    _meta: dict[str, Raw] | None = None
+
+
+_result: Final = msgspec.json.Decoder(_Result)
+_any: Final = msgspec.json.Decoder()
+
+
+def reported(answer: ServerMessage) -> Report | None:
+    """What the answer says of its usage: nothing, something, or NONSENSE."""
+    if _KEY not in bytes(answer.raw) or not isinstance(answer.result, Raw):
+        return None
+    try:
+        usage = (_result.decode(answer.result)._meta or {}).get("usage")
+        values = None if usage is None or len(usage) > _MOST_BYTES else _any.decode(usage)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    given = [[values[name] for name in names if name in values] for names in _NAMES]
+    if not any(given):
+        return None
+    if not all(len(numbers) < 2 and all(_is_sane(number) for number in numbers) for numbers in given):
+        return NONSENSE
+    return Report(*(int(numbers[0]) if numbers else None for numbers in given))
+
+
+def _is_sane(number: Any) -> bool:
+    """Finite, not negative, bounded, and whole."""
+    return (
+        isinstance(number, int | float)
+        and not isinstance(number, bool)
+        and 0 <= number <= _MOST
+        and number == int(number)
+    )

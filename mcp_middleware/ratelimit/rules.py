@@ -1,0 +1,164 @@
+"""Which limits a request falls under: those of its agent, its server and its tool, put together."""
+
+import fnmatch
+import json
+import math
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+
+from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.storage import Limits
+
+from .rate import (
+    AgentLimits,
+    PartLimits,
+    Rate,
+    RateOption,
+    Rates,
+    read_agent_limits,
+    read_concurrency,
+    read_part,
+    read_rate,
+)
+
+__all__ = ["Profile", "Rules"]
+
+_CACHED: Final = 4096
+
+_UNITS: Final = {"requests": "", "tokens": ';qu="tokens"'}
+"""Quota units. The draft registers none for tokens, and takes a policy without one for a number of requests."""
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """The limits that hold for some requests, and how they are stated."""
+
+    limits: Limits
+    policy: bytes
+    """``RateLimit-Policy``."""
+    names: tuple[tuple[str | None, str | None], ...]
+    """For each pair of buckets, the principal's own first: what its requests and its tokens are called there; None
+    where they are not limited."""
+    most_tokens: float
+    """What the smallest tokens bucket holds when it is full."""
+
+
+class Rules:
+    """The options of a limiter that say how much, read. Raises ConfigurationError for a wrong one, naming ``name``."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        requests: RateOption = None,
+        tokens: RateOption = None,
+        concurrency: int | None = None,
+        agents: Mapping[str, Mapping[str, Any] | AgentLimits] | None = None,
+        tools: Mapping[str, Mapping[str, Any] | PartLimits] | None = None,
+        server: str | None = None,
+        server_limits: Mapping[str, Any] | PartLimits | None = None,
+    ) -> None:
+        own = (requests, tokens, concurrency, server_limits)
+        if all(option is None for option in own) and not agents and not tools:
+            raise ConfigurationError(
+                f"{name} limits nothing; give requests, tokens, concurrency, agents, tools or server_limits"
+            )
+        everybody = Rates(
+            read_rate(f"{name}: requests", requests),
+            read_rate(f"{name}: tokens", tokens),
+            read_concurrency(f"{name}: concurrency", concurrency),
+        )
+        if server is not None and (not isinstance(server, str) or not server):
+            raise ConfigurationError(f"{name}: server is {server!r}; it must be a name")
+        parts: list[tuple[str, Rates]] = []
+        if server_limits is not None:
+            if server is None:
+                raise ConfigurationError(f"{name}: server_limits needs server, the name of whose limits they are")
+            parts.append((f"server:{server}", read_part(f"{name}: server_limits", server_limits)))
+        prefix = "tool:" if server is None else f"tool:{server}/"
+        self._tools = [
+            (_glob(name, "tools", pattern), (f"{prefix}{pattern}", read_part(f"{name}: tools[{pattern!r}]", option)))
+            for pattern, option in _mapping(name, "tools", tools).items()
+        ]
+        self._agents = [
+            (
+                _glob(name, "agents", pattern),
+                self._profiles(read_agent_limits(f"{name}: agents[{pattern!r}]", option, everybody), parts),
+            )
+            for pattern, option in _mapping(name, "agents", agents).items()
+        ]
+        self._everybody = self._profiles(everybody, parts)
+        self._caller = lru_cache(_CACHED)(self._find_caller)
+        self._tool = lru_cache(_CACHED)(self._find_tool) if self._tools else None
+
+    def find(self, principal_key: tuple[str | None, str, str | None], tool: str | None) -> tuple[bytes, Profile]:
+        """The storage's key for a principal, and the limits of its call of ``tool``; None is another request."""
+        key, profiles = self._caller(principal_key)
+        return key, profiles[0] if tool is None or self._tool is None else profiles[self._tool(tool)]
+
+    def _find_caller(self, principal_key: tuple[str | None, str, str | None]) -> tuple[bytes, tuple[Profile, ...]]:
+        """The key is of one size whatever a token says."""
+        key = blake2b(json.dumps(principal_key).encode(), digest_size=20).digest()
+        client = principal_key[1]
+        for pattern, profiles in self._agents:
+            if pattern.match(client):
+                return key, profiles
+        return key, self._everybody
+
+    def _find_tool(self, tool: str) -> int:
+        for number, (pattern, _) in enumerate(self._tools, start=1):
+            if pattern.match(tool):
+                return number
+        return 0
+
+    def _profiles(self, rates: Rates, parts: list[tuple[str, Rates]]) -> tuple[Profile, ...]:
+        """Without a tool of its own limits, and for each that has some."""
+        return (_profile(rates, parts), *(_profile(rates, [*parts, tool]) for _, tool in self._tools))
+
+
+def _mapping(name: str, option: str, value: Any) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{name}: {option} is {value!r}; it must be a mapping from globs to limits")
+    return value
+
+
+def _glob(name: str, option: str, pattern: Any) -> re.Pattern[str]:
+    if not isinstance(pattern, str) or not pattern:
+        kind = "client ids" if option == "agents" else "tool names"
+        raise ConfigurationError(f"{name}: {option} has the key {pattern!r}; it must be a glob of {kind}")
+    return re.compile(fnmatch.translate(pattern))
+
+
+def _profile(rates: Rates, parts: list[tuple[str, Rates]]) -> Profile:
+    policies: list[str] = []
+    names: list[tuple[str | None, str | None]] = []
+
+    def state(kind: str, unit: str, rate: Rate | None) -> str | None:
+        if rate is None:
+            return None
+        policies.append(f'"{kind}{unit}";q={rate.amount};w={rate.seconds}{_UNITS[unit]}')
+        return f"{kind}{unit}"
+
+    for part, figures in [("", rates), *parts]:
+        kind = f"{part.partition(':')[0]}-" if part else ""
+        names.append((state(kind, "requests", figures.requests), state(kind, "tokens", figures.tokens)))
+    if rates.concurrency is not None:
+        policies.append(f'"concurrency";q={rates.concurrency};qu="concurrent-requests"')
+    own = _limits(rates)
+    limits = Limits(
+        own.requests, own.tokens, rates.concurrency, tuple((part, _limits(figures)) for part, figures in parts)
+    )
+    buckets = (limits, *(figures for _, figures in limits.parts))
+    most = min((figures.tokens.capacity for figures in buckets if figures.tokens is not None), default=math.inf)
+    return Profile(limits, ", ".join(policies).encode(), tuple(names), most)
+
+
+def _limits(rates: Rates) -> Limits:
+    requests, tokens = (None if rate is None else rate.limit for rate in (rates.requests, rates.tokens))
+    return Limits(requests, tokens)
