@@ -10,6 +10,7 @@ from mcp_middleware.audit import AuditFilter
 from mcp_middleware.audit.query import AuditTrail
 from tests.conformance import fixture
 from tests.conformance.suite import EXPECTED, install
+from tests.npm import UnavailableError
 from tests.support import post, serve
 
 from .gateways import CI, gateway
