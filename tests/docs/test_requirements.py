@@ -35,6 +35,14 @@ def test_every_requirement_has_its_row_in_order() -> None:
 
 
 @pytest.mark.parametrize("name", REQUIREMENTS)
+def test_what_keeps_a_requirement_is_where_it_is_said_to_be(name: str) -> None:
+    room = ROOT / "mcp_middleware"
+    for place in re.findall(r"`([^`]+)`", ROWS[name].split("|")[1]):
+        room = room if "/" not in place else (ROOT / "mcp_middleware" / place).parent
+        assert (room / place.rpartition("/")[2]).exists()
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS)
 def test_a_requirement_is_shown_by_a_test(name: str) -> None:
     assert re.search(r"`tests/[\w/]+\.py::test_\w+`", ROWS[name])
 
