@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.oauth.http import FetchError, OAuthHTTPClient
+from mcp_middleware.oauth.http import FetchError, OAuthHTTPClient, RefusedAddressError
 from mcp_middleware.oauth.metadata import MetadataSource, WrongMetadataError
 from mcp_middleware.types import Clock
 
@@ -70,7 +70,7 @@ class Source:
             await self.asked.check()
         except FetchError as error:
             wrong = error.status is not None and error.status < 500 and error.status not in _TRY_AGAIN
-            if wrong or isinstance(error, WrongMetadataError):
+            if wrong or isinstance(error, WrongMetadataError | RefusedAddressError):
                 raise ConfigurationError(f"the issuer {self.issuer.issuer}: {error}") from None
             raise
 

@@ -87,6 +87,8 @@ class LoopbackIssuer:
         self.fetches: Counter[str] = Counter()
         self.active: dict[str, Any] = {}
         """Token to what introspection says of it: claims, or a whole Response. Others are inactive."""
+        self.answer: Response | None = None
+        """What introspection says of every token."""
         self.client: tuple[str, str] | None = ("gateway", "secret")
         """Who may introspect; None: whoever asks."""
         self.questions: list[dict[str, str]] = []
@@ -133,7 +135,7 @@ class LoopbackIssuer:
         basic = base64.b64encode(":".join(self.client or ("", "")).encode()).decode()
         if self.client is not None and request.headers.get("authorization") != f"Basic {basic}":
             return JSONResponse({"error": "invalid_client"}, status_code=401)
-        said = self.active.get(form.get("token", ""))
+        said = self.answer or self.active.get(form.get("token", ""))
         if isinstance(said, Response):
             return said
         return JSONResponse({"active": False} if said is None else {"active": True, **said})
