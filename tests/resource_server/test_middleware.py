@@ -129,7 +129,7 @@ async def test_a_good_token_reaches_the_server(issuer: LoopbackIssuer) -> None:
         "/",
         "/MCP",
         "/health",
-        "/.well-known/oauth-authorization-server",
+        "/.well-known/oauth-authorization-server/mcp",
         "/.well-known/oauth-protected-resource/",
         "/.well-known/oauth-protected-resource/mcp/",
         "/.well-known/oauth-protected-resource/other",
