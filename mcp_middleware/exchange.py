@@ -22,7 +22,7 @@ from .message import (
     check_headers,
     parse,
 )
-from .types import ANONYMOUS, Decision, Era, Principal, Rejection, Usage
+from .types import ANONYMOUS, Decision, Era, Money, Principal, Rejection, Usage
 
 __all__ = [
     "Exchange",
@@ -130,7 +130,7 @@ class Exchange:
         self.session: str | None = None  # affinity: names the session in records, opens nothing
         self.instance: str | None = None  # affinity
         self.usage: Usage | None = None  # the limiter
-        self.cost: float | None = None  # the limiter
+        self.cost: Money | None = None  # the limiter
         self.trace: TraceIds | None = None  # tracing
         self.strict = False  # tool authorization: a message that cannot be read must not pass
 

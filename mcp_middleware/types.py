@@ -13,6 +13,7 @@ __all__ = [
     "Era",
     "Headers",
     "Instances",
+    "Money",
     "Principal",
     "Rejection",
     "TokenVerifier",
@@ -103,6 +104,20 @@ class Usage:
 
     input_tokens: int = 0
     output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """An amount of one currency, exact to its billionth part. Amounts of two currencies are never added."""
+
+    nanos: int
+    """Billionths of the currency's unit: whole numbers, so that sums have no rounding."""
+    currency: str
+
+    @property
+    def amount(self) -> float:
+        """In units of the currency. Of amounts below a million, every billionth can be read back from it."""
+        return self.nanos / 1_000_000_000
 
 
 class AccessToken(Protocol):

@@ -4,6 +4,7 @@ from .jsonl import JSONLinesSink
 from .middleware import AuditLogMiddleware
 from .query import AuditFilter, AuditTrail, TrailError
 from .record import AuditDecision, AuditOutcome, AuditRecord
+from .report import CostReport, CostRow
 from .sinks import AuditSink, DurableSink, QueuedSink, Store
 from .sqlite import SQLiteSink
 
@@ -15,6 +16,8 @@ __all__ = [
     "AuditRecord",
     "AuditSink",
     "AuditTrail",
+    "CostReport",
+    "CostRow",
     "DurableSink",
     "JSONLinesSink",
     "QueuedSink",

@@ -10,36 +10,54 @@ from typing import Final
 
 from .query import AuditFilter, AuditTrail, TrailError, parse_time
 from .record import DECISIONS
-from .render import FORMATS
+from .render import FORMATS, REPORT_FORMATS
+from .report import KEYS, check_keys
 
 __all__ = ["main"]
 
-_EPILOG: Final = """\
+_TIMES: Final = """\
 times:
   2026-07-28            the first moment of that day, UTC
   2026-07-28T09:30      UTC; 2026-07-28T09:30+02:00 names its zone
   90s 30m 24h 7d 2w     that long ago
 
-examples:
+"""
+_EPILOG: Final = f"""\
+{_TIMES}examples:
   python -m mcp_middleware.audit audit.db --since 24h --decision denied
   python -m mcp_middleware.audit audit.jsonl --agent ci-bot --tool read_file --format csv
+
+`python -m mcp_middleware.audit report` adds up what calls cost; see its own --help.
 """
+_REPORT: Final = "report"
+_REPORT_EPILOG: Final = f"""\
+{_TIMES}examples:
+  python -m mcp_middleware.audit report --by agent,tool --since 24h
+  python -m mcp_middleware.audit report audit.db --by month,agent --since 2026-01-01 --format csv
+"""
+_DEFAULT_TRAIL: Final = "audit.db"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status: 0, or 1 if the trail cannot be read (wrong usage exits with 2)."""
-    options = _parser(datetime.now(UTC)).parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    reports = given[:1] == [_REPORT]
+    make = _report_parser if reports else _parser
+    options = make(datetime.now(UTC)).parse_args(given[1:] if reports else given)
     wanted = AuditFilter(
         agent=options.agent,
         server=options.server,
         tool=options.tool,
-        decision=options.decision,
+        decision=None if reports else options.decision,
         since=options.since,
         until=options.until,
     )
     trail = AuditTrail(options.path)
     try:
-        _print(FORMATS[options.format](trail.read(wanted, limit=options.limit)))
+        if reports:
+            _print_report(trail, wanted, options)
+        else:
+            _print(FORMATS[options.format](trail.read(wanted, limit=options.limit)))
     except TrailError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -52,6 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _print_report(trail: AuditTrail, wanted: AuditFilter, options: argparse.Namespace) -> None:
+    with trail.report(options.by, wanted, top=options.top) as report:
+        _print(REPORT_FORMATS[options.format](report))
+        unpriced = report.total.unpriced
+        if unpriced:
+            print(f"note: no cost is known of {unpriced} of {report.total.calls} calls", file=sys.stderr)
+        if report.others is not None and options.format == "csv":
+            print(f"note: {report.others[0]} more rows are not shown", file=sys.stderr)
+
+
 def _parser(now: datetime) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mcp_middleware.audit",
@@ -60,17 +88,49 @@ def _parser(now: datetime) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    time = _argument(lambda text: parse_time(text, now))
     parser.add_argument("path", help="a file written by SQLiteSink or JSONLinesSink")
+    _add_filters(parser, now)
+    parser.add_argument("--decision", choices=DECISIONS, help="only messages of which this was decided")
+    parser.add_argument("--limit", type=_argument(_count), metavar="N", help="only the last N of them")
+    parser.add_argument("--format", choices=[*FORMATS], default="table", help="default: table")
+    return parser
+
+
+def _report_parser(now: datetime) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m mcp_middleware.audit {_REPORT}",
+        description="Add up what the calls in an audit trail took and cost. What costs most comes first.",
+        epilog=_REPORT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "path", nargs="?", default=_DEFAULT_TRAIL, help=f"a file written by a sink; default: {_DEFAULT_TRAIL}"
+    )
+    parser.add_argument(
+        "--by",
+        type=_argument(_keys),
+        default="agent",
+        metavar="KEY,...",
+        help=f"a row for each {', '.join(KEYS)}, or several of them; default: agent",
+    )
+    _add_filters(parser, now)
+    parser.add_argument("--top", type=_argument(_count), metavar="N", help="only the N rows that cost most")
+    parser.add_argument("--format", choices=[*REPORT_FORMATS], default="table", help="default: table")
+    return parser
+
+
+def _add_filters(parser: argparse.ArgumentParser, now: datetime) -> None:
+    time = _argument(lambda text: parse_time(text, now))
     parser.add_argument("--agent", help="only this OAuth client")
     parser.add_argument("--server", help="only messages for this server")
     parser.add_argument("--tool", help="only calls of this tool")
     parser.add_argument("--since", type=time, metavar="TIME", help="only messages that arrived then or later")
     parser.add_argument("--until", type=time, metavar="TIME", help="only messages that arrived earlier")
-    parser.add_argument("--decision", choices=DECISIONS, help="only messages of which this was decided")
-    parser.add_argument("--limit", type=_argument(_count), metavar="N", help="only the last N of them")
-    parser.add_argument("--format", choices=[*FORMATS], default="table", help="default: table")
-    return parser
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    return check_keys([key.strip() for key in text.split(",")])
 
 
 def _argument(convert: Callable[[str], object]) -> Callable[[str], object]:

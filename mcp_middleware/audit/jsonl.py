@@ -20,7 +20,7 @@ from .sinks import QueuedSink, file_path, logger
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["JSONLinesSink", "encode_line"]
+__all__ = ["JSONLinesSink", "encode_line", "encode_printable"]
 
 _encode: Final = msgspec.json.Encoder().encode
 _NOT_ASCII: Final = re.compile(r"[^ -~]")
@@ -70,14 +70,19 @@ class _LineStore:
 
 
 def encode_line(record: AuditRecord) -> bytes:
-    """One line of JSON with its line feed. Whatever is not printable (controls, line and paragraph separators,
-    bidirectional marks and other format characters) is written as a ``\\u`` escape, which a JSON reader turns back."""
-    line = _encode(record)
+    """One line of JSON with its line feed, see ``encode_printable``."""
+    return encode_printable(record) + b"\n"
+
+
+def encode_printable(value: object) -> bytes:
+    """JSON. Whatever is not printable (controls, line and paragraph separators, bidirectional marks and other format
+    characters) is written as a ``\\u`` escape, which a JSON reader turns back."""
+    line = _encode(value)
     if not line.isascii() or b"\x7f" in line:
         text = line.decode()
         if not text.isprintable():
             line = _NOT_ASCII.sub(_escape, text).encode()
-    return line + b"\n"
+    return line
 
 
 def _escape(match: re.Match[str]) -> str:

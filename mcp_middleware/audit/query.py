@@ -4,8 +4,8 @@ import os
 import re
 import sqlite3
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from io import BufferedReader
@@ -17,7 +17,8 @@ import msgspec
 
 from .journal import NEW, Contents, generation_of, is_alive, is_at, journals_of, parse
 from .record import DECISIONS, AuditDecision, AuditRecord
-from .sqlite import APPLICATION_ID, COLUMNS, READABLE, RECOVERED, SCHEMA_VERSION
+from .report import CostReport, Sums
+from .sqlite import APPLICATION_ID, COLUMNS, READABLE, RECOVERED, SCHEMA_VERSION, columns_added_since
 
 __all__ = ["AuditFilter", "AuditTrail", "TrailError", "parse_time"]
 
@@ -101,15 +102,52 @@ class AuditTrail:
 
         Raises TrailError, on the first record, if the file cannot be read or is no trail.
         """
-        self.damaged = 0
         wanted = wanted or AuditFilter()
-        if not self._path.is_file():
-            raise TrailError(f"{str(self._path)!r} is no file")
-        if self._is_sqlite():
+        if self._begin():
             yield from self._rows(wanted, limit)
         else:
             matching = (record for record in self._lines() if wanted.matches(record))
             yield from matching if limit is None else _last(matching, limit)
+
+    @contextmanager
+    def report(
+        self, by: Sequence[str], wanted: AuditFilter | None = None, *, top: int | None = None
+    ) -> Iterator[CostReport]:
+        """What the matching calls came to, added up by some of ``KEYS``; of more than ``top`` rows those that cost
+        most. Rows can be read until the context ends, and ``damaged`` is known when it begins.
+
+        Raises TrailError if the file cannot be read or is no trail, ValueError for a wrong key.
+        """
+        wanted = wanted or AuditFilter()
+        is_sqlite = self._begin()
+        try:
+            # "" is a database of its own in a temporary file.
+            with closing(self._connect() if is_sqlite else sqlite3.connect("", isolation_level=None)) as connection:
+                sums = Sums(connection, by, wanted.conditions())
+                if not is_sqlite:
+                    connection.execute("BEGIN")
+                    impossible = sums.add_records(self._lines())  # which counts what it skips, too
+                    self.damaged += impossible
+                elif version := self._version(connection):
+                    late = self._uncommitted(connection) if version > 1 else []
+                    self.damaged += sums.add_table(_records_table(version))
+                    self.damaged += sums.add_records(late)
+                try:
+                    report = sums.report(top)
+                except ValueError as error:
+                    raise TrailError(f"{str(self._path)!r}: {error}") from None
+                yield report
+        except sqlite3.Error as error:
+            raise TrailError(f"{str(self._path)!r} cannot be read: {error}") from None
+        except OSError as error:
+            raise TrailError(f"{str(self._path)!r}: a journal beside it cannot be read: {error}") from None
+
+    def _begin(self) -> bool:
+        """Whether the trail is a SQLite file."""
+        self.damaged = 0
+        if not self._path.is_file():
+            raise TrailError(f"{str(self._path)!r} is no file")
+        return self._is_sqlite()
 
     def _is_sqlite(self) -> bool:
         """Ask SQLite, and nobody else: opening and closing the file by other means would drop the locks that a sink in
@@ -154,8 +192,7 @@ class AuditTrail:
         conditions, parameters = wanted.conditions()
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         columns = ", ".join(COLUMNS)
-        table = "records" if version > 1 else "(SELECT *, NULL AS server FROM records)"
-        select = f"SELECT id, {columns} FROM {table} {where} ORDER BY id"  # noqa: S608 (own names only)
+        select = f"SELECT id, {columns} FROM {_records_table(version)} {where} ORDER BY id"  # noqa: S608 (own names only)
         values: list[object] = [*parameters]
         if limit is not None:
             select = f"SELECT * FROM ({select} DESC LIMIT ?) ORDER BY id"  # noqa: S608
@@ -266,6 +303,12 @@ def _open_journals(trail: Path) -> Iterator[tuple[Path, BufferedReader]]:
         if not path.name.endswith(NEW):
             with suppress(FileNotFoundError):  # retired since
                 yield path, path.open("rb")
+
+
+def _records_table(version: int) -> str:
+    """The table of records with a column for each field there is now."""
+    missing = [f"NULL AS {name}" for name in columns_added_since(version)]
+    return f"(SELECT *, {', '.join(missing)} FROM records)" if missing else "records"  # noqa: S608 (own names only)
 
 
 def _from_row(row: list[Any]) -> AuditRecord | None:

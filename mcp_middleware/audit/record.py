@@ -74,6 +74,8 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cost: float | None = None
+    """What the call cost, in units of ``currency``: a number of billionths, so that sums can be exact."""
+    currency: str | None = None
     session: str | None = None
     """Names the session, opens nothing."""
     server: str | None = None
@@ -114,7 +116,7 @@ def build_record(
     if rejection is not None and request_id is None:
         request_id = rejection.request_id
     tool_error = _tool_error(exchange)
-    usage, trace = exchange.usage, exchange.trace
+    usage, cost, trace = exchange.usage, exchange.cost, exchange.trace
     verdict = _decision(exchange)
     address = exchange.scope.get("client")
     method, target, agent, issuer, subject, rule, reason, session, instance, version, http_method, address = _texts(
@@ -149,7 +151,8 @@ def build_record(
         duration_ms=round((finished - exchange.started) * 1000, 3),
         input_tokens=usage.input_tokens if usage else None,
         output_tokens=usage.output_tokens if usage else None,
-        cost=exchange.cost,
+        cost=cost.amount if cost else None,
+        currency=cost.currency if cost else None,
         session=session,
         server=server,
         instance=instance,
@@ -169,7 +172,7 @@ def end_record(begun: AuditRecord, exchange: Exchange, *, finished: float, sessi
     """``build_record`` for an exchange of which ``begun`` was built before it went on, and is still true: all that
     cannot have changed since is taken from there."""
     tool_error = _tool_error(exchange)
-    usage = exchange.usage
+    usage, cost = exchange.usage, exchange.cost
     return msgspec.structs.replace(
         begun,
         outcome=_outcome(exchange, begun.decision, tool_error),
@@ -179,7 +182,8 @@ def end_record(begun: AuditRecord, exchange: Exchange, *, finished: float, sessi
         duration_ms=round((finished - exchange.started) * 1000, 3),
         input_tokens=usage.input_tokens if usage else None,
         output_tokens=usage.output_tokens if usage else None,
-        cost=exchange.cost,
+        cost=cost.amount if cost else None,
+        currency=cost.currency if cost else None,
         session=_text(exchange.session or session),
         response_bytes=exchange.response_bytes,
     )

@@ -1,22 +1,24 @@
-"""Records as a table, as JSON and as CSV. Values come from callers: none may move the cursor, turn the text around,
-end its line, look like another column, or run as a formula."""
+"""Records and reports as a table, as JSON and as CSV. Values come from callers: none may move the cursor, turn the text
+around, end its line, look like another column, or run as a formula."""
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from decimal import Decimal
 from itertools import chain, islice
 from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
-from .jsonl import encode_line
+from .jsonl import encode_line, encode_printable
 from .record import AuditRecord
+from .report import CostReport, CostRow
 
-__all__ = ["FORMATS", "as_csv", "as_json", "as_table"]
+__all__ = ["FORMATS", "REPORT_FORMATS", "as_csv", "as_json", "as_table"]
 
 _PAGE: Final = 500
-"""Records that decide the widths of a table's columns; later ones may be wider."""
+"""Rows that decide the widths of a table's columns; later ones may be wider."""
 _MAX_CELL: Final = 60
 
 _FORMULA: Final = tuple("=+-@\t\r＝＋－＠")
@@ -50,15 +52,7 @@ def as_table(records: Iterable[AuditRecord]) -> Iterator[str]:
     named = any(record.server is not None for record in first)
     columns = {name: value for name, value in _COLUMNS.items() if named or name != "SERVER"}
     rows = ([_cell(value(record)) for value in columns.values()] for record in chain(first, records))
-    head = list(columns)
-    page = list(islice(rows, _PAGE))
-    widths = [max(map(len, column)) for column in zip(head, *page, strict=True)]
-    for row in chain([head], page, rows):
-        cells = (
-            cell.rjust(width) if name in _NUMBERS else cell.ljust(width)
-            for name, cell, width in zip(head, row, widths, strict=True)
-        )
-        yield "  ".join(cells).rstrip(" ") + "\n"
+    yield from _table(list(columns), rows, _NUMBERS)
 
 
 def as_json(records: Iterable[AuditRecord]) -> Iterator[str]:
@@ -81,6 +75,88 @@ def as_csv(records: Iterable[AuditRecord]) -> Iterator[str]:
 FORMATS: Final = MappingProxyType({"table": as_table, "json": as_json, "csv": as_csv})
 
 
+_COUNTED: Final[Mapping[str, Callable[[CostRow], int]]] = {
+    "calls": lambda row: row.calls,
+    "refused": lambda row: row.refused,
+    "failed": lambda row: row.failed,
+    "input_tokens": lambda row: row.input_tokens,
+    "output_tokens": lambda row: row.output_tokens,
+}
+_HEADS: Final = {"input_tokens": "IN", "output_tokens": "OUT"}
+
+
+def report_as_table(report: CostReport) -> Iterator[str]:
+    """Lines for a person, with a last one for all of them together. A cost is rounded to a millionth."""
+    keys = [key.upper() for key in report.by]
+    currencies = [_visible(currency) for currency in report.currencies]
+    figures = [*(_HEADS.get(name, name.upper()) for name in _COUNTED), *currencies, "UNPRICED"]
+
+    def rows() -> Iterator[list[str]]:
+        for row in report.rows():
+            yield [*map(_cell, row.keys), *cells(row)]
+        if report.others is not None:
+            hidden, others = report.others
+            yield [f"({hidden} more)", *[""] * (len(keys) - 1), *cells(others)]
+        yield ["(total)", *[""] * (len(keys) - 1), *cells(report.total)]
+
+    def cells(row: CostRow) -> Iterator[str]:
+        yield from (str(value(row)) for value in _COUNTED.values())
+        yield from (f"{row.costs[currency]:.6f}" for currency in report.currencies)
+        yield str(row.unpriced)
+
+    return _table([*keys, *figures], rows(), frozenset(figures))
+
+
+def report_as_json(report: CostReport) -> Iterator[str]:
+    """One JSON object, a row a line. Costs are exact."""
+
+    def line(row: CostRow, **keys: str | int | None) -> str:
+        values = {name: value(row) for name, value in _COUNTED.items()}
+        costs = {currency: msgspec.Raw(_plain(cost).encode()) for currency, cost in row.costs.items()}
+        return encode_printable({**keys, **values, "cost": costs, "unpriced": row.unpriced}).decode()
+
+    yield '{"rows": ['
+    separator = "\n"
+    for row in report.rows():
+        yield separator + line(row, **dict(zip(report.by, row.keys, strict=True)))
+        separator = ",\n"
+    yield "\n],\n" if separator != "\n" else "],\n"
+    if report.others is not None:
+        hidden, others = report.others
+        yield f'"others": {line(others, rows=hidden)},\n'
+    yield f'"total": {line(report.total, rows=report.groups)}}}\n'
+
+
+def report_as_csv(report: CostReport) -> Iterator[str]:
+    """RFC 4180 with a header line. Costs are exact. Without a total, which a spreadsheet would add once more."""
+    costs = [f"cost_{_visible(currency)}" for currency in report.currencies]
+    yield _csv_line([*report.by, *_COUNTED, *costs, "unpriced"])
+    for row in report.rows():
+        counted = [str(value(row)) for value in _COUNTED.values()]
+        amounts = [_plain(row.costs[currency]) for currency in report.currencies]
+        yield _csv_line([*map(_csv_cell, row.keys), *counted, *amounts, str(row.unpriced)])
+
+
+REPORT_FORMATS: Final = MappingProxyType({"table": report_as_table, "json": report_as_json, "csv": report_as_csv})
+
+
+def _plain(amount: Decimal) -> str:
+    """Without an exponent, and without zeros that say nothing."""
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _table(head: list[str], rows: Iterator[list[str]], numbers: Set[str]) -> Iterator[str]:
+    page = list(islice(rows, _PAGE))
+    widths = [max(map(len, column)) for column in zip(head, *page, strict=True)]
+    for row in chain([head], page, rows):
+        cells = (
+            cell.rjust(width) if name in numbers else cell.ljust(width)
+            for name, cell, width in zip(head, row, widths, strict=True)
+        )
+        yield "  ".join(cells).rstrip(" ") + "\n"
+
+
 def _visible(text: str) -> str:
     """``text`` with everything that is not printable as the escape a programmer would write."""
     if text.isprintable():
@@ -97,8 +173,8 @@ def _cell(value: object) -> str:
     text = _visible(str(value))
     if len(text) > _MAX_CELL:
         text = text[: _MAX_CELL - 3] + "..."
-    if isinstance(value, str) and (not text or " " in text or text[0] == '"' or text == "-"):
-        return '"' + text.replace('"', '\\"') + '"'  # else a name with spaces could pass for several columns
+    if isinstance(value, str) and (not text or " " in text or text[0] in '"(' or text == "-"):
+        return '"' + text.replace('"', '\\"') + '"'  # else a name could pass for several columns, or for a total
     return text
 
 

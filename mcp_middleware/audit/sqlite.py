@@ -18,13 +18,23 @@ from .journal import Journal, claimed, journals_of, parse
 from .record import AuditRecord
 from .sinks import QueuedSink, file_path, logger
 
-__all__ = ["APPLICATION_ID", "COLUMNS", "READABLE", "RECOVERED", "SCHEMA_VERSION", "SQLiteSink"]
+__all__ = [
+    "APPLICATION_ID",
+    "COLUMNS",
+    "READABLE",
+    "RECOVERED",
+    "SCHEMA_VERSION",
+    "SQLiteSink",
+    "columns_added_since",
+]
 
 APPLICATION_ID: Final = 0x4D435041
 """Marks a file as an audit trail ("MCPA"), so that nobody else's database is written to."""
-SCHEMA_VERSION: Final = 2
-READABLE: Final = (1, SCHEMA_VERSION)
-"""Versions that can be read. Version 1 has neither servers nor journals; who writes it turns it into version 2."""
+SCHEMA_VERSION: Final = 3
+READABLE: Final = (1, 2, SCHEMA_VERSION)
+"""Versions that can be read. Who writes an older one turns it into this one."""
+_ADDED: Final = {"server": 2, "currency": 3}
+"""Columns that were not there from the beginning, and the version that has them. Version 2 also added the journals."""
 
 COLUMNS: Final = AuditRecord.__struct_fields__
 
@@ -49,6 +59,7 @@ CREATE TABLE records (
     input_tokens INTEGER,
     output_tokens INTEGER,
     cost REAL,
+    currency TEXT,
     session TEXT,
     server TEXT,
     instance TEXT,
@@ -81,6 +92,11 @@ _BUSY_TIMEOUT: Final = 5.0
 _ROWS: Final = 32
 """Rows of one statement. Each statement lets go of the interpreter lock once and takes it again: row by row, a busy
 event loop and the writer would take it from each other for every record."""
+
+
+def columns_added_since(version: int) -> list[str]:
+    """The columns that a file of that schema version lacks."""
+    return [name for name, since in _ADDED.items() if version < since]
 
 
 class SQLiteSink(QueuedSink):
@@ -244,10 +260,12 @@ class _Database:
                 raise OSError("it is a database of something else")
             elif version not in READABLE:
                 raise OSError(f"its schema is version {version}, this release writes version {SCHEMA_VERSION}")
-            elif version == 1:
-                execute("ALTER TABLE records ADD COLUMN server TEXT")
-            if version != SCHEMA_VERSION:
+            else:
+                for name in columns_added_since(version):
+                    execute(f"ALTER TABLE records ADD COLUMN {name} TEXT")
+            if version < 2:
                 execute(_JOURNALS)
+            if version != SCHEMA_VERSION:
                 execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = FULL")

@@ -20,7 +20,7 @@ from mcp_middleware.audit.record import MAX_TEXT, build_record
 from mcp_middleware.audit.render import as_csv, as_json, as_table
 from mcp_middleware.exchange import Exchange, TraceIds, name_session
 from mcp_middleware.message import Request, parse, parse_server_message
-from mcp_middleware.types import Decision, Principal, Rejection, Usage
+from mcp_middleware.types import Decision, Money, Principal, Rejection, Usage
 from tests.audit.trails import record
 
 
@@ -58,7 +58,7 @@ def test_everything_known_of_a_call_is_in_its_record() -> None:
     made.decision = Decision(True, rule="rules[2]")
     made.usage = Usage(input_tokens=11, output_tokens=22)
     made.trace = TraceIds("ab" * 16, "cd" * 8)
-    made.session, made.instance, made.cost = "5e55", "one", 0.25
+    made.session, made.instance, made.cost = "5e55", "one", Money(250_000_001, "EUR")
     made.era, made.version = "modern", "2026-07-28"
     made.request_bytes, made.response_bytes = 123, 456
     made.started_at = 1785232800.0629
@@ -68,7 +68,8 @@ def test_everything_known_of_a_call_is_in_its_record() -> None:
         duration_ms=250.0,
         input_tokens=11,
         output_tokens=22,
-        cost=0.25,
+        cost=0.250000001,
+        currency="EUR",
         session="5e55",
         instance="one",
         trace_id="ab" * 16,
