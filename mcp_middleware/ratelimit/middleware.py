@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
+import msgspec
 from opentelemetry.metrics import MeterProvider
 
 from mcp_middleware.errors import RATE_LIMITED, UNAUTHORIZED, ConfigurationError
@@ -21,7 +22,7 @@ from .counts import counts_for
 from .forecast import Forecast
 from .rate import AgentLimits, PartLimits, RateOption
 from .refusals import as_tool_result, never, not_now, remaining
-from .reports import NONSENSE, Report, reported
+from .reports import HINT, NONSENSE, Report, reported
 from .rules import Profile, Rules
 from .tokens import (
     AUDIO_TOKENS,
@@ -59,36 +60,19 @@ _COMPLAIN_EVERY: Final = 60.0
 """Seconds between two log lines about reports that cannot be true; there could be one for each call."""
 
 
-class _Charge:
+class _Charge(msgspec.Struct):
     """What one request was charged, until its answer is known."""
 
-    __slots__ = (
-        "covered",
-        "cut",
-        "forecast",
-        "input_tokens",
-        "profile",
-        "request",
-        "reservation",
-        "streamed",
-        "topping",
-    )
-
-    def __init__(
-        self, request: Request, profile: Profile, forecast: str | None, known: int, reservation: Reservation | None
-    ) -> None:
-        self.request = request
-        self.profile = profile
-        self.forecast = forecast
-        """The name its output is remembered by; None for a request without tokens."""
-        self.input_tokens = known
-        self.reservation = reservation
-        self.streamed = 0
-        """Tokens of what has come before the answer."""
-        self.covered = 0.0 if reservation is None else reservation.tokens - known
-        """Tokens of output that are taken already."""
-        self.topping: asyncio.Task[None] | None = None
-        self.cut = False
+    request: Request
+    profile: Profile
+    forecast: str | None
+    """The name its output is remembered by; None for a request without tokens."""
+    input_tokens: int
+    reservation: Reservation | None
+    streamed: int = 0
+    """Tokens of what has come before the answer."""
+    topping: asyncio.Task[None] | None = None
+    cut: bool = False
 
 
 class RateLimitMiddleware(Member):
@@ -250,14 +234,11 @@ class RateLimitMiddleware(Member):
                 if self._mode == "enforce":
                     return self._answer(never(known, profile), request, exchange)
         reservation = None
-        limits = profile.limits
-        if limits.requests is not None or limits.tokens is not None or limits.concurrency is not None or limits.parts:
+        if profile.policy:
+            began = time.monotonic() if self._is_timed else 0.0
+            answer = await self._storage.reserve(key, profile.limits, known + guess)
             if self._is_timed:
-                began = time.monotonic()
-                answer = await self._storage.reserve(key, limits, known + guess)
                 self._counts.took("reserve", time.monotonic() - began)
-            else:
-                answer = await self._storage.reserve(key, limits, known + guess)
             if answer.local:
                 self._counts.fallbacks += 1
             if isinstance(answer, Reservation):
@@ -298,13 +279,14 @@ class RateLimitMiddleware(Member):
                 charge.streamed += streamed_tokens(message, self._counter)
             except Exception:  # the counter's fault is not the stream's
                 logger.exception("the tokens of a stream's message could not be counted")
-            short = charge.streamed - charge.covered
-            if short > 0 and charge.reservation is not None and (charge.topping is None or charge.topping.done()):
-                charge.topping = asyncio.create_task(self._top_up(charge, charge.reservation, max(short, _STEP)))
+            reservation = charge.reservation
+            if reservation is not None and (charge.topping is None or charge.topping.done()):
+                short = charge.input_tokens + charge.streamed - reservation.tokens
+                if short > 0:
+                    charge.topping = asyncio.create_task(self._top_up(charge, reservation, max(short, _STEP)))
         return message
 
     async def _top_up(self, charge: _Charge, reservation: Reservation, tokens: float) -> None:
-        charge.covered += tokens
         left = await self._storage.top_up(reservation, tokens)
         if left < 0 and self._cut_streams and self._mode == "enforce":
             charge.cut = True
@@ -329,18 +311,12 @@ class RateLimitMiddleware(Member):
                 actual = await self._actual_tokens(exchange, charge, charge.forecast)
         finally:
             if reservation is not None and (actual is not None or reservation.place):
-                await self._settle(reservation, actual)
-
-    async def _settle(self, reservation: Reservation, actual: int | None) -> None:
-        taken = reservation.tokens
-        if self._is_timed:
-            began = time.monotonic()
-            left = await self._storage.settle(reservation, actual)
-            self._counts.took("settle", time.monotonic() - began)
-        else:
-            left = await self._storage.settle(reservation, actual)
-        if actual is not None:
-            self._counts.settle(taken, actual, left)
+                began = time.monotonic() if self._is_timed else 0.0
+                left = await self._storage.settle(reservation, actual)
+                if self._is_timed:
+                    self._counts.took("settle", time.monotonic() - began)
+                if actual is not None:
+                    self._counts.settle(reservation.tokens, actual, left)
 
     async def aclose(self) -> None:
         """Close the storage."""
@@ -355,7 +331,7 @@ class RateLimitMiddleware(Member):
         if answer is None:
             refused = exchange.status is not None and 400 <= exchange.status < 500
             return charge.input_tokens if refused else None
-        report = self._report(answer)
+        report = self._report(answer) if HINT in answer.raw else NONSENSE
         if report.output_tokens is not None:
             output = report.output_tokens
         elif len(answer.raw) > self._threaded_above:

@@ -18,18 +18,12 @@ RESULT_META: Final = "mcp-middleware/limit"
 
 def remaining(profile: Profile, reservation: Reservation) -> bytes:
     """``RateLimit`` of a request that was let through (draft-ietf-httpapi-ratelimit-headers-11, section 4)."""
-    left = [(reservation.remaining_requests, reservation.remaining_tokens)]
-    if reservation.parts:
-        left += [(requests, tokens) for _, requests, tokens in reservation.parts]
-    items = [
-        b'"%b";r=%d' % (name.encode(), level if level > 0 else 0)
-        for names, levels in zip(profile.names, left, strict=True)
-        for name, level in zip(names, levels, strict=True)
-        if name is not None
-    ]
+    levels: tuple[float, ...] = (reservation.remaining_requests, reservation.remaining_tokens)
+    for _, requests, tokens in reservation.parts:
+        levels += (requests, tokens)
     if reservation.remaining_concurrency is not None:
-        items.append(b'"concurrency";r=%d' % max(0, reservation.remaining_concurrency))
-    return b", ".join(items)
+        levels += (reservation.remaining_concurrency,)
+    return profile.left % tuple([level if level > 0 else 0 for level in levels if level != math.inf])
 
 
 def not_now(shortage: Shortage, profile: Profile) -> Rejection:

@@ -13,9 +13,10 @@ from msgspec import Raw
 
 from mcp_middleware.message import ServerMessage
 
-__all__ = ["NONSENSE", "Report", "reported"]
+__all__ = ["HINT", "NONSENSE", "Report", "reported"]
 
-_KEY: Final = b'"usage"'
+HINT: Final = b'"usage"'
+"""Stands in every answer that has a report: most have none, and need not be read for it."""
 _MOST: Final = 10_000_000
 """Tokens of one call; more than any model reads or writes at once."""
 _MOST_BYTES: Final = 16 * 1024
@@ -44,7 +45,7 @@ _any: Final = msgspec.json.Decoder()
 
 def reported(answer: ServerMessage) -> Report | None:
     """What the answer says of its usage: nothing, something, or NONSENSE."""
-    if _KEY not in bytes(answer.raw) or not isinstance(answer.result, Raw):
+    if not isinstance(answer.result, Raw):
         return None
     try:
         usage = (_result.decode(answer.result)._meta or {}).get("usage")

@@ -17,7 +17,6 @@ from mcp_middleware.storage import Limits
 from .rate import (
     AgentLimits,
     PartLimits,
-    Rate,
     RateOption,
     Rates,
     read_agent_limits,
@@ -39,10 +38,10 @@ class Profile(msgspec.Struct, frozen=True):
 
     limits: Limits
     policy: bytes
-    """``RateLimit-Policy``."""
-    names: tuple[tuple[str | None, str | None], ...]
-    """For each pair of buckets, the principal's own first: what its requests and its tokens are called there; None
-    where they are not limited."""
+    """``RateLimit-Policy``; empty where nothing is limited."""
+    left: bytes
+    """``RateLimit`` with a place for every number: requests and tokens of each pair, the principal's own first, as far
+    as they are limited, and the open requests."""
     most_tokens: float
     """What the smallest tokens bucket holds when it is full."""
 
@@ -137,26 +136,24 @@ def _glob(name: str, option: str, pattern: Any) -> re.Pattern[str]:
 
 def _profile(rates: Rates, parts: list[tuple[str, Rates]]) -> Profile:
     policies: list[str] = []
-    names: list[tuple[str | None, str | None]] = []
-
-    def state(kind: str, unit: str, rate: Rate | None) -> str | None:
-        if rate is None:
-            return None
-        policies.append(f'"{kind}{unit}";q={rate.amount};w={rate.seconds}{_UNITS[unit]}')
-        return f"{kind}{unit}"
-
+    names: list[str] = []
     for part, figures in [("", rates), *parts]:
         kind = f"{part.partition(':')[0]}-" if part else ""
-        names.append((state(kind, "requests", figures.requests), state(kind, "tokens", figures.tokens)))
+        for unit, rate in (("requests", figures.requests), ("tokens", figures.tokens)):
+            if rate is not None:
+                policies.append(f'"{kind}{unit}";q={rate.amount};w={rate.seconds}{_UNITS[unit]}')
+                names.append(f"{kind}{unit}")
     if rates.concurrency is not None:
         policies.append(f'"concurrency";q={rates.concurrency};qu="concurrent-requests"')
+        names.append("concurrency")
     own = _limits(rates)
     limits = Limits(
         own.requests, own.tokens, rates.concurrency, tuple((part, _limits(figures)) for part, figures in parts)
     )
     buckets = (limits, *(figures for _, figures in limits.parts))
     most = min((figures.tokens.capacity for figures in buckets if figures.tokens is not None), default=math.inf)
-    return Profile(limits, ", ".join(policies).encode(), tuple(names), most)
+    left = ", ".join(f'"{name}";r=%d' for name in names)
+    return Profile(limits, ", ".join(policies).encode(), left.encode(), most)
 
 
 def _limits(rates: Rates) -> Limits:
