@@ -16,7 +16,6 @@ import msgspec
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Receive, Scope, Send
 from mcp_middleware.member import ASGIApp
-from mcp_middleware.oauth import OAuthHTTPClient
 from mcp_middleware.resource_server import IssuersVerifier
 from mcp_middleware.resource_server.legacy import LEGACY_WELL_KNOWN
 from mcp_middleware.resource_server.metadata import WELL_KNOWN
@@ -228,7 +227,7 @@ class _Generation:
         self._idle.set()
         self._verifier = _verifier(config, previous)
         self._credentials = {
-            name: _credentials(config, server, shared.http, previous) for name, server in config.servers.items()
+            name: _credentials(config, server, shared, previous) for name, server in config.servers.items()
         }
         self._asked = [] if previous is None else previous._parts()
         """Of what has to do with authorization servers: what has been started already."""
@@ -312,7 +311,7 @@ def _verifier(config: Config, previous: _Generation | None) -> IssuersVerifier |
 
 
 def _credentials(
-    config: Config, server: ServerConfig, http: OAuthHTTPClient, previous: _Generation | None
+    config: Config, server: ServerConfig, shared: Shared, previous: _Generation | None
 ) -> ServerCredentials | None:
     """The credentials of ``server``, with the tokens that are there where nothing of them changed."""
     before = None if previous is None else previous.config.servers.get(server.name)
@@ -320,7 +319,7 @@ def _credentials(
         same = (before.credentials, before.caller) == (server.credentials, server.caller)
         if same and previous.config.public_url == config.public_url:
             return previous._credentials[server.name]
-    return credentials(config, server, http)
+    return credentials(config, server, shared.http, telemetry=shared.telemetry)
 
 
 def _upstream(server: ServerConfig, client: UpstreamClient, previous: _Generation | None) -> Upstream:

@@ -359,6 +359,8 @@ class _Parts:
         if off and server.caller is not None:
             node = self.node("servers", server.name, "caller")
             self.reading.at(node, f"{place}.caller is of no use where auth is off: all callers are one; leave it out")
+        if off and grant is not None:
+            self.warn(f"{place}.credentials are lent to everybody who reaches the gateway, since auth is off")
         if any(map(_is_readable_on_the_way, server.instances)):
             for key, told in (("headers", server.headers), ("credentials", grant), ("caller", server.caller)):
                 if told:

@@ -8,10 +8,19 @@ them, or alone, a signed header can name the caller.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from mcp_middleware.credentials import Caller, CallerSigner, ClientCredentials, Credential, TokenExchange
+from mcp_middleware.credentials import (
+    Caller,
+    CallerSigner,
+    ClientCredentials,
+    Credential,
+    CredentialRefusedError,
+    CredentialUnavailableError,
+    TokenExchange,
+)
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.oauth import ClientAuthentication, IssuerUnavailableError, OAuthHTTPClient
@@ -69,7 +78,7 @@ class ServerCredentials:
     """What one server is to know the gateway by, of what has to be made for a request.
 
     ``issuer`` and ``audience`` are those of the signed header: the gateway's URL, and that of the server's endpoint
-    at it. ``clock`` gives Unix seconds. Raises ConfigurationError.
+    at it. ``count`` is told of each failure, ``clock`` gives Unix seconds. Raises ConfigurationError.
     """
 
     def __init__(
@@ -79,8 +88,11 @@ class ServerCredentials:
         *,
         issuer: str,
         audience: str,
+        count: Callable[[str, str], None] | None = None,
         clock: Clock = time.time,
     ) -> None:
+        self._name = server.name
+        self._count = count
         self._place = f"servers.{server.name}.credentials"
         self._grant: Credential | None = None
         self._signer: CallerSigner | None = None
@@ -138,7 +150,14 @@ class ServerCredentials:
     async def headers(self, exchange: Exchange) -> Headers:
         """The headers for a request. Raises CredentialUnavailableError and CredentialRefusedError."""
         caller = Caller(exchange.principal, exchange.access_token)
-        lines = [] if self._grant is None else list(await self._grant.headers(caller))
+        try:
+            lines = [] if self._grant is None else list(await self._grant.headers(caller))
+        except CredentialUnavailableError:
+            self._note("unavailable")
+            raise
+        except CredentialRefusedError:
+            self._note("refused")
+            raise
         if self._signer is not None:
             lines.append(self._signer.header(caller))
         return lines
@@ -147,8 +166,13 @@ class ServerCredentials:
         """The server answered 401 to ``headers``. Whether there may be better ones now."""
         if self._grant is None:
             return False
+        self._note("rejected")
         own = headers if self._signer is None else headers[:-1]
         return self._grant.rejected(Caller(exchange.principal, exchange.access_token), own)
+
+    def _note(self, failure: str) -> None:
+        if self._count is not None:
+            self._count(self._name, failure)
 
     async def aclose(self) -> None:
         """Ask no more."""

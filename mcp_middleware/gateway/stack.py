@@ -20,6 +20,7 @@ from .credentials import GrantConfig, ServerCredentials
 from .edge import Edge
 from .forwarder import Forwarder
 from .shared import Shared
+from .telemetry import Telemetry
 from .upstream import Upstream
 
 __all__ = ["credentials", "stack", "verifier"]
@@ -111,11 +112,19 @@ def verifier(auth: AuthConfig, resource: str) -> IssuersVerifier:
     return IssuersVerifier(resource=resource, issuers=auth.issuers)
 
 
-def credentials(config: Config, server: ServerConfig, http: OAuthHTTPClient) -> ServerCredentials | None:
+def credentials(
+    config: Config, server: ServerConfig, http: OAuthHTTPClient, *, telemetry: Telemetry | None = None
+) -> ServerCredentials | None:
     """What ``server`` is to know the gateway by, if that has to be made for a request. Raises ConfigurationError."""
     if not isinstance(server.credentials, GrantConfig) and server.caller is None:
         return None
-    return ServerCredentials(server, http, issuer=config.public_url, audience=config.resource(server.name))
+    return ServerCredentials(
+        server,
+        http,
+        issuer=config.public_url,
+        audience=config.resource(server.name),
+        count=None if telemetry is None else telemetry.count_credential_failure,
+    )
 
 
 def _hosts(config: Config) -> set[str]:

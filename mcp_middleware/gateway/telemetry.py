@@ -34,6 +34,17 @@ class Telemetry:
             names.RELOADS, unit="{reload}", description="Changes of the configuration, by how they ended"
         )
 
+        self._credential_failures = meter.create_counter(
+            names.CREDENTIAL_FAILURES,
+            unit="{request}",
+            description="Requests whose credential failed, by server and how",
+        )
+
+    def count_credential_failure(self, server: str, how: str) -> None:
+        """A request to ``server`` had no credential (``unavailable``, ``refused``), or one that the server answered 401
+        (``rejected``)."""
+        self._credential_failures.add(1, {"server": server, "outcome": how})
+
     def count_reload(self, outcome: str) -> None:
         """A configuration was taken (``ok``) or refused (``refused``)."""
         self._reloads.add(1, {"outcome": outcome})

@@ -69,6 +69,7 @@ OVERHEAD_DURATION: Final = "mcp_middleware.overhead.duration"
 
 # Counters
 RELOADS: Final = "mcp_middleware.gateway.reloads"
+CREDENTIAL_FAILURES: Final = "mcp_middleware.gateway.credential_failures"
 
 DURATION_BOUNDARIES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Of the conventions' histograms."""

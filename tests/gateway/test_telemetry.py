@@ -16,6 +16,7 @@ from starlette.routing import Route
 from tests.integration.stack import build_server
 from tests.support import post, serve
 
+from .authority import authority
 from .gateways import gateway
 from .test_gateway import ECHO
 
@@ -28,6 +29,8 @@ class Collector:
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self.metrics: set[str] = set()
+        self.counts: set[tuple[str, ...]] = set()
+        """Of counters: the name, and the values of the labels."""
         self.keys: set[str | None] = set()
         self.app = Starlette(
             routes=[
@@ -44,7 +47,13 @@ class Collector:
 
     async def _metrics(self, request: Request) -> Response:
         received = ExportMetricsServiceRequest.FromString(await _body(request))
-        self.metrics |= {m.name for r in received.resource_metrics for s in r.scope_metrics for m in s.metrics}
+        metrics = [m for r in received.resource_metrics for s in r.scope_metrics for m in s.metrics]
+        self.metrics |= {metric.name for metric in metrics}
+        self.counts |= {
+            (metric.name, *(label.value.string_value for label in point.attributes))
+            for metric in metrics
+            for point in metric.sum.data_points
+        }
         return Response(b"")
 
 
@@ -75,3 +84,15 @@ async def test_a_call_is_two_spans_in_the_callers_trace_and_counted_though_not_s
     assert server.trace_id == client.trace_id == bytes.fromhex(CALLER[3:35])
     assert server.parent_span_id == bytes.fromhex(CALLER[36:52])
     assert client.parent_span_id == server.span_id
+
+
+async def test_credentials_that_fail_are_counted_by_server_and_how(tmp_path: Path) -> None:
+    collector = Collector()
+    async with serve(collector.app) as otlp, authority() as issuer:
+        grant = {"issuer": issuer.issuer, "client_id": "gateway", "client_secret": "s", "type": "client_credentials"}
+        servers = {"files": {"url": "http://127.0.0.1:9/mcp", "credentials": grant}}
+        async with gateway(tmp_path, servers, tracing={"otlp": otlp}) as running:
+            issuer.refusal = (401, "invalid_client")
+            reply = await post(running.http, running.url(), "tools/call", ECHO, token=running.token())
+            assert reply.status_code == 502
+    assert ("mcp_middleware.gateway.credential_failures", "files", "refused") in collector.counts
