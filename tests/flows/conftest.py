@@ -1,5 +1,6 @@
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -32,12 +33,21 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
 def issuer(world: tuple[RunningServer, dict[str, Target]]) -> Iterator[RunningServer]:
     server = world[0]
     server.counts.clear()
+    lifetime = server.server.lifetime
     yield server
-    server.form = "jwt"
+    server.server.lifetime = lifetime
 
 
-@pytest_asyncio.fixture(params=["in-process", "gateway"], loop_scope="session")
-async def target(request: pytest.FixtureRequest, world: tuple[RunningServer, dict[str, Target]]) -> Target:
-    found = world[1][request.param]
-    await found.forget()
-    return found
+def _one_of(*names: str) -> Any:
+    @pytest_asyncio.fixture(params=names, loop_scope="session")
+    async def one(request: pytest.FixtureRequest, world: tuple[RunningServer, dict[str, Target]]) -> Target:
+        found = world[1][request.param]
+        await found.forget()
+        return found
+
+    return one
+
+
+target = _one_of("in-process", "gateway")
+opaque_target = _one_of("in-process, opaque", "gateway, opaque")
+any_target = _one_of("in-process", "gateway", "in-process, opaque", "gateway, opaque")

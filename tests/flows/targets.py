@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mcp_middleware import (
 from mcp_middleware.audit.record import AuditRecord
 from mcp_middleware.gateway.app import create_app
 from mcp_middleware.gateway.config import from_mapping
+from mcp_middleware.resource_server import ClientSecret, Introspection, Issuer
 from tests.authorization_server.running import RunningServer, running
 from tests.gateway.gateways import sections
 from tests.integration.stack import build_server
@@ -43,6 +45,7 @@ SCOPES = {"mcp:use": "Use the server", "files:write": "Write files", "other": "S
 class Target:
     """A governed server: all that a client is told of it is ``url``."""
 
+    name: str
     url: str
     sink: Any
     read: Callable[[], list[AuditRecord]]
@@ -74,7 +77,7 @@ class Kept:
     def close(self) -> None: ...
 
 
-def in_process(url: str, issuer: str, kept: Kept) -> Any:
+def in_process(url: str, issuer: str | Issuer, kept: Kept) -> Any:
     """The members as the documentation lists them, round an unchanged server of the official SDK."""
     app = build_server("sdk")
     app = ToolAuthorizationMiddleware(app, policy=Policy.from_mapping(ACCESS))
@@ -86,35 +89,42 @@ def in_process(url: str, issuer: str, kept: Kept) -> Any:
 
 @asynccontextmanager
 async def targets(directory: Path) -> AsyncIterator[tuple[RunningServer, dict[str, Target]]]:
-    """The authorization server, and both ways to the tools."""
-    own, gateway, behind = listener(), listener(), listener()
-    url = f"{origin_of(own)}/mcp"
-    gateway_url = f"{origin_of(gateway)}/files/mcp"
+    """The authorization server, and both ways to the tools, each with JWTs and with opaque tokens."""
+    bound = {name: listener() for name in ("in-process", "gateway", "in-process, opaque", "gateway, opaque", "behind")}
+    paths = {name: "/files/mcp" if "gateway" in name else "/mcp" for name in bound}
+    urls = {name: origin_of(own) + paths[name] for name, own in bound.items()}
+    opaque = {url: "opaque" for name, url in urls.items() if "opaque" in name}
+    found = {}
     async with AsyncExitStack() as stack:
-        issuer = await stack.enter_async_context(running(resources=[url, gateway_url], scopes=SCOPES))
-        kept = Kept()
-        await stack.enter_async_context(serve(in_process(url, issuer.issuer, kept), bound=own))
-        await stack.enter_async_context(serve(build_server("sdk"), bound=behind))
-        trail = directory / "audit.jsonl"
-        written = sections(
-            {"files": {"url": f"{origin_of(behind)}/mcp"}},
-            origin=origin_of(gateway),
-            issuer=issuer.issuer,
-            trail=trail,
-            access=ACCESS,
-            audit={"jsonl": str(trail)},
-        )
-        app = create_app(from_mapping(written))
-        await stack.enter_async_context(serve(app, bound=gateway))
+        issuer = await stack.enter_async_context(running(resources=list(urls.values()), scopes=SCOPES, forms=opaque))
+        asking = issuer.add_client("resource-server")
+        await stack.enter_async_context(serve(build_server("sdk"), bound=bound["behind"]))
+        for name in ("in-process", "in-process, opaque"):
+            asked = Introspection(ClientSecret(asking.client_id, asking.secret or ""), cache=0.001)
+            trusted = Issuer(issuer.issuer, introspection=asked if "opaque" in name else None)
+            kept = Kept()
+            await stack.enter_async_context(serve(in_process(urls[name], trusted, kept), bound=bound[name]))
+            found[name] = Target(name, urls[name], kept, partial(list, kept.records))
+        for name in ("gateway", "gateway, opaque"):
+            trail = directory / f"{name}.jsonl"
+            introspection = {"client_id": asking.client_id, "client_secret": asking.secret, "cache": "1ms"}
+            auth = {"issuer": issuer.issuer} | ({"introspection": introspection} if "opaque" in name else {})
+            written = sections(
+                {"files": {"url": urls["behind"]}},
+                origin=origin_of(bound[name]),
+                issuer=issuer.issuer,
+                trail=trail,
+                access=ACCESS,
+                auth={"issuers": [auth], "scopes": ["mcp:use"]},
+                audit={"jsonl": str(trail)},
+            )
+            app = create_app(from_mapping(written))
+            await stack.enter_async_context(serve(app, bound=bound[name]))
+            found[name] = Target(name, urls[name], app._shared.sinks[0], partial(in_the_trail, trail))
+        yield issuer, found
 
-        def in_the_trail() -> list[AuditRecord]:
-            lines = trail.read_bytes().splitlines() if trail.exists() else []
-            return [msgspec.json.decode(line, type=AuditRecord) for line in lines]
 
-        yield (
-            issuer,
-            {
-                "in-process": Target(url, kept, lambda: kept.records),
-                "gateway": Target(gateway_url, app._shared.sinks[0], in_the_trail),
-            },
-        )
+def in_the_trail(trail: Path) -> list[AuditRecord]:
+    """What is in a trail of JSON Lines."""
+    lines = trail.read_bytes().splitlines() if trail.exists() else []
+    return [msgspec.json.decode(line, type=AuditRecord) for line in lines]

@@ -202,12 +202,13 @@ async def test_code_with_pkce_and_registration_then_a_step_up(target: Target, is
 @each_era
 @pytest.mark.parametrize("provider", [by_secret, by_posted_secret, by_assertion])
 async def test_a_machine_gets_a_token_then_steps_up(
-    target: Target,
+    any_target: Target,
     issuer: RunningServer,
     era: Era,
     provider: Callable[[str, Credentials, str], OAuthClientProvider],
 ) -> None:
     """H1, H2, H6: the token's subject is the client itself."""
+    target = any_target
     agent_of = issuer.add_client(key=provider is by_assertion)
     async with connected(target.url, provider(target.url, agent_of, issuer.issuer), era) as agent:
         assert await agent.call("echo", text="hi") == "hi"
