@@ -13,15 +13,13 @@ __all__ = ["CredentialAuth"]
 class CredentialAuth(httpx2.Auth):
     """Adds a credential to requests, and after a 401 tries once more with a new one, if there is one."""
 
-    requires_request_body = True  # so that it can be sent twice
-
     def __init__(self, credential: Credential, caller: Caller) -> None:
         self._credential = credential
         self._caller = caller
 
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         """One request, or two."""
-        await request.aread()
+        await request.aread()  # so that it can be sent twice
         headers = await self._credential.headers(self._caller)
         _set(request, headers)
         response = yield request

@@ -29,9 +29,10 @@ _TOKEN_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"
 _JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
 
-_ABOUT_THE_CALLER: Final = frozenset({"access_denied", "invalid_grant", "invalid_request"})
-"""What a server says of a subject token that it does not accept (RFC 8693 section 2.2.2; others say invalid_grant).
-Whatever else it refuses, it would refuse for everybody; but for scopes that are taken from the subject token."""
+_ABOUT_US: Final = frozenset({"invalid_client", "invalid_target", "unauthorized_client", "unsupported_grant_type"})
+"""What a server would say whoever calls. All else that it says of an exchange is about the subject token: that it is
+not accepted (invalid_request by RFC 8693 section 2.2.2; others say invalid_grant), has none of the scopes, or that its
+owner must do something first."""
 
 
 class _Grant:
@@ -235,7 +236,7 @@ class TokenExchange:
         self._keeper = TokenKeeper(
             issuer=issuer,
             size=whole_number("TokenExchange.cache_size", cache_size),
-            refuses_caller=lambda error: error.error in _ABOUT_THE_CALLER or error.error == "invalid_scope",
+            refuses_caller=lambda error: error.error not in _ABOUT_US,
             clock=clock,
         )
         self._clock = clock
@@ -288,7 +289,7 @@ class TokenExchange:
         answer = await self._grant.check(_about(token_urlsafe(32)))
         if isinstance(answer, IssuedToken):
             raise ConfigurationError(f"{self._grant.issuer} exchanged a token that nobody issued; it must check them")
-        if answer.error not in _ABOUT_THE_CALLER:
+        if answer.error in _ABOUT_US or answer.error == "invalid_scope":
             raise self._grant.wrong(answer)
 
     async def aclose(self) -> None:
@@ -308,7 +309,7 @@ def _about(subject: str) -> dict[str, str]:
 def _key(caller: Caller, subject: str) -> tuple[object, bytes]:
     """Whose the exchanged token is. The whole subject token counts: a new one may have other scopes."""
     principal = caller.principal
-    return (None if principal is None else principal.key, sha256(subject.encode()).digest())
+    return (None if principal is None else principal.key, sha256(subject.encode("utf-8", "surrogatepass")).digest())
 
 
 def _same(issued: str, subject: str) -> bool:

@@ -3,9 +3,10 @@
 1. A token is used until shortly before its end, and not beyond the end of what it was exchanged for.
 2. In the last quarter of that time, the next request has a new one fetched and goes on with the old one.
 3. Without a token a request waits for one; all requests for the same one wait for one fetch.
-4. A refusal is remembered for a while, for whom it was said. A server that does not answer is left alone for a while,
-   for whomever.
-5. The number of tokens and of refusals is bounded; those not used for longest go first.
+4. What was said of one token is remembered for that one for a while, so that nobody's token can keep others from
+   theirs. A server that does not answer, or says that it has too much to do, is left alone for a while by all.
+5. A token that a server rejected is replaced; while no other can be had it is still the best there is.
+6. The number of tokens and of refusals is bounded; those not used for longest go first.
 """
 
 import asyncio
@@ -37,6 +38,10 @@ _RENEWED_AT: Final = 0.75
 _COOLDOWN: Final = 10.0
 """Seconds that a server which does not answer is left alone, and that a token which a server rejected must have lived
 to be replaced: one that rejects new ones would have a token fetched for each request."""
+_PATIENCE: Final = 1.0
+"""Seconds that a request waits for a better token than the one that a server rejected."""
+_OVERLOADED: Final = frozenset({429, 502, 503, 504})
+"""Statuses that say it of the whole server; others are about the one request."""
 _REFUSED_FOR: Final = 30.0
 """Seconds that a refusal holds."""
 _MAX_REFUSALS: Final = 1024
@@ -53,6 +58,8 @@ class KeptToken:
     renew_at: float
     """When to ask for the next one; infinite where no next one would live longer."""
     ends_at: float
+    rejected: bool = False
+    """A server did not accept it."""
 
 
 def keep(token: IssuedToken, *, now: float, until: float = math.inf) -> KeptToken:
@@ -68,7 +75,8 @@ def keep(token: IssuedToken, *, now: float, until: float = math.inf) -> KeptToke
 
 class _Refusal(NamedTuple):
     message: str
-    caller: bool
+    caller: bool | None
+    """Whether it is about the one who calls; None where the server decided nothing, and may the next time."""
     until: float
 
 
@@ -96,17 +104,21 @@ class TokenKeeper:
         kept = self._tokens.get(key)
         if kept is not None and now < kept.ends_at:
             self._tokens.move_to_end(key)
-            if now >= kept.renew_at and now >= self._silent_until:
+            if now >= kept.renew_at and self._why_not(key, now) is None:
+                fetch = self._fetch(key, issue, until)
+                if kept.rejected:
+                    await asyncio.wait({fetch}, timeout=_PATIENCE)
+                    return self._tokens.get(key, kept)
                 kept.renew_at = now + _COOLDOWN
-                self._fetch(key, issue, until)
             return kept
-        self._raise_known(key, now)
-        await asyncio.wait({self._fetch(key, issue, until)})
-        kept = self._tokens.get(key)
-        if kept is None or self._clock() >= kept.ends_at:
-            self._raise_known(key, self._clock())
-            raise CredentialUnavailableError(f"{self._issuer} gave no token that can be used")
-        return kept
+        why_not = self._why_not(key, now)
+        if why_not is None:
+            await asyncio.wait({self._fetch(key, issue, until)})
+            kept, now = self._tokens.get(key), self._clock()
+            if kept is not None and now < kept.ends_at:
+                return kept
+            why_not = self._why_not(key, now)
+        raise why_not or CredentialUnavailableError(f"{self._issuer} gave no token that can be used")
 
     def put(self, key: Hashable, token: KeptToken) -> None:
         """Keep ``token``, which shows that the server issues some."""
@@ -118,14 +130,15 @@ class TokenKeeper:
             self._tokens.popitem(last=False)
 
     def rejected(self, key: Hashable, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        """A server rejected ``headers``: forget them, unless they are new. True where others are worth a try."""
+        """A server rejected ``headers``: replace them, unless they are new. True where others are worth a try."""
         kept = self._tokens.get(key)
         if kept is None or kept.headers != tuple(headers):
             return True
-        if self._clock() < kept.fetched_at + _COOLDOWN:
+        now = self._clock()
+        if now < kept.fetched_at + _COOLDOWN:
             return False
-        del self._tokens[key]
-        return True
+        kept.rejected, kept.renew_at = True, -math.inf
+        return self._why_not(key, now) is None
 
     async def aclose(self) -> None:
         """Stop the fetches that run."""
@@ -135,16 +148,18 @@ class TokenKeeper:
         if fetches:
             await asyncio.wait(fetches.values())
 
-    def _raise_known(self, key: Hashable, now: float) -> None:
+    def _why_not(self, key: Hashable, now: float) -> CredentialRefusedError | CredentialUnavailableError | None:
+        """Why no token can be asked for now; None where one can."""
         refusal = self._refusals.get(key)
-        if refusal is not None:
-            if now < refusal.until:
-                raise CredentialRefusedError(refusal.message, caller=refusal.caller)
+        if refusal is not None and now >= refusal.until:
+            refusal = None
             del self._refusals[key]
-        if now < self._silent_until:
-            raise CredentialUnavailableError(
-                f"{self._issuer} gives no tokens now", retry_after=self._silent_until - now
-            )
+        if refusal is not None and refusal.caller is not None:
+            return CredentialRefusedError(refusal.message, caller=refusal.caller)
+        until = max(self._silent_until, now if refusal is None else refusal.until)
+        if until > now:
+            return CredentialUnavailableError(f"{self._issuer} gives no token now", retry_after=until - now)
+        return None
 
     def _fetch(self, key: Hashable, issue: Issue, until: float) -> asyncio.Task[None]:
         """The fetch that runs, or a new one. A caller that goes away does not end it for the others."""
@@ -166,21 +181,23 @@ class TokenKeeper:
         except CredentialRefusedError as error:
             self._refuse(key, str(error), error.caller)
         except TokenRequestError as error:
-            if error.permanent:
-                self._refuse(key, str(error), self._refuses_caller(error))
-            else:
+            if error.status in _OVERLOADED:
                 self._be_silent(str(error))
+            else:
+                self._refuse(key, str(error), self._refuses_caller(error) if error.permanent else None)
         except (FetchError, IssuerUnavailableError) as error:
             self._be_silent(str(error))
         except Exception:
             logger.exception("asking %s for a token failed in a way that is not foreseen", self._issuer)
-            self._silent_until = self._clock() + _COOLDOWN
+            self._refuse(key, "an error of our own", None)
         else:
             self.put(key, keep(token, now=now, until=until))
 
-    def _refuse(self, key: Hashable, message: str, caller: bool) -> None:
-        logger.log(logging.INFO if caller else logging.ERROR, "no token was issued: %s", message)
-        self._refusals[key] = _Refusal(message, caller, self._clock() + _REFUSED_FOR)
+    def _refuse(self, key: Hashable, message: str, caller: bool | None) -> None:
+        level = {True: logging.INFO, False: logging.ERROR, None: logging.WARNING}[caller]
+        logger.log(level, "no token was issued: %s", message)
+        seconds = _COOLDOWN if caller is None else _REFUSED_FOR
+        self._refusals[key] = _Refusal(message, caller, self._clock() + seconds)
         self._refusals.move_to_end(key)
         if len(self._refusals) > _MAX_REFUSALS:
             self._refusals.popitem(last=False)

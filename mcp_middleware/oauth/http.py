@@ -15,9 +15,12 @@ import asyncio
 import math
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from importlib import import_module
+from concurrent.futures import Future
+from functools import cache
 from ipaddress import ip_address
-from socket import IPPROTO_TCP, SOCK_STREAM
+from os import environ
+from socket import IPPROTO_TCP, SOCK_STREAM, getaddrinfo
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlencode
 
@@ -65,10 +68,34 @@ class RefusedAddressError(FetchError):
     """A host has an address that must not be connected to: the configuration is wrong, or who sent us there."""
 
 
+_looking: Final[dict[tuple[str, int], "Future[Sequence[str]]"]] = {}
+"""The look-ups that run."""
+
+
 async def look_up(host: str, port: int) -> Sequence[str]:
-    """The addresses that the system knows for ``host``."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=SOCK_STREAM, proto=IPPROTO_TCP)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    """The addresses that the system knows for ``host``.
+
+    A look-up cannot be ended, and takes half a minute where no name server answers. So each has a thread that nobody
+    waits for at the end, and there is one for a name at a time: they neither use up the threads of the event loop,
+    which others need, nor hold up the end of the process.
+    """
+    running = _looking.get((host, port))
+    if running is None:
+        running = _looking[host, port] = Future()
+        running.set_running_or_notify_cancel()  # one who goes away does not end it for the others
+        Thread(target=_look_up, args=(host, port, running), name=f"look-up of {host}", daemon=True).start()
+    return await asyncio.wrap_future(running)
+
+
+def _look_up(host: str, port: int, answer: "Future[Sequence[str]]") -> None:
+    try:
+        found = getaddrinfo(host, port, type=SOCK_STREAM, proto=IPPROTO_TCP)
+    except Exception as error:
+        del _looking[host, port]
+        answer.set_exception(error if isinstance(error, OSError) else OSError(str(error)))
+    else:
+        del _looking[host, port]
+        answer.set_result(list(dict.fromkeys(str(address[0]) for *_, address in found)))
 
 
 class OAuthHTTPClient:
@@ -78,9 +105,8 @@ class OAuthHTTPClient:
     """
 
     def __init__(self, *, resolve: Resolver = look_up) -> None:
-        import_module("httpcore2")  # 0.1 s: when the application starts, not in its first request
         self._resolve = resolve
-        self._tls: ssl.SSLContext | None = None
+        self._tls = _trust(environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR"))
         self._pools: dict[tuple[Any, ...], httpcore2.AsyncConnectionPool] = {}
         """Those with requests under way, by origin and by whether private addresses are allowed."""
 
@@ -171,8 +197,6 @@ class OAuthHTTPClient:
     def _new_pool(self, allow_private: bool) -> "httpcore2.AsyncConnectionPool":
         import httpcore2
 
-        if self._tls is None:
-            self._tls = httpcore2.default_ssl_context()
         return httpcore2.AsyncConnectionPool(
             ssl_context=self._tls,
             max_connections=_MAX_CONNECTIONS,
@@ -183,6 +207,15 @@ class OAuthHTTPClient:
 
 class _BadAddressError(Exception):
     """What the network says of a host, which does not know the URL."""
+
+
+@cache
+def _trust(_file: str | None, _directory: str | None) -> ssl.SSLContext:
+    """The certificates to trust, which the environment names. Read when the application starts, and once: with the
+    import it takes 0.2 s."""
+    import httpcore2
+
+    return httpcore2.default_ssl_context()
 
 
 def _failures() -> tuple[type[Exception], ...]:

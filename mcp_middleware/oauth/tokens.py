@@ -27,19 +27,10 @@ _TOKEN: Final = re.compile(r"[!-~]+")
 """What can stand in an Authorization header. RFC 6750 allows less, and servers do not keep to it."""
 _ERROR: Final = re.compile(r"[ !#-\[\]-~]{1,200}")
 """The characters of RFC 6749 section 5.2."""
-_PERMANENT: Final = frozenset(
-    {
-        "access_denied",
-        "invalid_client",
-        "invalid_grant",
-        "invalid_request",
-        "invalid_scope",
-        "invalid_target",
-        "unauthorized_client",
-        "unsupported_grant_type",
-        "unsupported_token_type",
-    }
-)
+_VERDICTS: Final = range(400, 404)
+"""The statuses of an authorization server that has decided; a 404 or 405 comes from whatever stands in its place."""
+_PASSING: Final = frozenset({"authorization_pending", "server_error", "slow_down", "temporarily_unavailable"})
+"""Errors that another time is without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,5 +139,5 @@ def _refusal(status: int, document: Mapping[str, Any], endpoint: str) -> TokenRe
         error=error,
         description=description,
         status=status,
-        permanent=400 <= status < 500 and error in _PERMANENT,
+        permanent=status in _VERDICTS and error is not None and error not in _PASSING,
     )

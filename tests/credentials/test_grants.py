@@ -15,6 +15,7 @@ from mcp_middleware.credentials import (
     CredentialRefusedError,
     CredentialUnavailableError,
     TokenExchange,
+    keeping,
 )
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth import ClientSecret, IssuerUnavailableError, OAuthHTTPClient, PrivateKeyJWT
@@ -248,7 +249,7 @@ async def test_a_refusal_of_our_own_token_is_never_the_callers_fault(issuer: Tok
 
 @pytest.mark.parametrize(
     ("status", "document"),
-    [(503, {}), (429, {"error": "slow_down"}), (500, {"error": "invalid_client"}), (302, {}), (200, {"x": 1})],
+    [(503, {}), (429, {"error": "slow_down"}), (502, {"error": "invalid_client"}), (302, {})],
 )
 async def test_a_server_out_of_order_is_left_alone_for_a_while(
     issuer: TokenIssuer, make: Made, clock: FakeClock, status: int, document: dict[str, Any]
@@ -263,6 +264,35 @@ async def test_a_server_out_of_order_is_left_alone_for_a_while(
     issuer.refusal = None
     clock.advance(10)
     assert await credential.token(caller("bob")) == "token-1"
+
+
+@pytest.mark.parametrize(
+    ("status", "document"), [(500, {"error": "invalid_client"}), (200, {"x": 1}), (404, {}), (400, {}), (403, {"x": 1})]
+)
+async def test_what_one_token_upsets_keeps_nobody_else_from_theirs(
+    issuer: TokenIssuer, make: Made, clock: FakeClock, status: int, document: dict[str, Any]
+) -> None:
+    issuer.refusal = (status, document)
+    credential = make.exchange()
+    for _ in range(2):
+        with pytest.raises(CredentialUnavailableError) as caught:
+            await credential.headers(caller("eve"))
+        assert caught.value.retry_after == 10
+    assert issuer.asked["token"] == 1
+    issuer.refusal = None
+    assert await credential.token(caller()) == "token-1"
+    clock.advance(10)
+    with pytest.raises(CredentialRefusedError):
+        await credential.headers(caller("eve"))
+
+
+async def test_what_the_caller_must_do_first_is_about_the_caller(issuer: TokenIssuer, make: Made) -> None:
+    issuer.refusal = (400, {"error": "interaction_required"})
+    credential = make.exchange()
+    with pytest.raises(CredentialRefusedError, match="interaction_required") as caught:
+        await credential.headers(caller())
+    assert caught.value.caller
+    await credential.start()
 
 
 async def test_a_token_serves_to_its_end_while_the_server_is_down(
@@ -318,6 +348,43 @@ async def test_one_more_try_after_a_401_and_no_more(issuer: TokenIssuer, make: M
     assert not credential.rejected(NOBODY, second)
     assert await credential.headers(NOBODY) == second
     assert issuer.issued == 2
+
+
+async def test_a_rejected_token_is_the_best_there_is_while_the_server_is_down(
+    issuer: TokenIssuer, make: Made, clock: FakeClock
+) -> None:
+    """One caller who has the server answer 401 must not take a good token from all."""
+    credential = make.own()
+    first = await credential.headers(NOBODY)
+    clock.advance(10)
+    issuer.refusal = (503, {})
+    assert credential.rejected(NOBODY, first)
+    assert await credential.headers(NOBODY) == first
+    assert not credential.rejected(NOBODY, first)  # nothing better can be had
+    assert await credential.headers(NOBODY) == first
+    assert issuer.asked["token"] == 2
+    issuer.refusal = (401, {"error": "invalid_client"})
+    clock.advance(10)
+    assert await credential.headers(NOBODY) == first
+    assert not credential.rejected(NOBODY, first)
+    issuer.refusal = None
+    clock.advance(30)
+    assert await credential.headers(NOBODY) == ((b"authorization", b"Bearer token-2"),)
+
+
+async def test_nobody_waits_long_for_a_better_token(
+    issuer: TokenIssuer, make: Made, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "_PATIENCE", 0.01)
+    credential = make.own()
+    first = await credential.headers(NOBODY)
+    clock.advance(10)
+    issuer.open.clear()
+    assert credential.rejected(NOBODY, first)
+    assert await credential.headers(NOBODY) == first
+    issuer.open.set()
+    await renewed(credential)
+    assert await credential.headers(NOBODY) == ((b"authorization", b"Bearer token-2"),)
 
 
 async def test_what_is_kept_is_bounded(issuer: TokenIssuer, make: Made) -> None:

@@ -5,6 +5,7 @@ import gc
 import gzip
 import logging
 import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -12,7 +13,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from mcp_middleware.oauth import http
-from mcp_middleware.oauth.http import FetchError, OAuthHTTPClient, RefusedAddressError
+from mcp_middleware.oauth.http import FetchError, OAuthHTTPClient, RefusedAddressError, look_up
 from tests.oauth.servers import certificate, http_answer, raw_server
 
 
@@ -178,6 +179,36 @@ async def test_a_name_without_addresses_cannot_be_fetched() -> None:
     for resolve in (Names([]), unknown):
         with pytest.raises(FetchError, match="ConnectError"):
             await OAuthHTTPClient(resolve=resolve).get("https://login.example.com/")
+
+
+async def test_names_are_looked_up_by_the_system() -> None:
+    assert set(await look_up("localhost", 80)) <= {"127.0.0.1", "::1"}
+    with pytest.raises(OSError, match=r".+"):
+        await look_up("x" * 70 + ".invalid", 80)
+
+
+async def test_a_resolver_that_hangs_takes_one_thread_for_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 42. It cannot be ended, so nobody may wait for it, and it takes nothing that others need."""
+    answer, asked = threading.Event(), []
+
+    def hang(host: str, *args: object, **options: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        asked.append(host)
+        answer.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 443))]
+
+    monkeypatch.setattr(http, "getaddrinfo", hang)
+    monkeypatch.setattr(http, "_TIMEOUT", 0.05)
+    client, threads = OAuthHTTPClient(), threading.active_count()
+    for _ in range(3):
+        with pytest.raises(FetchError, match="no whole answer within"):
+            await client.get("https://login.example.com/")
+    assert asked == ["login.example.com"]
+    assert threading.active_count() <= threads + 1
+    later = asyncio.create_task(look_up("login.example.com", 443))
+    await asyncio.sleep(0)
+    answer.set()
+    assert await later == ["10.0.0.1"]
+    assert http._looking == {}
 
 
 async def test_the_connection_goes_to_the_address_that_was_judged() -> None:
