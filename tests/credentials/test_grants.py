@@ -387,8 +387,9 @@ async def test_nobody_waits_long_for_a_better_token(
     assert await credential.headers(NOBODY) == ((b"authorization", b"Bearer token-2"),)
 
 
-async def test_what_is_kept_is_bounded(issuer: TokenIssuer, make: Made) -> None:
+async def test_what_is_kept_is_bounded(issuer: TokenIssuer, make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Case 26."""
+    monkeypatch.setattr(keeping, "_MAX_REFUSALS", 2)
     credential = make.exchange(cache_size=2)
     issuer.exchanges_anything = True
     for name in ("a", "b", "c", "a"):
@@ -399,7 +400,7 @@ async def test_what_is_kept_is_bounded(issuer: TokenIssuer, make: Made) -> None:
     for number in range(3):
         with pytest.raises(CredentialRefusedError):
             await credential.token(caller(f"x{number}"))
-    assert len(credential._keeper._refusals) == 3
+    assert len(credential._keeper._refusals) == 2
 
 
 async def test_endpoints_that_moved_are_found_again(issuer: TokenIssuer, make: Made, clock: FakeClock) -> None:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from mcp_middleware.oauth import metadata
 from mcp_middleware.oauth.http import FetchError, IssuerUnavailableError, OAuthHTTPClient, RefusedAddressError
 from mcp_middleware.oauth.metadata import MetadataSource, WrongMetadataError, discover, discovery_urls, parse_metadata
 from mcp_middleware.testing import FakeClock
@@ -328,6 +329,17 @@ async def test_a_fault_of_ours_is_an_outage_too(caplog: pytest.LogCaptureFixture
     with pytest.raises(IssuerUnavailableError, match="an error of our own"):
         await MetadataSource(ISSUER, BrokenClient()).get()
     assert "unforeseen" in caplog.text
+
+
+async def test_an_issuer_that_hangs_is_given_up(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 42."""
+    monkeypatch.setattr(metadata, "_TIMEOUT", 0.05)
+    issuer.open.clear()
+    source = MetadataSource(issuer.issuer, OAuthHTTPClient())
+    with pytest.raises(IssuerUnavailableError, match=r"no answer within 0\.05 s"):
+        await source.get()
+    assert isinstance(source.failure, FetchError)
+    issuer.open.set()
 
 
 async def test_closing_ends_a_fetch(issuer: Issuer) -> None:
