@@ -239,8 +239,8 @@ class IdentityAssertion(_Issuing, IDJAGGrant):
 
     def _extract_assertion(self, assertion: str) -> tuple[dict[str, Any], dict[str, Any]]:
         header, claims = super()._extract_assertion(assertion)
-        if not isinstance(claims, dict):
-            raise InvalidGrantError(description="Invalid JWT payload.")
+        if not isinstance(claims, dict) or not _is_plain(header):
+            raise InvalidGrantError(description="The assertion is malformed.")
         return header, claims
 
     def get_audiences(self) -> list[str]:
@@ -280,6 +280,12 @@ class ClientAssertion(JWTBearerClientAssertion):
             raise InvalidClientError(description="aud of the assertion must be the issuer, and nothing else.")
         super().verify_claims(claims)
 
+    def extract_assertion(self, assertion: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        header, claims = super().extract_assertion(assertion)
+        if not _is_plain(header):
+            raise InvalidClientError(description="The assertion is malformed.")
+        return header, claims
+
     def validate_jti(self, claims: dict[str, Any], jti: object) -> bool:
         return bool(self.server.is_new_assertion(claims["sub"], jti, claims["exp"], within=_ASSERTION_LIFETIME))
 
@@ -294,6 +300,11 @@ def _granted(client: Client, scope: str | None) -> str:
     if granted is None:
         raise InvalidScopeError(description="The client may have none of these scopes.")
     return granted
+
+
+def _is_plain(header: dict[str, Any]) -> bool:
+    """Whether the header of a JWT is what Authlib's library can judge: it trips over others, and none is needed."""
+    return all(isinstance(value, str) for value in header.values())
 
 
 def _depth(act: Any) -> int:
