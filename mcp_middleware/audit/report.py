@@ -85,7 +85,7 @@ _IS_RECORD: Final = " AND ".join(
         ),
     )
 )
-"""What holds for every row that is a record, and for no other. Never NULL."""
+"""What holds for every row that is a record, and for no other."""
 
 _COUNTS: Final = {
     "calls": "count(*) FILTER (WHERE decision = 'allowed')",
@@ -191,19 +191,19 @@ class Sums:
 
     def add_table(self, table: str) -> int:
         """Add the rows of a table. Returns how many of those that were asked for are no records."""
-        where = self._where
         execute = self._connection.execute
+        (before,) = execute("SELECT coalesce(max(rowid), 0) FROM parts").fetchone()
         keys = [
             *(KEYS[key] for key in self._by),
             f"CASE WHEN cost IS NOT NULL THEN coalesce(currency, '{UNKNOWN}') END",
         ]
-        execute(
-            f"INSERT INTO parts SELECT {', '.join((*keys, *_COUNTS.values(), _WHOLE, _NANOS))} "  # noqa: S608 (own names)
-            f"FROM {table} WHERE {where} AND {_IS_RECORD} GROUP BY {', '.join(map(str, range(1, len(keys) + 1)))}",
-            self._values,
-        )
-        select = f"SELECT count(*) FROM {table} WHERE {where} AND NOT ({_IS_RECORD})"  # noqa: S608 (own names)
-        damaged: int = execute(select, self._values).fetchone()[0]
+        places = ", ".join(str(number + 1) for number in range(len(keys)))
+        select = ", ".join((*keys, *_COUNTS.values(), _WHOLE, _NANOS))
+        source = f"FROM {table} WHERE {self._where}"
+        execute(f"INSERT INTO parts SELECT {select} {source} AND {_IS_RECORD} GROUP BY {places}", self._values)  # noqa: S608 (own names)
+        (asked,) = execute(f"SELECT count(*) {source}", self._values).fetchone()
+        added = "SELECT coalesce(sum(calls + refused), 0) FROM parts WHERE rowid > ?"
+        damaged: int = asked - execute(added, (before,)).fetchone()[0]
         return damaged
 
     def add_records(self, records: Iterable[AuditRecord]) -> int:
