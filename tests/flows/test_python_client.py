@@ -297,10 +297,9 @@ async def test_case_24_a_refreshed_token_keeps_the_session(target: Target, issue
 
 
 async def test_a_client_that_describes_itself_need_not_register(
-    target: Target, issuer: RunningServer, site: Site, monkeypatch: pytest.MonkeyPatch
+    target: Target, issuer: RunningServer, site: Site
 ) -> None:
     """A client ID metadata document: its URL is the client's name (H5)."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(site.certificate))
     site.document = {
         "client_id": site.url,
         "client_name": "An agent",

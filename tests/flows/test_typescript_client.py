@@ -12,6 +12,7 @@ What they do, as the tests read it off the wire:
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,7 +25,6 @@ from tests import npm
 from tests.authorization_server.running import Credentials, RunningServer
 from tests.flows.targets import Target
 
-PACKAGES: Final = ("@modelcontextprotocol/sdk@1.32.2", "@modelcontextprotocol/client@2.4.0")
 CALLBACK: Final = "http://127.0.0.1:33418/callback"
 SCRIPT: Final = Path(__file__).with_name("client.mjs")
 PATIENCE: Final = 60.0
@@ -32,14 +32,6 @@ PATIENCE: Final = 60.0
 Grant = Literal["code", "secret", "assertion"]
 
 CALLS: Final = [("echo", "hi"), ("write", "x"), ("write", "y"), ("echo", "still")]
-
-
-@pytest.fixture(scope="session")
-def home() -> Path:
-    try:
-        return npm.install("typescript-sdk-1.32.2-client-2.4.0", PACKAGES)
-    except npm.UnavailableError as error:
-        pytest.skip(str(error))
 
 
 @dataclass
@@ -74,6 +66,7 @@ async def led(
     grant: Grant,
     era: Era = "legacy",
     refresh: bool = True,
+    calls: Sequence[tuple[str, str]] = CALLS,
 ) -> Outcome:
     agent = Credentials("") if grant == "code" else issuer.add_client(key=grant == "assertion")
     options = {
@@ -87,7 +80,7 @@ async def led(
         "key": agent.private_key,
         "refresh": refresh,
         "callback": CALLBACK,
-        "calls": CALLS,
+        "calls": calls,
     }
     process = await asyncio.create_subprocess_exec(
         str(npm.node_of(home)),
