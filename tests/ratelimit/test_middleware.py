@@ -405,6 +405,25 @@ async def test_one_agent_without_tokens_leaves_the_others_alone(make: Make) -> N
     assert (await stack.call(caller="polite", name="other")).status == 200
 
 
+async def test_case_31_one_agent_at_a_hundred_times_its_limit_beside_nine_polite_ones(
+    make: Make, clock: FakeClock
+) -> None:
+    """None of the polite ones' calls fails; what they wait for is measured by the benchmarks."""
+    stack = make(requests=Rate("60/minute", burst=5), tokens="6000/minute", concurrency=3)
+    statuses: dict[str, list[int | None]] = {}
+    for _ in range(20):
+        callers = ["greedy"] * 100 + [f"polite-{number}" for number in range(9)]
+        calls = [(caller, stack.prepare(caller=caller)) for caller in callers]
+        await asyncio.gather(*(call.run() for _, call in calls))
+        for caller, call in calls:
+            statuses.setdefault(caller, []).append(call.status)
+        clock.advance(1)
+    greedy = statuses.pop("greedy")
+    assert greedy.count(200) <= 5 + 20
+    assert greedy.count(429) == 2000 - greedy.count(200)
+    assert all(answers == [200] * 20 for answers in statuses.values())
+
+
 async def test_case_27_concurrent_calls_are_admitted_up_to_the_burst_only(make: Make) -> None:
     stack = make(requests="1000/minute", tokens=Rate("1/minute", burst=1000), initial_output_tokens=94)
     stack.server.gate.clear()
