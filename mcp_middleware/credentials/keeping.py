@@ -4,7 +4,8 @@
 2. In the last quarter of that time, the next request has a new one fetched and goes on with the old one.
 3. Without a token a request waits for one; all requests for the same one wait for one fetch.
 4. What was said of one token is remembered for that one for a while, so that nobody's token can keep others from
-   theirs. A server that does not answer, or says that it has too much to do, is left alone for a while by all.
+   theirs. A server that does not answer, or says that it has too much to do, is left alone for a while by all; then
+   one request tries whether it is back, and nobody waits long for that one.
 5. A token that a server rejected is replaced; while no other can be had it is still the best there is.
 6. The number of tokens and of refusals is bounded; those not used for longest go first.
 """
@@ -39,7 +40,8 @@ _COOLDOWN: Final = 10.0
 """Seconds that a server which does not answer is left alone, and that a token which a server rejected must have lived
 to be replaced: one that rejects new ones would have a token fetched for each request."""
 _PATIENCE: Final = 1.0
-"""Seconds that a request waits for a better token than the one that a server rejected."""
+"""Seconds that a request waits for a better token than the one that a server rejected, or for an authorization server
+that did not answer the last time."""
 _OVERLOADED: Final = frozenset({429, 502, 503, 504})
 """Statuses that say it of the whole server; others are about the one request."""
 _REFUSED_FOR: Final = 30.0
@@ -49,17 +51,18 @@ _MAX_REFUSALS: Final = 1024
 
 @dataclass(slots=True)
 class KeptToken:
-    """A token with its times, in Unix seconds."""
+    """A token with its times, in Unix seconds where nothing else is said."""
 
     value: str = field(repr=False)
     headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
     """As a request carries it."""
-    fetched_at: float
     renew_at: float
     """When to ask for the next one; infinite where no next one would live longer."""
     ends_at: float
     rejected: bool = False
     """A server did not accept it."""
+    new_until: float = -math.inf
+    """Monotonic seconds until which one that is rejected is not replaced."""
 
 
 def keep(token: IssuedToken, *, now: float, until: float = math.inf) -> KeptToken:
@@ -70,7 +73,7 @@ def keep(token: IssuedToken, *, now: float, until: float = math.inf) -> KeptToke
     usable = ends - min(_MARGIN, life / 10)
     renewed = now + life * _RENEWED_AT if ends < until else math.inf
     header = (b"authorization", b"Bearer " + token.value.encode("ascii"))
-    return KeptToken(token.value, (header,), now, renewed, usable)
+    return KeptToken(token.value, (header,), renewed, usable)
 
 
 class _Refusal(NamedTuple):
@@ -78,21 +81,33 @@ class _Refusal(NamedTuple):
     caller: bool | None
     """Whether it is about the one who calls; None where the server decided nothing, and may the next time."""
     until: float
+    """Monotonic seconds."""
 
 
 class TokenKeeper:
-    """Keeps up to ``size`` tokens. ``refuses_caller``: whether what a server said is about the one who calls."""
+    """Keeps up to ``size`` tokens. ``refuses_caller``: whether what a server said is about the one who calls.
+
+    ``clock`` gives Unix seconds, by which tokens end; ``monotonic`` measures pauses, which must not grow where the
+    other clock is set back.
+    """
 
     def __init__(
-        self, *, issuer: str, size: int, refuses_caller: Callable[[TokenRequestError], bool], clock: Clock
+        self,
+        *,
+        issuer: str,
+        size: int,
+        refuses_caller: Callable[[TokenRequestError], bool],
+        clock: Clock,
+        monotonic: Clock,
     ) -> None:
         self._issuer = issuer
         self._size = size
         self._refuses_caller = refuses_caller
         self._clock = clock
+        self._monotonic = monotonic
         self._tokens: OrderedDict[Hashable, KeptToken] = OrderedDict()
         self._refusals: OrderedDict[Hashable, _Refusal] = OrderedDict()
-        self._fetches: dict[Hashable, asyncio.Task[None]] = {}
+        self._fetches: dict[Hashable, asyncio.Task[KeptToken | None]] = {}
         self._silent_until = -math.inf
 
     async def get(self, key: Hashable, issue: Issue, *, until: float = math.inf) -> KeptToken:
@@ -104,24 +119,28 @@ class TokenKeeper:
         kept = self._tokens.get(key)
         if kept is not None and now < kept.ends_at:
             self._tokens.move_to_end(key)
-            if now >= kept.renew_at and self._why_not(key, now) is None:
+            if now >= kept.renew_at and self._why_not(key) is None:
                 fetch = self._fetch(key, issue, until)
                 if kept.rejected:
-                    await asyncio.wait({fetch}, timeout=_PATIENCE)
-                    return self._tokens.get(key, kept)
+                    return await _result(fetch, _PATIENCE) or kept
                 kept.renew_at = now + _COOLDOWN
             return kept
-        why_not = self._why_not(key, now)
+        why_not = self._why_not(key)
         if why_not is None:
-            await asyncio.wait({self._fetch(key, issue, until)})
-            kept, now = self._tokens.get(key), self._clock()
-            if kept is not None and now < kept.ends_at:
+            kept = await _result(self._fetch(key, issue, until), _PATIENCE if self._silent else None)
+            if kept is not None and self._clock() < kept.ends_at:
                 return kept
-            why_not = self._why_not(key, now)
+            why_not = self._why_not(key)
         raise why_not or CredentialUnavailableError(f"{self._issuer} gave no token that can be used")
 
+    @property
+    def _silent(self) -> bool:
+        """Whether the server did not answer the last time."""
+        return self._silent_until > -math.inf
+
     def put(self, key: Hashable, token: KeptToken) -> None:
-        """Keep ``token``, which shows that the server issues some."""
+        """Keep ``token``, which was issued now."""
+        token.new_until = self._monotonic() + _COOLDOWN
         self._silent_until = -math.inf
         self._refusals.pop(key, None)
         self._tokens[key] = token
@@ -134,11 +153,10 @@ class TokenKeeper:
         kept = self._tokens.get(key)
         if kept is None or kept.headers != tuple(headers):
             return True
-        now = self._clock()
-        if now < kept.fetched_at + _COOLDOWN:
+        if self._monotonic() < kept.new_until:
             return False
         kept.rejected, kept.renew_at = True, -math.inf
-        return self._why_not(key, now) is None
+        return self._why_not(key) is None
 
     async def aclose(self) -> None:
         """Stop the fetches that run."""
@@ -148,8 +166,9 @@ class TokenKeeper:
         if fetches:
             await asyncio.wait(fetches.values())
 
-    def _why_not(self, key: Hashable, now: float) -> CredentialRefusedError | CredentialUnavailableError | None:
+    def _why_not(self, key: Hashable) -> CredentialRefusedError | CredentialUnavailableError | None:
         """Why no token can be asked for now; None where one can."""
+        now = self._monotonic()
         refusal = self._refusals.get(key)
         if refusal is not None and now >= refusal.until:
             refusal = None
@@ -157,11 +176,13 @@ class TokenKeeper:
         if refusal is not None and refusal.caller is not None:
             return CredentialRefusedError(refusal.message, caller=refusal.caller)
         until = max(self._silent_until, now if refusal is None else refusal.until)
+        if self._silent and key not in self._fetches and not all(fetch.done() for fetch in self._fetches.values()):
+            until = max(until, now + _PATIENCE)  # one request tries whether it is back
         if until > now:
             return CredentialUnavailableError(f"{self._issuer} gives no token now", retry_after=until - now)
         return None
 
-    def _fetch(self, key: Hashable, issue: Issue, until: float) -> asyncio.Task[None]:
+    def _fetch(self, key: Hashable, issue: Issue, until: float) -> asyncio.Task[KeptToken | None]:
         """The fetch that runs, or a new one. A caller that goes away does not end it for the others."""
         fetch = self._fetches.get(key)
         if fetch is None or fetch.done():
@@ -170,11 +191,11 @@ class TokenKeeper:
             fetch.add_done_callback(partial(self._forget, key))
         return fetch
 
-    def _forget(self, key: Hashable, fetch: asyncio.Task[None]) -> None:
+    def _forget(self, key: Hashable, fetch: asyncio.Task[KeptToken | None]) -> None:
         if self._fetches.get(key) is fetch:
             del self._fetches[key]
 
-    async def _refresh(self, key: Hashable, issue: Issue, until: float) -> None:
+    async def _refresh(self, key: Hashable, issue: Issue, until: float) -> KeptToken | None:
         now = self._clock()
         try:
             token = await issue()
@@ -184,6 +205,7 @@ class TokenKeeper:
             if error.status in _OVERLOADED:
                 self._be_silent(str(error))
             else:
+                self._silent_until = -math.inf
                 self._refuse(key, str(error), self._refuses_caller(error) if error.permanent else None)
         except (FetchError, IssuerUnavailableError) as error:
             self._be_silent(str(error))
@@ -191,17 +213,26 @@ class TokenKeeper:
             logger.exception("asking %s for a token failed in a way that is not foreseen", self._issuer)
             self._refuse(key, "an error of our own", None)
         else:
-            self.put(key, keep(token, now=now, until=until))
+            kept = keep(token, now=now, until=until)
+            self.put(key, kept)
+            return kept
+        return None
 
     def _refuse(self, key: Hashable, message: str, caller: bool | None) -> None:
         level = {True: logging.INFO, False: logging.ERROR, None: logging.WARNING}[caller]
         logger.log(level, "no token was issued: %s", message)
         seconds = _COOLDOWN if caller is None else _REFUSED_FOR
-        self._refusals[key] = _Refusal(message, caller, self._clock() + seconds)
+        self._refusals[key] = _Refusal(message, caller, self._monotonic() + seconds)
         self._refusals.move_to_end(key)
         if len(self._refusals) > _MAX_REFUSALS:
             self._refusals.popitem(last=False)
 
     def _be_silent(self, message: str) -> None:
         logger.warning("%s gives no tokens: %s", self._issuer, message)
-        self._silent_until = self._clock() + _COOLDOWN
+        self._silent_until = self._monotonic() + _COOLDOWN
+
+
+async def _result(fetch: asyncio.Task[KeptToken | None], timeout: float | None) -> KeptToken | None:  # noqa: ASYNC109
+    """What ``fetch`` brought, if it did within ``timeout`` seconds. It goes on for the others."""
+    await asyncio.wait({fetch}, timeout=timeout)
+    return fetch.result() if fetch.done() and not fetch.cancelled() else None

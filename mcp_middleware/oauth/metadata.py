@@ -178,6 +178,7 @@ class MetadataSource:
         self._known: ServerMetadata | None = None
         self._fetched_at = -math.inf
         self._failed_at = -math.inf
+        self._doubted = False
         self._failure: FetchError | None = None
         self._fetch: asyncio.Task[None] | None = None
 
@@ -194,13 +195,13 @@ class MetadataSource:
     async def get(self) -> ServerMetadata:
         """The metadata. Raises WrongMetadataError and RefusedAddressError as ``discover``, IssuerUnavailableError."""
         now = self._clock()
-        if self._known is not None and now - self._fetched_at < self._lifetime:
+        if self._known is not None and now - self._fetched_at < self._lifetime and not self._doubted:
             return self._known
         if now - self._failed_at >= self._cooldown:
             if self._fetch is None or self._fetch.done():
                 # A task: a caller that goes away does not end it for the others.
                 self._fetch = asyncio.create_task(self._refresh(), name=f"metadata of {self.issuer}")
-            if self._known is not None:
+            if self._known is not None and not self._doubted:
                 return self._known  # good enough until the new one is there
             await asyncio.wait({self._fetch})
         if self._known is not None:
@@ -214,8 +215,9 @@ class MetadataSource:
         )
 
     def doubt(self) -> None:
-        """Have it fetched again soon: what it names has failed, and may have moved."""
-        self._fetched_at = -math.inf
+        """What it names has failed, and may have moved: who asks next waits for a new one, unless this one is new."""
+        if self._clock() - self._fetched_at >= self._cooldown:
+            self._doubted = True
 
     async def aclose(self) -> None:
         """Stop a fetch that runs."""
@@ -237,6 +239,7 @@ class MetadataSource:
             self._fail(FetchError("an error of our own"))
         else:
             self._fetched_at = self._clock()
+            self._doubted = False
             self._failure = None
 
     def _fail(self, failure: FetchError) -> None:

@@ -266,6 +266,29 @@ async def test_a_server_out_of_order_is_left_alone_for_a_while(
     assert await credential.token(caller("bob")) == "token-1"
 
 
+async def test_one_tries_whether_a_silent_server_is_back_and_nobody_waits_long(
+    issuer: TokenIssuer, make: Made, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 42: black-holed."""
+    monkeypatch.setattr(keeping, "_PATIENCE", 0.01)
+    issuer.refusal = (503, {})
+    credential = make.exchange()
+    with pytest.raises(CredentialUnavailableError):
+        await credential.token(caller())
+    clock.advance(10)
+    issuer.refusal = None
+    issuer.open.clear()
+    for name in ("alice", "bob", "alice"):
+        with pytest.raises(CredentialUnavailableError) as caught:
+            await credential.token(caller(name))
+        assert caught.value.retry_after == 1
+    issuer.open.set()
+    await renewed(credential)
+    assert await credential.token(caller()) == "token-1"
+    assert await credential.token(caller("bob")) == "token-2"
+    assert issuer.asked["token"] == 3
+
+
 @pytest.mark.parametrize(
     ("status", "document"), [(500, {"error": "invalid_client"}), (200, {"x": 1}), (404, {}), (400, {}), (403, {"x": 1})]
 )
@@ -396,6 +419,8 @@ async def test_what_is_kept_is_bounded(issuer: TokenIssuer, make: Made, monkeypa
         await credential.token(caller(name))
     assert issuer.issued == 4
     assert len(credential._keeper._tokens) == 2
+    many = [credential.token(caller(str(number))) for number in range(20)]
+    assert len(set(await asyncio.gather(*many))) == 20  # each gets its own, however few are kept
     issuer.exchanges_anything = False
     for number in range(3):
         with pytest.raises(CredentialRefusedError):

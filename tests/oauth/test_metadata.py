@@ -312,13 +312,25 @@ async def test_metadata_that_turns_wrong_is_told_while_there_is_no_other(issuer:
     assert sum(issuer.asked.values()) == 2
 
 
-async def test_what_is_doubted_is_fetched_again(issuer: Issuer) -> None:
-    source = MetadataSource(issuer.issuer, OAuthHTTPClient())
-    await source.get()
+async def test_what_is_doubted_is_fetched_again_once_a_cooldown(issuer: Issuer) -> None:
+    clock = FakeClock()
+    source = MetadataSource(issuer.issuer, OAuthHTTPClient(), cooldown=10, clock=clock)
+    first = await source.get()
+    source.doubt()
+    assert await source.get() is first
+    clock.advance(10)
+    source.doubt()
+    issuer.changes = {"jwks_uri": f"{issuer.url}/jwks"}
+    assert (await source.get()).jwks_uri == f"{issuer.url}/jwks"
     source.doubt()
     await source.get()
-    await fetched(source)
     assert sum(issuer.asked.values()) == 2
+    clock.advance(10)
+    source.doubt()
+    issuer.status = 503
+    second = source.known
+    assert [await source.get() for _ in range(3)] == [second] * 3  # better than none
+    assert sum(issuer.asked.values()) == 4
 
 
 async def test_a_fault_of_ours_is_an_outage_too(caplog: pytest.LogCaptureFixture) -> None:
