@@ -200,7 +200,7 @@ class Sums:
         places = ", ".join(str(number + 1) for number in range(len(keys)))
         select = ", ".join((*keys, *_COUNTS.values(), _WHOLE, _NANOS))
         source = f"FROM {table} WHERE {self._where}"
-        execute(f"INSERT INTO parts SELECT {select} {source} AND {_IS_RECORD} GROUP BY {places}", self._values)  # noqa: S608 (own names)
+        execute(f"INSERT INTO parts SELECT {select} {source} AND {_IS_RECORD} GROUP BY {places}", self._values)
         (asked,) = execute(f"SELECT count(*) {source}", self._values).fetchone()
         added = "SELECT coalesce(sum(calls + refused), 0) FROM parts WHERE rowid > ?"
         damaged: int = asked - execute(added, (before,)).fetchone()[0]

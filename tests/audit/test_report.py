@@ -184,7 +184,7 @@ CALL = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15, deadline=None)
 @given(calls=st.lists(CALL, max_size=30), by=st.permutations(["agent", "day"]))
 def test_sums_are_those_of_whole_numbers(
     calls: list[dict[str, Any]], by: list[str], tmp_path_factory: pytest.TempPathFactory
@@ -319,7 +319,7 @@ def test_what_is_no_trail_is_said(tmp_path: Path) -> None:
 def test_any_record_that_a_file_can_hold_is_added_or_counted(tmp_path: Path) -> None:
     """What the limiter would never write, a file may hold all the same."""
 
-    @settings(max_examples=50)
+    @settings(max_examples=50, deadline=None)
     @given(
         st.lists(
             st.builds(
