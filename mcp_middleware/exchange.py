@@ -250,6 +250,7 @@ class Exchange:
         scope[_SCOPE_KEY] = child
         child.principal = self.principal
         child.access_token, child.still_good = self.access_token, self.still_good
+        child.deferred = self.deferred
         child.resource_metadata, child.base_scopes = self.resource_metadata, self.base_scopes
         child.era, child.version = self.era, self.version
         child.replace_message(message)

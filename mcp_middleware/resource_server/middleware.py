@@ -46,8 +46,9 @@ class OAuthResourceServerMiddleware(Member):
     look for one, with the scopes that the token itself names; a proxy to another machine has no use for it.
 
     Every request needs a token, whatever its path and method, except those for the metadata documents (RFC 9728).
-    Refusals are those of RFC 6750 with MCP's additions (B2, B8 to B12). When the application starts, a verifier with an
-    async method ``start`` is started. Raises ConfigurationError.
+    Refusals are those of RFC 6750 with MCP's additions (B2, B8 to B12). While an event stream is open its token is
+    verified again every 20 seconds, and the stream ends with it. When the application starts, a verifier with an async
+    method ``start`` is started. Raises ConfigurationError.
     """
 
     stage: ClassVar[str] = "resource_server"
