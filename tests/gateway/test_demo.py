@@ -125,8 +125,10 @@ def test_a_clients_secret_is_not_shown() -> None:
 
 
 def test_nothing_else_in_the_package_issues_tokens() -> None:
-    sources = [path for path in (ROOT / "mcp_middleware").rglob("*.py") if "jwt.encode(" in path.read_text()]
-    assert [path.relative_to(ROOT / "mcp_middleware" / "gateway") for path in sources] == [Path("demo/issuer.py")]
+    """What else is signed proves who we are, and says who calls: with keys of ours, and of types of their own."""
+    package = ROOT / "mcp_middleware"
+    signing = {str(path.relative_to(package)) for path in package.rglob("*.py") if "jwt.encode(" in path.read_text()}
+    assert signing == {"gateway/demo/issuer.py", "oauth/authentication.py", "credentials/signer.py"}
 
 
 async def test_the_files_server_keeps_what_a_session_reads() -> None:

@@ -17,7 +17,9 @@ from tests.integration.stack import build_server
 from tests.support import post, serve
 
 from .authority import authority
+from .forwarding import raw_server
 from .gateways import gateway
+from .test_forwarder_credentials import accepting
 from .test_gateway import ECHO
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -88,11 +90,10 @@ async def test_a_call_is_two_spans_in_the_callers_trace_and_counted_though_not_s
 
 async def test_credentials_that_fail_are_counted_by_server_and_how(tmp_path: Path) -> None:
     collector = Collector()
-    async with serve(collector.app) as otlp, authority() as issuer:
+    async with serve(collector.app) as otlp, authority() as issuer, raw_server(accepting()) as upstream:
         grant = {"issuer": issuer.issuer, "client_id": "gateway", "client_secret": "s", "type": "client_credentials"}
-        servers = {"files": {"url": "http://127.0.0.1:9/mcp", "credentials": grant}}
+        servers = {"files": {"url": f"{upstream.origin}/mcp", "credentials": grant}}
         async with gateway(tmp_path, servers, tracing={"otlp": otlp}) as running:
-            issuer.refusal = (401, "invalid_client")
             reply = await post(running.http, running.url(), "tools/call", ECHO, token=running.token())
             assert reply.status_code == 502
-    assert ("mcp_middleware.gateway.credential_failures", "files", "refused") in collector.counts
+    assert ("mcp_middleware.gateway.credential_failures", "files", "rejected") in collector.counts
