@@ -20,7 +20,19 @@ from mcp_middleware.gateway.credentials import GrantConfig
 from mcp_middleware.types import Era
 from tests.authorization_server.running import Credentials, RunningServer, running
 from tests.integration.stack import build_server
-from tests.support import answer_of, connect, initialize, listener, origin_of, post, serve, text_of
+from tests.support import (
+    answer_of,
+    connect,
+    headers_for,
+    initialize,
+    listener,
+    message,
+    messages_of,
+    origin_of,
+    post,
+    serve,
+    text_of,
+)
 
 from .gateways import Running, gateway
 
@@ -220,6 +232,40 @@ async def test_case_8_the_callers_token_reaches_no_server_on_any_path(
             found.upstream.refusals.clear()
         assert found.upstream.seen
         assert token not in json.dumps(found.upstream.seen)
+
+
+async def test_case_12_each_message_of_a_batch_has_its_callers_credential(tmp_path: Path) -> None:
+    async with chain(tmp_path, "token_exchange") as found:
+        token = await found.token("ci-2")
+        session = await initialize(found.gateway.http, found.url, token=token, version="2025-03-26")
+        batch = [message("tools/call", WHOAMI, id=number, era="legacy") for number in (1, 2)]
+        headers = headers_for(era="legacy", token=token, session=session, version="2025-03-26")
+        reply = await found.gateway.http.post(found.url, json=batch, headers=headers)
+        texts = {answer["id"]: answer["result"]["content"][0]["text"] for answer in messages_of(reply)}
+        assert texts == {1: "gateway ci-2", 2: "gateway ci-2"}
+
+
+async def test_case_34_neither_tokens_nor_secrets_are_in_a_log_or_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    async with chain(tmp_path, "token_exchange", server={"caller": {"key": CALLER_KEY}}) as found:
+        good, refused, late = [await found.token(agent) for agent in ("ci-1", "ci-2", "ci-2")]
+        own = found.issuer.server.query_client("gateway")
+        assert own is not None
+        found.issuer.revoke(refused)
+        statuses = [(await found.call(good)).status_code, (await found.call(refused)).status_code]
+        found.upstream.refusals = [401]
+        statuses.append((await found.call(good)).status_code)
+        await found.issuer.down()
+        statuses.append((await found.call(late)).status_code)
+        assert statuses == [200, 403, 502, 503]
+        signed = {head["x-mcp-caller"] for head in found.upstream.seen}
+        secrets = {good, refused, late, own.secret or "", CALLER_KEY, *found.upstream.tokens(), *signed}
+    logged = [log.getMessage() for log in caplog.records if not log.name.startswith("authlib")]  # the issuer's own
+    written = "\n".join(logged) + str(found.gateway.records())
+    assert len(written) > 1000
+    assert not [secret for secret in secrets if secret in written]
 
 
 async def test_case_42_the_authorization_server_of_a_credential_goes_and_comes_back(tmp_path: Path) -> None:
