@@ -2,8 +2,6 @@
 
 ``servers.py``                the two MCP servers, which know nothing of all this
 ``app.py``, ``policy.yaml``   the members around them: what you would write
-``lifespan.py``               starts and stops a mounted app
-``authorization_server.py``   stands in for your identity provider; for development only
 ``agent.py``, ``story.py``    the agents, and what they do
-``__main__.py``               runs it all
+``__main__.py``               runs it all, with ``examples/authorization_server`` in place of your identity provider
 """

@@ -67,8 +67,8 @@ def register(issuer: str, clients_file: Path) -> dict[str, Agent]:
 
 @contextmanager
 def process(module: str, *arguments: str, ready: str, log: Path) -> Iterator[None]:
-    """Run a module of this package until the end of the block; it is up once ``ready`` answers."""
-    command = [sys.executable, "-m", f"{__package__}.{module}", *arguments]
+    """Run a module until the end of the block; it is up once ``ready`` answers."""
+    command = [sys.executable, "-m", module, *arguments]
     with log.open("wb") as output, subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output) as running:
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -113,13 +113,13 @@ def main() -> int:
         trail, clients = home / "audit.db", home / "clients.json"
         agents = register(issuer, clients)
         authorization_server = process(
-            "authorization_server",
+            "examples.authorization_server",  # stands in for your identity provider; for development only
             *(f"--port={issuer_port}", f"--clients={clients}", f"--resource={files}", f"--resource={notes}"),
             ready=f"{issuer}/jwks",
             log=home / "authorization_server.log",
         )
         app = process(
-            "app",
+            f"{__package__}.app",
             *(f"--port={port}", f"--issuer={issuer}", f"--audit={trail}"),
             ready=f"{origin}/",
             log=home / "app.log",

@@ -24,12 +24,12 @@ from joserfc.jwk import ECKey
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from examples.authorization_server import AuthorizationServer, Client, create_app
-from examples.authorization_server.tokens import Form
+from examples.authorization_server.tokens import Authorization, Form
 from tests.support import origin_of, serve
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
-__all__ = ["Credentials", "RunningServer", "running"]
+__all__ = ["Credentials", "RunningServer", "mint", "running"]
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,22 @@ async def running(*, resources: Sequence[str], **options: Any) -> AsyncIterator[
         yield server
     finally:
         await server.aclose()
+
+
+def mint(
+    server: AuthorizationServer,
+    client: Client,
+    *,
+    resource: str,
+    scopes: Collection[str],
+    lifetime: float | None = None,
+) -> str:
+    """An access token that ``client`` has for itself, without asking; it lasts ``lifetime`` seconds at most."""
+    scope = " ".join(sorted(scopes))
+    authorization = Authorization(client.client_id, client.client_id, scope, (resource,), client.roles)
+    until = None if lifetime is None else server.clock() + lifetime
+    issued = server.issue(authorization, scope=scope, resource=resource, refresh=False, until=until)
+    return str(issued["access_token"])
 
 
 def _bound(port: int) -> socket.socket:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.fastapi_app.authorization_server import AuthorizationServer, Client
+from examples.authorization_server import AuthorizationServer, Client, create_app
 from mcp_middleware import (
     AuditLogMiddleware,
     OAuthResourceServerMiddleware,
@@ -18,10 +18,12 @@ from mcp_middleware import (
     ToolAuthorizationMiddleware,
     TraceContextMiddleware,
 )
+from tests.authorization_server.running import mint
 from tests.conformance import fixture
 from tests.support import listener, origin_of, serve
 
-SUITE = Client("conformance-suite", frozenset({"mcp:use"}))
+SCOPES = frozenset({"mcp:use"})
+SUITE = Client(client_id="conformance-suite", scopes=SCOPES)
 EVERYTHING = {
     "default": "deny",
     "rules": [{"agents": [SUITE.client_id], "tools": ["*"], "prompts": ["*"], "resources": ["*"]}],
@@ -60,10 +62,10 @@ async def governed(directory: Path) -> AsyncIterator[Governed]:
                 ),
                 resource=resource,
                 issuers=[issuer.issuer],
-                scopes=sorted(SUITE.scopes),
+                scopes=sorted(SCOPES),
             ),
         ),
         sink=SQLiteSink(audit),
     )
-    async with serve(issuer.app(), bound=issuer_socket), serve(app, bound=server_socket):
-        yield Governed(resource, issuer.issue(SUITE, resource=resource, scopes=SUITE.scopes), audit)
+    async with serve(create_app(issuer), bound=issuer_socket), serve(app, bound=server_socket):
+        yield Governed(resource, mint(issuer, SUITE, resource=resource, scopes=SCOPES), audit)

@@ -62,7 +62,7 @@ def test_a_hidden_tool_reads_like_an_unknown_one(output: str) -> None:
 
 def test_the_client_obtains_the_missing_scope(output: str) -> None:
     [step_up] = lines_of(output, "step-up")
-    assert step_up.startswith("files:read mcp:use")
+    assert step_up.startswith("mcp:use files:read")
     assert all(line.startswith("mcp:use ") for line in lines_of(output, "token"))
 
 

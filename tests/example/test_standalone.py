@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx2
@@ -12,6 +13,7 @@ import pytest
 
 from examples.standalone.library import create
 from mcp_middleware.gateway.config import load
+from tests.authorization_server.running import running
 from tests.support import post, serve
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +42,13 @@ def test_the_file_to_copy_is_good_and_names_every_variable(tmp_path: Path) -> No
 async def test_the_library_serves_the_gateway_beside_other_routes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (VARIABLES | {"AUDIT": str(tmp_path / "audit.db")}).items():
-        monkeypatch.setenv(name, value)
     public = {"host": "mcp.example.com"}
-    async with serve(create()) as origin, httpx2.AsyncClient() as http:
+    async with AsyncExitStack() as stack:
+        issuer = await stack.enter_async_context(running(resources=["https://mcp.example.com/files/mcp"]))
+        for name, value in (VARIABLES | {"AUDIT": str(tmp_path / "audit.db"), "ISSUER": issuer.issuer}).items():
+            monkeypatch.setenv(name, value)
+        origin = await stack.enter_async_context(serve(create()))
+        http = await stack.enter_async_context(httpx2.AsyncClient())
         assert (await http.get(origin)).text.splitlines()[0] == "https://mcp.example.com/search/mcp"
         assert (await http.get(f"{origin}/readyz")).json()["status"] == "ready"
         document = await http.get(f"{origin}/.well-known/oauth-protected-resource/files/mcp", headers=public)

@@ -10,17 +10,18 @@ from typing import Any
 
 import httpx2
 
-from examples.fastapi_app.authorization_server import AuthorizationServer, Client
+from examples.authorization_server import AuthorizationServer, Client
+from examples.authorization_server import create_app as authorization_server
 from mcp_middleware.audit.query import AuditTrail
 from mcp_middleware.audit.record import AuditRecord
 from mcp_middleware.gateway.app import Gateway, create_app
 from mcp_middleware.gateway.config import from_mapping
-from tests.authorization_server.running import RunningServer
+from tests.authorization_server.running import RunningServer, mint
 from tests.support import TIMEOUT, listener, origin_of, serve
 
 SCOPES = frozenset({"mcp:use", "files:write"})
-CI = Client("ci-1", SCOPES)
-OTHER = Client("other", SCOPES)
+CI = Client(client_id="ci-1", scopes=SCOPES)
+OTHER = Client(client_id="other", scopes=SCOPES)
 
 SESSION_KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 
@@ -52,7 +53,7 @@ class Running:
     def token(
         self, client: Client = CI, server: str = "files", scopes: frozenset[str] = frozenset({"mcp:use"}), **claims: Any
     ) -> str:
-        return self.issuer.issue(client, resource=self.url(server), scopes=scopes, **claims)
+        return mint(self.issuer, client, resource=self.url(server), scopes=scopes, **claims)
 
     def records(self) -> list[AuditRecord]:
         """The audit trail, oldest first; whole once the gateway has been left."""
@@ -106,7 +107,7 @@ async def gateway(
         if authorities:
             issuers.close()
         else:
-            await stack.enter_async_context(serve(issuer.app(), bound=issuers))
+            await stack.enter_async_context(serve(authorization_server(issuer), bound=issuers))
         await stack.enter_async_context(serve(app, bound=own))
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=TIMEOUT))
         yield Running(app, origin, http, issuer, audit)

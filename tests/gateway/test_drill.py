@@ -20,9 +20,10 @@ import httpx2
 import pytest
 import yaml
 
-from examples.fastapi_app.authorization_server import AuthorizationServer
+from examples.authorization_server import AuthorizationServer, create_app
 from mcp_middleware.audit.query import AuditTrail
 from mcp_middleware.types import Era
+from tests.authorization_server.running import mint
 from tests.integration.stack import KINDS
 from tests.support import answer_of, connect, headers_for, initialize, listener, message, origin_of, serve, text_of
 
@@ -205,7 +206,9 @@ async def test_ten_thousand_calls_find_their_way_whatever_dies(tmp_path: Path) -
     for bound in sockets:
         bound.close()
     public = origins[2]
-    issuer = AuthorizationServer(origin_of(issuer_socket), clients=[CI], resources=[f"{public}/files/mcp"])
+    issuer = AuthorizationServer(
+        origin_of(issuer_socket), clients=[CI], resources=[f"{public}/files/mcp"], lifetime=3600
+    )
     environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
     instances = [
         Process(
@@ -238,13 +241,13 @@ async def test_ten_thousand_calls_find_their_way_whatever_dies(tmp_path: Path) -
             )
         )
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(serve(issuer.app(), bound=issuer_socket))
+        await stack.enter_async_context(serve(create_app(issuer), bound=issuer_socket))
         for process in (*instances, *gateways):
             await process.start()
             stack.push_async_callback(process.stop)
         limits = httpx2.Limits(max_connections=WORKERS)
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=30, limits=limits))
-        token = issuer.issue(CI, resource=f"{public}/files/mcp", scopes=frozenset({"mcp:use"}), lifetime=3600)
+        token = mint(issuer, CI, resource=f"{public}/files/mcp", scopes={"mcp:use"})
         drill = Drill([f"{origins[2]}/files/mcp", f"{origins[3]}/files/mcp"], token, http)
         workers = [legacy_worker(drill, n) for n in range(WORKERS // 2)]
         workers += [modern_worker(drill, n) for n in range(WORKERS // 2 - 2)]

@@ -13,7 +13,7 @@ import httpx2
 from fastmcp import FastMCP
 from mcp.server.mcpserver import MCPServer
 
-from examples.fastapi_app.authorization_server import AuthorizationServer, Client
+from examples.authorization_server import AuthorizationServer, Client, create_app
 from mcp_middleware import (
     AuditLogMiddleware,
     OAuthResourceServerMiddleware,
@@ -26,6 +26,7 @@ from mcp_middleware import (
 )
 from mcp_middleware.audit.query import AuditTrail
 from mcp_middleware.audit.record import AuditRecord
+from tests.authorization_server.running import mint
 from tests.support import TIMEOUT, listener, origin_of, serve
 
 POLICY = """
@@ -38,8 +39,8 @@ rules:
 """
 
 SCOPES = frozenset({"mcp:use", "files:write"})
-CI = Client("ci-1", SCOPES)
-OTHER = Client("other", SCOPES)
+CI = Client(client_id="ci-1", scopes=SCOPES)
+OTHER = Client(client_id="other", scopes=SCOPES)
 
 Kind = Literal["fastmcp", "sdk"]
 KINDS: tuple[Kind, ...] = ("fastmcp", "sdk")
@@ -110,7 +111,7 @@ class Stack:
     """Each member ready to be put round an application."""
 
     def token(self, client: Client = CI, scopes: frozenset[str] = frozenset({"mcp:use"})) -> str:
-        return self.issuer.issue(client, resource=self.url, scopes=scopes)
+        return mint(self.issuer, client, resource=self.url, scopes=scopes)
 
     def records(self) -> list[AuditRecord]:
         """The audit trail, oldest first; whole once the stack has been left."""
@@ -151,7 +152,7 @@ async def governed(
     for name in reversed(order or list(members)):
         app = members[name](app)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(serve(issuer.app(), bound=issuer_socket))
+        await stack.enter_async_context(serve(create_app(issuer), bound=issuer_socket))
         await stack.enter_async_context(serve(app, bound=server_socket))
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=TIMEOUT))
         yield Stack(resource, http, issuer, audit, members)
