@@ -1,0 +1,160 @@
+"""Plain limits on requests, where identity is not known yet or does not matter: by address, and by tool.
+
+By the ``limits`` library, with fixed windows, in this process alone.
+"""
+
+import fnmatch
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from mcp_middleware.errors import RATE_LIMITED, ConfigurationError
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.member import ASGIApp, Bounds, Member
+from mcp_middleware.message import Request
+from mcp_middleware.options import whole_number
+from mcp_middleware.types import Clock, Rejection
+
+from .addresses import address_of, read_networks
+from .rate import Rate
+
+if TYPE_CHECKING:
+    from limits import RateLimitItem
+
+__all__ = ["RequestGuardMiddleware"]
+
+_WELL_KNOWN: Final = "/.well-known/"
+
+
+class RequestGuardMiddleware(Member):
+    """Limits requests by where they come from before anybody looks at their token, and calls of a tool by everybody.
+
+    An address has so many requests in each window *whose caller nobody authenticated*: one whose token proves good is
+    taken off again, so that an address which many good callers share is not used up by them. Metadata documents are not
+    counted. Without a member that authenticates, every request counts. Refused: 429 with ``Retry-After``.
+
+    A tool has so many calls in each window, whoever makes them. Only what goes on to the server counts, so that nobody
+    uses up what he may not call.
+
+    Args:
+        app: the ASGI application.
+        addresses: a rate such as ``"600/minute"``; None does not limit.
+        tools: globs of tool names to rates; the first that matches counts, all its tools together.
+        trusted_proxies: addresses and networks whose ``X-Forwarded-For`` is believed.
+        max_addresses: the most addresses to count; IPv6 counts by /64.
+        clock: seconds.
+        bounds: what one request may take.
+
+    Raises:
+        ConfigurationError: an option has a value that is not allowed.
+    """
+
+    stage: ClassVar[str] = "edge"
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        addresses: str | None = None,
+        tools: Mapping[str, str] | None = None,
+        trusted_proxies: Sequence[str] = (),
+        max_addresses: int = 100_000,
+        clock: Clock = time.monotonic,
+        bounds: Bounds | None = None,
+    ) -> None:
+        super().__init__(app, bounds=bounds)
+        name = type(self).__name__
+        if addresses is None and not tools:
+            raise ConfigurationError(f"{name} limits nothing; give addresses or tools")
+        self._addresses = None if addresses is None else _item(f"{name}: addresses", addresses)
+        self._tools = _tools(name, tools)
+        self._trusted = read_networks(f"{name}: trusted_proxies", trusted_proxies)
+        from limits.strategies import FixedWindowRateLimiter  # 0.1 s that only who asks for it should pay
+
+        from .windows import Windows
+
+        self._clock = clock
+        self._windows = Windows(whole_number(f"{name}: max_addresses", max_addresses) + len(self._tools), clock)
+        self._limiter = FixedWindowRateLimiter(self._windows)
+
+    async def on_headers(self, exchange: Exchange) -> Rejection | None:
+        """Count the address, or refuse it."""
+        item = self._addresses
+        if item is None or _WELL_KNOWN in exchange.path:
+            return None
+        peer = exchange.scope.get("client")
+        address = address_of(peer[0] if peer else None, exchange.scope["headers"], self._trusted)
+        if not self._limiter.hit(item, address):
+            return self._refuse(item, address, "address")
+        exchange.state[self] = address
+        return None
+
+    def on_forward(self, exchange: Exchange) -> Rejection | None:
+        """Count a call that every member has accepted, or keep it."""
+        message = exchange.message
+        if not self._tools or not isinstance(message, Request) or message.method != "tools/call":
+            return None
+        for glob, pattern, item in self._tools:
+            if pattern.match(message.target or ""):
+                if not self._limiter.hit(item, glob):
+                    return self._refuse(item, glob, "tool")
+                break
+        return None
+
+    async def on_finish(self, exchange: Exchange) -> None:
+        """Take a request off again whose caller is known."""
+        address = exchange.state.pop(self, None)
+        if address is not None and self._addresses is not None and exchange.principal is not None:
+            self._windows.take_back(self._addresses.key_for(address))
+
+    def _refuse(self, item: "RateLimitItem", key: str, kind: str) -> Rejection:
+        reset = self._limiter.get_window_stats(item, key).reset_time
+        wait = max(1, math.ceil((reset - self._clock()) * 1000))
+        seconds = -(-wait // 1000)
+        data: dict[str, Any] = {
+            "dimension": "requests",
+            "limit": item.amount,
+            "remaining": 0,
+            "retryAfterMs": wait,
+            "of": kind,
+        }
+        policy = f'"{kind}";q={item.amount};w={item.get_expiry()}'
+        return Rejection(
+            status=429,
+            code=RATE_LIMITED,
+            message=f"too many requests of this {kind}; try again in {seconds} s",
+            reason="rate_limited",
+            data=data,
+            headers=(
+                (b"retry-after", b"%d" % seconds),
+                (b"ratelimit-policy", policy.encode()),
+                (b"ratelimit", b'"%b";r=0;t=%d' % (kind.encode(), seconds)),
+            ),
+            rule=kind,
+        )
+
+
+def _item(place: str, option: Any) -> "RateLimitItem":
+    from limits import parse
+
+    try:
+        rate = Rate(option).rate
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place}: {error}") from None
+    return parse(rate)
+
+
+def _tools(name: str, tools: Any) -> list[tuple[str, re.Pattern[str], "RateLimitItem"]]:
+    if tools is None:
+        return []
+    if not isinstance(tools, Mapping):
+        raise ConfigurationError(f"{name}: tools is {tools!r}; it must be a mapping from globs to rates")
+    found = []
+    for glob, rate in tools.items():
+        if not isinstance(glob, str) or not glob:
+            raise ConfigurationError(f"{name}: tools has the key {glob!r}; it must be a glob of tool names")
+        item = _item(f"{name}: tools[{glob!r}]", rate)
+        found.append((glob, re.compile(fnmatch.translate(glob)), item))
+    return found

@@ -1,0 +1,168 @@
+"""Plain limits on requests, by address and by tool."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcp_middleware.errors import INVALID_PARAMS, ConfigurationError
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.member import Member
+from mcp_middleware.ratelimit import RequestGuardMiddleware
+from mcp_middleware.ratelimit.addresses import address_of, read_networks
+from mcp_middleware.testing import FakeClock
+from mcp_middleware.types import Principal, Rejection
+from tests.core.asgi import Call, rpc
+
+from .conftest import Server
+
+
+class Gate(Member):
+    """Stands in the place of the resource server, and of tool authorization: a good token, a bad one, a denied tool."""
+
+    stage = "resource_server"
+
+    async def on_headers(self, exchange: Exchange) -> Rejection | None:
+        token = exchange.headers.get(b"authorization")
+        if token is None:
+            return Rejection(401, INVALID_PARAMS, "no token", "no_token")
+        exchange.principal = Principal(None, token.decode(), None)
+        return None
+
+    async def on_request(self, exchange: Exchange) -> Rejection | None:
+        target = getattr(exchange.message, "target", None)
+        return Rejection(403, INVALID_PARAMS, "denied", "not_allowed") if target == "denied" else None
+
+
+class Guarded:
+    """A guard around a gate around a server, and how to call it."""
+
+    def __init__(self, clock: FakeClock, **options: Any) -> None:
+        self.server = Server()
+        self.guard = RequestGuardMiddleware(Gate(self.server), clock=clock, **options)
+
+    async def call(
+        self,
+        *,
+        token: str | None = None,
+        address: str = "192.0.2.1",
+        tool: str = "t",
+        path: str = "/mcp",
+        **headers: str,
+    ) -> Call:
+        lines = {name.replace("_", "-"): value for name, value in headers.items()}
+        if token is not None:
+            lines["authorization"] = token
+        call = Call(self.guard, rpc("tools/call", {"name": tool}), path=path, headers=lines)
+        call.scope["client"] = (address, 5)
+        return await call.run()
+
+
+async def test_an_address_that_nobody_authenticates_is_refused_and_others_are_not(clock: FakeClock) -> None:
+    guarded = Guarded(clock, addresses="3/minute")
+    assert [(await guarded.call()).status for _ in range(5)] == [401, 401, 401, 429, 429]
+    clock.advance(20.5)
+    refused = await guarded.call(token="good")
+    assert (refused.status, refused.headers["retry-after"]) == (429, "40")
+    assert refused.headers["ratelimit"] == '"address";r=0;t=40'
+    assert refused.headers["ratelimit-policy"] == '"address";q=3;w=60'
+    assert refused.json["error"]["data"] == {
+        "dimension": "requests",
+        "limit": 3,
+        "remaining": 0,
+        "retryAfterMs": 39_500,
+        "of": "address",
+    }
+    assert (await guarded.call(address="192.0.2.2")).status == 401
+    assert (await guarded.call(path="/.well-known/oauth-protected-resource")).status == 401
+    clock.advance(39)
+    assert (await guarded.call()).status == 429
+    clock.advance(1)
+    assert (await guarded.call()).status == 401
+
+
+async def test_good_callers_do_not_use_up_their_address(clock: FakeClock) -> None:
+    guarded = Guarded(clock, addresses="3/minute")
+    assert [(await guarded.call(token=f"agent {number}")).status for number in range(20)] == [200] * 20
+    assert [(await guarded.call()).status for _ in range(4)] == [401, 401, 401, 429]
+
+
+async def test_case_26_a_million_addresses_are_bounded(clock: FakeClock) -> None:
+    guarded = Guarded(clock, addresses="3/minute", max_addresses=50)
+    for number in range(500):
+        await guarded.call(address=f"198.51.{number // 250}.{number % 250}")
+    assert len(guarded.guard._windows) == 50
+    for number in range(500):
+        await guarded.call(address=f"2001:db8:1:1::{number:x}")
+    assert len([key for key in guarded.guard._windows._windows if "2001:db8:1:1" in key]) == 1
+
+
+async def test_a_tool_has_so_many_calls_from_everybody_and_only_those_that_reach_it_count(clock: FakeClock) -> None:
+    guarded = Guarded(clock, tools={"search_*": "3/minute", "*": "5/minute"})
+    assert [(await guarded.call(token="a", tool="denied")).status for _ in range(9)] == [403] * 9
+    calls = [("a", "search_web"), ("b", "search_mail"), ("c", "search_web"), ("d", "search_web")]
+    assert [(await guarded.call(token=token, tool=tool)).status for token, tool in calls] == [200, 200, 200, 429]
+    refused = await guarded.call(token="e", tool="search_mail")
+    assert refused.json["error"]["data"]["of"] == "tool"
+    assert [(await guarded.call(token="a", tool="read")).status for _ in range(6)] == [200] * 5 + [429]
+    assert len(guarded.server.received) == 8
+    clock.advance(60)
+    assert (await guarded.call(token="a", tool="search_web")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "expected"),
+    [
+        ("192.0.2.1", [], "192.0.2.1"),
+        ("192.0.2.1", ["198.51.100.7"], "192.0.2.1"),  # not a proxy of ours: it may say what it likes
+        ("10.0.0.1", ["198.51.100.7"], "198.51.100.7"),
+        ("10.0.0.1", ["203.0.113.9, 198.51.100.7"], "198.51.100.7"),  # the first was invented
+        ("10.0.0.1", ["203.0.113.9", "198.51.100.7, 10.0.0.2"], "198.51.100.7"),
+        ("10.0.0.1", ["198.51.100.7:4711"], "198.51.100.7"),
+        ("10.0.0.1", ["nonsense, 10.0.0.9"], "10.0.0.9"),
+        ("10.0.0.1", ["198.51.100.7, nonsense"], "10.0.0.1"),
+        ("10.0.0.1", [""], "10.0.0.1"),
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", ["[2001:db8::1]:443"], "2001:db8::/64"),
+        ("fd00::1", ["2001:db8:0:1:2:3:4:5"], "2001:db8:0:1::/64"),
+        ("::ffff:10.0.0.1", ["::ffff:198.51.100.7"], "198.51.100.7"),
+        ("fe80::1%eth0", [], "fe80::/64"),
+        (None, ["198.51.100.7"], "unknown"),
+        ("testclient", ["198.51.100.7"], "testclient"),
+    ],
+)
+def test_proxies_are_believed_where_they_are_trusted(peer: str | None, forwarded: list[str], expected: str) -> None:
+    trusted = read_networks("x", ["10.0.0.0/8", "fd00::/8"])
+    headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
+    assert address_of(peer, headers, trusted) == expected
+    if peer == "10.0.0.1":
+        assert address_of(peer, headers, ()) == "10.0.0.1"
+
+
+@given(st.lists(st.binary(max_size=60)))
+def test_whatever_stands_in_the_header_there_is_an_address(values: list[bytes]) -> None:
+    trusted = read_networks("x", ["0.0.0.0/0"])
+    assert address_of("10.0.0.1", [(b"x-forwarded-for", value) for value in values], trusted)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "limits nothing; give addresses or tools"),
+        ({"addresses": "many"}, "addresses: the rate is 'many'"),
+        ({"addresses": 7}, "addresses: the rate is 7"),
+        ({"tools": ["a"]}, "tools is ['a']; it must be a mapping from globs to rates"),
+        ({"tools": {"": "1/day"}}, "tools has the key ''"),
+        ({"tools": {"a": "1"}}, "tools['a']: the rate is '1'"),
+        ({"addresses": "1/day", "trusted_proxies": "10.0.0.1"}, "trusted_proxies is '10.0.0.1'; it must be a list"),
+        ({"addresses": "1/day", "trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies has '10.0.0.1/8'; it must be an"),
+        ({"addresses": "1/day", "trusted_proxies": [7]}, "trusted_proxies has 7"),
+        ({"addresses": "1/day", "max_addresses": 0}, "max_addresses is 0"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        RequestGuardMiddleware(Server(), **options)
+    assert str(refused.value).startswith("RequestGuardMiddleware")
+    assert said in str(refused.value)
