@@ -159,9 +159,7 @@ class ClientCredentials:
             clock=clock,
             monotonic=monotonic,
         )
-        self._keeper = TokenKeeper(
-            issuer=issuer, size=1, refuses_caller=lambda _: False, clock=clock, monotonic=monotonic
-        )
+        self._keeper = TokenKeeper(issuer=issuer, size=1, refuses_caller=lambda _: False, clock=clock)
         self._clock = clock
 
     async def token(self) -> str:
@@ -240,7 +238,6 @@ class TokenExchange:
             size=whole_number("TokenExchange.cache_size", cache_size),
             refuses_caller=lambda error: error.error not in _ABOUT_US,
             clock=clock,
-            monotonic=monotonic,
         )
         self._clock = clock
 

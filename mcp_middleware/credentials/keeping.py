@@ -51,18 +51,17 @@ _MAX_REFUSALS: Final = 1024
 
 @dataclass(slots=True)
 class KeptToken:
-    """A token with its times, in Unix seconds where nothing else is said."""
+    """A token with its times, in Unix seconds."""
 
     value: str = field(repr=False)
     headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
     """As a request carries it."""
+    asked_at: float
     renew_at: float
     """When to ask for the next one; infinite where no next one would live longer."""
     ends_at: float
     rejected: bool = False
     """A server did not accept it."""
-    new_until: float = -math.inf
-    """Monotonic seconds until which one that is rejected is not replaced."""
 
 
 def keep(token: IssuedToken, *, now: float, until: float = math.inf) -> KeptToken:
@@ -73,22 +72,26 @@ def keep(token: IssuedToken, *, now: float, until: float = math.inf) -> KeptToke
     usable = ends - min(_MARGIN, life / 10)
     renewed = now + life * _RENEWED_AT if ends < until else math.inf
     header = (b"authorization", b"Bearer " + token.value.encode("ascii"))
-    return KeptToken(token.value, (header,), renewed, usable)
+    return KeptToken(token.value, (header,), now, renewed, usable)
 
 
 class _Refusal(NamedTuple):
     message: str
     caller: bool | None
     """Whether it is about the one who calls; None where the server decided nothing, and may the next time."""
-    until: float
-    """Monotonic seconds."""
+    since: float
+    """Unix seconds."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it holds."""
+        return _COOLDOWN if self.caller is None else _REFUSED_FOR
 
 
 class TokenKeeper:
     """Keeps up to ``size`` tokens. ``refuses_caller``: whether what a server said is about the one who calls.
 
-    ``clock`` gives Unix seconds, by which tokens end; ``monotonic`` measures pauses, which must not grow where the
-    other clock is set back.
+    ``clock`` gives Unix seconds. Where it is set back, pauses are over: they must not grow to hours.
     """
 
     def __init__(
@@ -98,17 +101,16 @@ class TokenKeeper:
         size: int,
         refuses_caller: Callable[[TokenRequestError], bool],
         clock: Clock,
-        monotonic: Clock,
     ) -> None:
         self._issuer = issuer
         self._size = size
         self._refuses_caller = refuses_caller
         self._clock = clock
-        self._monotonic = monotonic
         self._tokens: OrderedDict[Hashable, KeptToken] = OrderedDict()
         self._refusals: OrderedDict[Hashable, _Refusal] = OrderedDict()
         self._fetches: dict[Hashable, asyncio.Task[KeptToken | None]] = {}
-        self._silent_until = -math.inf
+        self._silent_since: float | None = None
+        """When the server did not answer, if that was the last that is known of it."""
 
     async def get(self, key: Hashable, issue: Issue, *, until: float = math.inf) -> KeptToken:
         """The token for ``key``; ``issue`` asks for one. Nothing is used at or after ``until`` (Unix seconds).
@@ -127,21 +129,15 @@ class TokenKeeper:
             return kept
         why_not = self._why_not(key)
         if why_not is None:
-            kept = await _result(self._fetch(key, issue, until), _PATIENCE if self._silent else None)
+            kept = await _result(self._fetch(key, issue, until), None if self._silent_since is None else _PATIENCE)
             if kept is not None and self._clock() < kept.ends_at:
                 return kept
             why_not = self._why_not(key)
         raise why_not or CredentialUnavailableError(f"{self._issuer} gave no token that can be used")
 
-    @property
-    def _silent(self) -> bool:
-        """Whether the server did not answer the last time."""
-        return self._silent_until > -math.inf
-
     def put(self, key: Hashable, token: KeptToken) -> None:
-        """Keep ``token``, which was issued now."""
-        token.new_until = self._monotonic() + _COOLDOWN
-        self._silent_until = -math.inf
+        """Keep ``token``, which shows that the server issues some."""
+        self._silent_since = None
         self._refusals.pop(key, None)
         self._tokens[key] = token
         self._tokens.move_to_end(key)
@@ -153,7 +149,7 @@ class TokenKeeper:
         kept = self._tokens.get(key)
         if kept is None or kept.headers != tuple(headers):
             return True
-        if self._monotonic() < kept.new_until:
+        if _left(kept.asked_at, _COOLDOWN, self._clock()):
             return False
         kept.rejected, kept.renew_at = True, -math.inf
         return self._why_not(key) is None
@@ -168,19 +164,20 @@ class TokenKeeper:
 
     def _why_not(self, key: Hashable) -> CredentialRefusedError | CredentialUnavailableError | None:
         """Why no token can be asked for now; None where one can."""
-        now = self._monotonic()
+        now = self._clock()
+        wait = 0.0
         refusal = self._refusals.get(key)
-        if refusal is not None and now >= refusal.until:
-            refusal = None
-            del self._refusals[key]
-        if refusal is not None and refusal.caller is not None:
-            return CredentialRefusedError(refusal.message, caller=refusal.caller)
-        until = max(self._silent_until, now if refusal is None else refusal.until)
-        if self._silent and key not in self._fetches and not all(fetch.done() for fetch in self._fetches.values()):
-            until = max(until, now + _PATIENCE)  # one request tries whether it is back
-        if until > now:
-            return CredentialUnavailableError(f"{self._issuer} gives no token now", retry_after=until - now)
-        return None
+        if refusal is not None:
+            wait = _left(refusal.since, refusal.seconds, now)
+            if not wait:
+                del self._refusals[key]
+            elif refusal.caller is not None:
+                return CredentialRefusedError(refusal.message, caller=refusal.caller)
+        if self._silent_since is not None:
+            wait = max(wait, _left(self._silent_since, _COOLDOWN, now))
+            if key not in self._fetches and not all(fetch.done() for fetch in self._fetches.values()):
+                wait = max(wait, _PATIENCE)  # one request tries whether it is back
+        return CredentialUnavailableError(f"{self._issuer} gives no token now", retry_after=wait) if wait else None
 
     def _fetch(self, key: Hashable, issue: Issue, until: float) -> asyncio.Task[KeptToken | None]:
         """The fetch that runs, or a new one. A caller that goes away does not end it for the others."""
@@ -205,7 +202,7 @@ class TokenKeeper:
             if error.status in _OVERLOADED:
                 self._be_silent(str(error))
             else:
-                self._silent_until = -math.inf
+                self._silent_since = None
                 self._refuse(key, str(error), self._refuses_caller(error) if error.permanent else None)
         except (FetchError, IssuerUnavailableError) as error:
             self._be_silent(str(error))
@@ -221,15 +218,19 @@ class TokenKeeper:
     def _refuse(self, key: Hashable, message: str, caller: bool | None) -> None:
         level = {True: logging.INFO, False: logging.ERROR, None: logging.WARNING}[caller]
         logger.log(level, "no token was issued: %s", message)
-        seconds = _COOLDOWN if caller is None else _REFUSED_FOR
-        self._refusals[key] = _Refusal(message, caller, self._monotonic() + seconds)
+        self._refusals[key] = _Refusal(message, caller, self._clock())
         self._refusals.move_to_end(key)
         if len(self._refusals) > _MAX_REFUSALS:
             self._refusals.popitem(last=False)
 
     def _be_silent(self, message: str) -> None:
         logger.warning("%s gives no tokens: %s", self._issuer, message)
-        self._silent_until = self._monotonic() + _COOLDOWN
+        self._silent_since = self._clock()
+
+
+def _left(since: float, seconds: float, now: float) -> float:
+    """How much is left of a pause; nothing where the clock was set back beyond its beginning."""
+    return since + seconds - now if since <= now < since + seconds else 0.0
 
 
 async def _result(fetch: asyncio.Task[KeptToken | None], timeout: float | None) -> KeptToken | None:  # noqa: ASYNC109

@@ -43,7 +43,7 @@ async def server() -> AsyncIterator[Server]:
 
 async def test_a_request_is_sent_once_more_with_a_new_token(issuer: TokenIssuer, server: Server) -> None:
     clock = FakeClock()
-    credentials = ClientCredentials(issuer=issuer.issuer, authentication=PROOF, clock=clock, monotonic=clock)
+    credentials = ClientCredentials(issuer=issuer.issuer, authentication=PROOF, clock=clock)
     async with httpx2.AsyncClient(auth=credentials.auth()) as client:
         assert (await client.post(f"{server.url}/mcp", content=b"one")).status_code == 200
         clock.advance(20)

@@ -395,6 +395,22 @@ async def test_a_rejected_token_is_the_best_there_is_while_the_server_is_down(
     assert await credential.headers(NOBODY) == ((b"authorization", b"Bearer token-2"),)
 
 
+async def test_a_clock_that_is_set_back_prolongs_no_pause(issuer: TokenIssuer, make: Made, clock: FakeClock) -> None:
+    credential = make.exchange()
+    with pytest.raises(CredentialRefusedError):
+        await credential.token(caller("eve"))
+    first = await credential.headers(caller())
+    issuer.refusal = (503, {})
+    with pytest.raises(CredentialUnavailableError):
+        await credential.token(caller("bob"))
+    issuer.refusal = None
+    issuer.issued_to_others.add("eves-token")
+    clock.advance(-900)
+    assert await credential.token(caller("bob")) == "token-2"
+    assert await credential.token(caller("eve")) == "token-3"
+    assert credential.rejected(caller(), first)
+
+
 async def test_nobody_waits_long_for_a_better_token(
     issuer: TokenIssuer, make: Made, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
