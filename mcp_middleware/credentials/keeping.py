@@ -130,10 +130,10 @@ class TokenKeeper:
         why_not = self._why_not(key)
         if why_not is None:
             kept = await _result(self._fetch(key, issue, until), None if self._silent_since is None else _PATIENCE)
-            if kept is not None and self._clock() < kept.ends_at:
+            if kept is not None:
                 return kept
             why_not = self._why_not(key)
-        raise why_not or CredentialUnavailableError(f"{self._issuer} gave no token that can be used")
+        raise why_not or CredentialUnavailableError(f"{self._issuer} gives no token now")
 
     def put(self, key: Hashable, token: KeptToken) -> None:
         """Keep ``token``, which shows that the server issues some."""
@@ -211,8 +211,10 @@ class TokenKeeper:
             self._refuse(key, "an error of our own", None)
         else:
             kept = keep(token, now=now, until=until)
-            self.put(key, kept)
-            return kept
+            if self._clock() < kept.ends_at:
+                self.put(key, kept)
+                return kept
+            self._refuse(key, f"{self._issuer} gave a token that ended on its way", None)
         return None
 
     def _refuse(self, key: Hashable, message: str, caller: bool | None) -> None:

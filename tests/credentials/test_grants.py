@@ -186,6 +186,22 @@ async def test_a_token_is_not_sent_in_its_last_seconds(issuer: TokenIssuer, make
     assert await credential.token() == "token-2"
 
 
+async def test_a_token_that_ends_on_its_way_is_not_asked_for_with_each_request(
+    issuer: TokenIssuer, make: Made, clock: FakeClock
+) -> None:
+    issuer.open.clear()
+    credential = make.own()
+    waiting = asyncio.create_task(credential.token())
+    await issuer.waiting.wait()
+    clock.advance(95)
+    issuer.open.set()
+    with pytest.raises(CredentialUnavailableError):
+        await waiting
+    with pytest.raises(CredentialUnavailableError):
+        await credential.token()
+    assert issuer.asked["token"] == 1
+
+
 async def test_an_exchanged_token_never_outlives_the_callers(issuer: TokenIssuer, make: Made, clock: FakeClock) -> None:
     credential = make.exchange()
     alice = caller(ends=clock.now + 50)
