@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from .errors import ConfigurationError
     from .lifespan import lifespan_of
     from .member import Bounds, Member
-    from .ratelimit import AgentLimits, EstimatingCounter, Rate, RateLimitMiddleware, TokenCounter
+    from .ratelimit import (
+        AgentLimits,
+        EstimatingCounter,
+        ExactCounter,
+        Forecast,
+        PartLimits,
+        Rate,
+        RateLimitMiddleware,
+        RequestGuardMiddleware,
+        TokenCounter,
+    )
     from .resource_server import (
         Issuer,
         IssuerUnavailableError,
@@ -36,6 +46,8 @@ __all__ = [
     "ConfigurationError",
     "Decision",
     "EstimatingCounter",
+    "ExactCounter",
+    "Forecast",
     "Issuer",
     "IssuerUnavailableError",
     "JSONLinesSink",
@@ -44,6 +56,7 @@ __all__ = [
     "MemorySessions",
     "MemoryStorage",
     "OAuthResourceServerMiddleware",
+    "PartLimits",
     "Policy",
     "Principal",
     "ProtectedResource",
@@ -52,6 +65,7 @@ __all__ = [
     "RedisConnection",
     "RedisSessions",
     "RedisStorage",
+    "RequestGuardMiddleware",
     "SQLiteSink",
     "SessionAffinityMiddleware",
     "TokenCounter",
@@ -68,7 +82,17 @@ _HOMES = {
     "errors": ("ConfigurationError",),
     "lifespan": ("lifespan_of",),
     "member": ("Bounds", "Member"),
-    "ratelimit": ("AgentLimits", "EstimatingCounter", "Rate", "RateLimitMiddleware", "TokenCounter"),
+    "ratelimit": (
+        "AgentLimits",
+        "EstimatingCounter",
+        "ExactCounter",
+        "Forecast",
+        "PartLimits",
+        "Rate",
+        "RateLimitMiddleware",
+        "RequestGuardMiddleware",
+        "TokenCounter",
+    ),
     "resource_server": (
         "Issuer",
         "IssuerUnavailableError",
