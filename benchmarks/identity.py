@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import get_default_algorithms
 
 __all__ = ["AGENT", "RESOURCE", "SCOPE", "Issuer", "issuer"]
 
@@ -20,9 +22,10 @@ SCOPE = "mcp:use"
 class Issuer:
     """Who signs, and where its keys are."""
 
-    def __init__(self, url: str, key: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(self, url: str, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, algorithm: str) -> None:
         self.url = url
         self._key = key
+        self._algorithm = algorithm
 
     def token(self, subject: str = "alice") -> str:
         """An access token for an hour (RFC 9068)."""
@@ -37,14 +40,20 @@ class Issuer:
             "exp": now + 3600,
             "jti": "benchmark",
         }
-        return jwt.encode(claims, self._key, "ES256", headers={"kid": "1", "typ": "at+jwt"})
+        return jwt.encode(claims, self._key, self._algorithm, headers={"kid": "1", "typ": "at+jwt"})
+
+    def jwks(self) -> bytes:
+        """The key as it is published."""
+        public = get_default_algorithms()[self._algorithm].to_jwk(self._key.public_key(), as_dict=True)
+        public.pop("key_ops", None)
+        return json.dumps({"keys": [{**public, "kid": "1", "use": "sig", "alg": self._algorithm}]}).encode()
 
 
 @contextmanager
-def issuer() -> Iterator[Issuer]:
+def issuer(algorithm: Literal["ES256", "RS256"] = "ES256") -> Iterator[Issuer]:
     """An issuer while the context lasts."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key()))
+    es256 = algorithm == "ES256"
+    key = ec.generate_private_key(ec.SECP256R1()) if es256 else rsa.generate_private_key(65537, 2048)
     documents: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -62,13 +71,14 @@ def issuer() -> Iterator[Issuer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     url = f"http://127.0.0.1:{server.server_port}"
     metadata = {"issuer": url, "jwks_uri": f"{url}/jwks"}
-    documents["/jwks"] = json.dumps({"keys": [{**public, "kid": "1", "use": "sig", "alg": "ES256"}]}).encode()
+    issued_by = Issuer(url, key, algorithm)
+    documents["/jwks"] = issued_by.jwks()
     documents["/.well-known/oauth-authorization-server"] = json.dumps(metadata).encode()
     documents["/.well-known/openid-configuration"] = json.dumps(metadata).encode()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield Issuer(url, key)
+        yield issued_by
     finally:
         server.shutdown()
         server.server_close()

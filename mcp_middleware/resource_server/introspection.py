@@ -197,6 +197,7 @@ class Introspector:
             task.cancel()
         if asking:
             await asyncio.wait(asking)
+        self._asking.clear()
         self._trying = False
         self._turns = asyncio.Semaphore(_AT_ONCE)  # an old one belongs to an event loop that may have ended
 

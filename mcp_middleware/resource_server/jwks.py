@@ -142,12 +142,13 @@ class IssuerKeys:
         now = self._clock()
         if now - self._failed_at < self._cooldown:
             raise self._unavailable()  # it may be a new key; nobody can know
-        failed_at = self._failed_at
-        if now - self._searched_at >= self._cooldown:
+        failed_at, keys = self._failed_at, self._keys
+        patience = _PATIENCE if self._silent else None
+        if self._fetch is not None and not self._fetch.done():
+            await self._wait_for_fetch(patience)  # it may have been answered before the key was published
+        if self._keys is keys and self._failed_at == failed_at and now - self._searched_at >= self._cooldown:
             self._searched_at = now
-            await self._wait_for_fetch(_PATIENCE if self._silent else None)
-        elif self._fetch is not None:
-            await asyncio.wait({self._fetch})
+            await self._wait_for_fetch(patience)
         answered = self._fetch is None or self._fetch.done()
         if self._keys is None or self._failed_at != failed_at or not answered:
             raise self._unavailable()

@@ -18,6 +18,8 @@ ALGORITHMS: Final = _RSA | frozenset(_BY_CURVE.values())
 
 _RSA_BITS: Final = range(2048, 8192 + 1)
 """Smaller is weak (RFC 7518 section 3.3); larger makes each check slow."""
+_EXPONENT_BITS: Final = 64
+"""Nearly all keys have 65537; with one as long as the key a check takes a hundred times as long."""
 _MAX_KEYS: Final = 100
 _MAX_CANDIDATES: Final = 4
 
@@ -110,7 +112,7 @@ def _key(jwk: object) -> Key | None:
         key = PyJWK(public, algorithm=min(algorithms)).key
     except (PyJWTError, ValueError, TypeError):
         return None
-    if jwk["kty"] == "RSA" and key.key_size not in _RSA_BITS:
+    if jwk["kty"] == "RSA" and (key.key_size not in _RSA_BITS or key.public_numbers().e.bit_length() > _EXPONENT_BITS):
         return None
     kid = jwk.get("kid")
     return Key(kid if isinstance(kid, str) else None, algorithms, tuple(public.values()), key)

@@ -126,7 +126,7 @@ class Sources:
                 logger.error("%s", error)
             else:
                 logger.info("the issuer %s answers", name)
-                del self._retries[name]
+                self._retries.pop(name, None)
                 return
 
     async def aclose(self) -> None:

@@ -244,6 +244,8 @@ class IssuersVerifier:
         introspecting = self._sources.introspecting
         if introspecting and not looks_like_jwt(token):
             return await self._introspect(introspecting, token, digest)
+        if not self._forged.left:
+            raise IssuerUnavailableError("too many tokens with forged signatures")
         parsed = parse_token(token)
         source = self._source_of(parsed.claims)
         if isinstance(source.asked, Introspector):
@@ -264,8 +266,6 @@ class IssuersVerifier:
         identity, ends = check_claims(
             parsed.claims, issuer, resource=self.resource, now=self._clock(), leeway=self._leeway
         )
-        if not self._forged.left:
-            raise IssuerUnavailableError("too many tokens with forged signatures")
         forged = False
 
         def verifies(key: Key) -> bool:

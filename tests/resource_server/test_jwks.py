@@ -89,6 +89,28 @@ async def test_case_42_rotation_with_overlap_refuses_no_good_token(issuer: Loopb
     assert issuer.jwks_fetches == 5
 
 
+async def test_case_42_a_key_that_is_published_while_keys_are_fetched_is_found(
+    issuer: LoopbackIssuer, make: Make
+) -> None:
+    clock = FakeClock()
+    made = make(clock, key_lifetime=100)
+    assert await made.verify_token(issuer.token()) is not None
+    new, old = SigningKey("ES256", "k2"), issuer.keys[0]
+    issuer.published = [old.jwk()]
+    clock.advance(75)
+    issuer.asked.clear()
+    issuer.open.clear()
+    assert await made.verify_token(issuer.token(jti="2")) is not None
+    await issuer.asked.wait()
+    waiting = asyncio.create_task(made.verify_token(issuer.token(key=new)))
+    await asyncio.sleep(0)
+    issuer.open.set()
+    await fetched(issuer, 2)
+    issuer.published = None
+    issuer.keys = [new, old]
+    assert await waiting is not None
+
+
 async def test_a_rotation_leaves_tokens_alone_whose_key_stays(issuer: LoopbackIssuer, make: Make) -> None:
     made = make(FakeClock())
     old = issuer.token()
@@ -188,7 +210,6 @@ async def test_case_6_a_flood_of_forged_signatures_leaves_known_tokens_alone(
     with pytest.raises(IssuerUnavailableError):
         await made.verify_token(issuer.token(jti="new"))
     assert await made.verify_token(token) is first
-    assert await made.verify_token(issuer.token(aud="https://other.example")) is None, "that takes no signature"
     clock.advance(1)
     assert await made.verify_token(issuer.token(jti="new")) is not None
     assert issuer.jwks_fetches == 1

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_middleware.resource_server.keys import ALGORITHMS, parse_jwks
-from tests.resource_server.issuer import SigningKey, signing_key
+from tests.resource_server.issuer import SigningKey, b64, signing_key
 
 
 def jwks(*keys: Any) -> bytes:
@@ -64,6 +64,14 @@ def test_case_3_a_key_that_is_none_of_ours_is_left_out(changes: dict[str, Any]) 
 def test_a_weak_rsa_key_is_left_out() -> None:
     with pytest.raises(ValueError, match="no key"):
         parse_jwks(jwks(SigningKey("RS256", "weak", bits=1024).jwk()))
+
+
+def test_an_rsa_key_that_makes_checks_slow_is_left_out() -> None:
+    numbers = signing_key("RS256").private.public_key().public_numbers()
+    assert numbers.e == 65537
+    slow = signing_key("RS256").jwk(e=b64((numbers.n - 2).to_bytes(256)))
+    with pytest.raises(ValueError, match="no key"):
+        parse_jwks(jwks(slow))
 
 
 @pytest.mark.parametrize(

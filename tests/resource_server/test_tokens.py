@@ -180,6 +180,19 @@ def test_case_5_an_id_token_by_its_claims(extra: dict[str, Any]) -> None:
         checked({**CLAIMS, **extra}, ANY)
 
 
+def test_a_token_that_was_issued_for_an_id_jag_is_like_any_other() -> None:
+    """H3: only the authorization server sees the ID-JAG itself."""
+    issued = {**CLAIMS, "scope": "files:read", "act": {"sub": "https://idp.example.com"}, "authorization_details": []}
+    assert checked(issued)[0] == Identity("agent-1", "alice", ["files:read"], frozenset())
+
+
+@pytest.mark.parametrize("issuer", [STRICT, ANY])
+def test_case_5_an_id_jag_without_its_type_is_for_the_authorization_server(issuer: Issuer) -> None:
+    """H3: its audience is the issuer of the token that it is redeemed for, never a resource."""
+    with pytest.raises(InvalidTokenError, match="aud"):
+        checked({**CLAIMS, "aud": STRICT.issuer, "resource": RESOURCE, "scope": "files:read"}, issuer)
+
+
 def test_a_claim_typ_bearer_is_an_access_token() -> None:
     assert checked({**CLAIMS, "typ": "Bearer", "token_use": "access"}, ANY)[0].client == "agent-1"
 
