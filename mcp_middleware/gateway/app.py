@@ -73,10 +73,11 @@ class Gateway:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})  # MCP has no websocket transport
             return
-        if not self._started:
-            await self.startup()
         path = _normal(scope["path"])
-        if path in ("/healthz", "/readyz"):
+        asks_health = path in ("/healthz", "/readyz")
+        if not self._started and not (asks_health and self._starting.locked()):
+            await self.startup()
+        if asks_health:
             await self._answer_health(path, scope["method"], send)
             return
         generation = self._generation

@@ -140,6 +140,9 @@ class Worker:
                 await self._catch_up(gateway)
         except ConfigurationError as error:
             raise StartError(str(error)) from None
+        context = self._tls.context if self._tls is not None else None
+        # Before the start, which waits for authorization servers that may be slow: whoever asks is told so.
+        server = await accept(gateway, self._bound, self._connections, context=context)
         try:
             await gateway.startup()
         except ConfigurationError as error:
@@ -147,8 +150,6 @@ class Worker:
             raise StartError(str(error), wrong=True) from None
         except OSError as error:
             raise StartError(f"cannot start: {error}") from error
-        context = self._tls.context if self._tls is not None else None
-        server = await accept(gateway, self._bound, self._connections, context=context)
         _settle_heap()
         jobs: dict[str, Coroutine[Any, Any, None]] = {
             "tick": self._tick(),

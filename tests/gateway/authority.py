@@ -1,5 +1,6 @@
 """An authorization server of a few lines that does as it is told, also what none should."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import parse_qsl
@@ -29,10 +30,15 @@ class Authority:
         """What was asked of the token endpoint."""
         self.refusal: tuple[int, str] | None = None
         """The status and the error to answer with, in place of a token."""
+        self.asked, self.open = asyncio.Event(), asyncio.Event()
+        """Set once its metadata is asked for; and while it answers."""
+        self.open.set()
         self.names: str | None = None
         """The issuer that its metadata names; its own where nothing is said."""
 
     async def _metadata(self, request: Request) -> Response:
+        self.asked.set()
+        await self.open.wait()
         if self.refusal is not None and self.refusal[0] >= 500:
             return Response(status_code=self.refusal[0])
         issuer = self.names or self.issuer

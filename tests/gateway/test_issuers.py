@@ -17,7 +17,9 @@ import jwt
 import pytest
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.gateway.app import create_app
 from mcp_middleware.gateway.cli import main
+from mcp_middleware.gateway.config import from_mapping
 from mcp_middleware.resource_server import Issuer
 from tests.authorization_server.running import Credentials, RunningServer, running
 from tests.integration.stack import build_server
@@ -244,6 +246,23 @@ async def test_an_issuer_that_is_down_at_the_start_is_waited_for(tmp_path: Path)
             assert (await post(found.http, found.url("mail"), "tools/call", ECHO, token=token)).status_code == 200
             await issuer.down()
             assert (await found.http.get(f"{found.origin}/readyz")).status_code == 200, "it has answered once"
+
+
+async def test_it_says_that_it_starts_while_an_issuer_takes_its_time() -> None:
+    async with authority() as issuer:
+        issuer.open.clear()
+        sections = configured({"files": "http://127.0.0.1:9"}, 8080, auth={"issuers": [issuer.issuer]})
+        app = create_app(from_mapping(sections))
+        starting = asyncio.create_task(app.startup())
+        await issuer.asked.wait()
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1:8080") as http:
+            assert (await http.get("/healthz")).status_code == 200
+            reply = await http.get("/readyz")
+            assert (reply.status_code, reply.json()["status"]) == (503, "starting")
+            issuer.open.set()
+            with pytest.raises(ConfigurationError, match="names no jwks_uri"):
+                await starting
+        await app.shutdown()
 
 
 async def test_an_issuer_that_a_reload_adds_takes_no_gateway_out_of_service(tmp_path: Path) -> None:
