@@ -188,6 +188,7 @@ class Introspector:
             raise ConfigurationError(
                 f"the issuer {name}: the introspection endpoint {endpoint} called a made-up token active"
             )
+        self.answered = True
         self._note_answer()
 
     async def aclose(self) -> None:
@@ -236,6 +237,7 @@ class Introspector:
             return self._note_failure(f"{endpoint} answered {status}", 0.0)
         self._note_answer()
         if status == 200:
+            self.answered = True
             return _Answer(body, asked_at)
         # 401 means us: the caller's token was not judged.
         logger.error("the introspection endpoint %s answered %d", endpoint, status)
@@ -251,7 +253,6 @@ class Introspector:
         return await self._client.post(endpoint, form, headers=headers, allow_private=private)
 
     def _note_answer(self) -> None:
-        self.answered = True
         self._failures = 0
         self._silent = False
 
