@@ -16,6 +16,8 @@ import httpx2
 import jwt
 import pytest
 
+from examples.authorization_server import Client
+from examples.authorization_server.clients import SECRET
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.gateway.app import create_app
 from mcp_middleware.gateway.cli import main
@@ -291,6 +293,44 @@ async def test_a_reload_that_an_issuer_contradicts_changes_nothing(tmp_path: Pat
             await found.gateway.app.reload(replace(config, servers={"files": files}))
         assert found.gateway.app.config is config
         assert (await found.call(await found.token(found.signing))).status_code == 200
+
+
+GRANT = {"client_id": "gateway", "client_secret": "right", "resource": ELSEWHERE}
+WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "no introspection endpoint": ({"introspection": {"endpoint": "{issuer}/none"}}, {}, "{issuer}/none"),
+    "a client that may not introspect": ({"introspection": {"client_secret": "hunter2"}}, {}, "introspect"),
+    "no keys": ({"jwks_uri": "{issuer}/none"}, {}, "{issuer}/none"),
+    "another secret": ({}, {"type": "client_credentials", **GRANT, "client_secret": "hunter2"}, "invalid_client"),
+    "another client": ({}, {"type": "client_credentials", **GRANT, "client_id": "nobody"}, "client_id=nobody"),
+    "another resource": ({}, {"type": "client_credentials", **GRANT, "resource": f"{ELSEWHERE}/2"}, f"{ELSEWHERE}/2"),
+    "another scope": ({}, {"type": "client_credentials", **GRANT, "scope": "root"}, "scope=root"),
+    "an exchange for nobody": ({}, {"type": "token_exchange", **GRANT, "client_secret": "hunter2"}, "invalid_client"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+async def test_what_an_authorization_server_does_not_do_is_refused_at_the_start(case: str) -> None:
+    changed, credentials, said = WRONG[case]
+    known = Client(client_id="gateway", secret="right", methods=SECRET, scopes=frozenset({"files:use"}))
+    async with running(resources=[ELSEWHERE], clients=[known]) as server:
+
+        def here(value: Any) -> Any:
+            return value.replace("{issuer}", server.issuer) if isinstance(value, str) else value
+
+        issuer = {name: here(value) for name, value in changed.items()}
+        if "introspection" in changed:
+            asked = {"client_id": "gateway", "client_secret": "right"} | changed["introspection"]
+            issuer["introspection"] = {name: here(value) for name, value in asked.items()}
+        sections = configured({"files": "http://127.0.0.1:9"}, 8080)
+        sections["auth"] = {"issuers": [{"issuer": server.issuer, **issuer}]}
+        if credentials:
+            sections["servers"]["files"]["credentials"] = {"issuer": server.issuer, **credentials}
+        app = create_app(from_mapping(sections))
+        with pytest.raises(ConfigurationError) as refused:
+            await app.startup()
+        assert here(said) in str(refused.value)
+        assert "hunter2" not in str(refused.value)
+        await app.shutdown()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
