@@ -4,14 +4,15 @@ tokens of one authorization server."""
 import asyncio
 import base64
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+from joserfc.jwk import ECKey, KeySet
 
 from mcp_middleware import (
     AuditLogMiddleware,
@@ -38,6 +39,8 @@ ACCESS = {
         {"tools": ["write"], "scopes": ["files:write"]},
     ],
 }
+IDENTITY_PROVIDER: Final = "https://idp.example.com"
+IDENTITY_PROVIDER_KEY: Final = ECKey.generate_key("P-256", {"kid": "1"})
 SCOPES = {"mcp:use": "Use the server", "files:write": "Write files", "other": "Something else"}
 
 
@@ -77,13 +80,13 @@ class Kept:
     def close(self) -> None: ...
 
 
-def in_process(url: str, issuer: str | Issuer, kept: Kept) -> Any:
+def in_process(url: str, issuer: str | Issuer, kept: Kept, scopes: Sequence[str] = ("mcp:use",)) -> Any:
     """The members as the documentation lists them, round an unchanged server of the official SDK."""
     app = build_server("sdk")
     app = ToolAuthorizationMiddleware(app, policy=Policy.from_mapping(ACCESS))
     app = SessionAffinityMiddleware(app, keys=[base64.b64encode(secrets.token_bytes(32))])
     app = RateLimitMiddleware(app, requests="100000/minute", tokens="100000000/minute")
-    app = OAuthResourceServerMiddleware(app, resource=url, issuers=[issuer], scopes=["mcp:use"])
+    app = OAuthResourceServerMiddleware(app, resource=url, issuers=[issuer], scopes=scopes)
     return AuditLogMiddleware(TraceContextMiddleware(app), sink=kept)
 
 
@@ -96,7 +99,14 @@ async def targets(directory: Path) -> AsyncIterator[tuple[RunningServer, dict[st
     opaque = {url: "opaque" for name, url in urls.items() if "opaque" in name}
     found = {}
     async with AsyncExitStack() as stack:
-        issuer = await stack.enter_async_context(running(resources=list(urls.values()), scopes=SCOPES, forms=opaque))
+        issuer = await stack.enter_async_context(
+            running(
+                resources=list(urls.values()),
+                scopes=SCOPES,
+                forms=opaque,
+                identity_providers={IDENTITY_PROVIDER: KeySet([IDENTITY_PROVIDER_KEY])},
+            )
+        )
         asking = issuer.add_client("resource-server")
         await stack.enter_async_context(serve(build_server("sdk"), bound=bound["behind"]))
         for name in ("in-process", "in-process, opaque"):

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 from mcp.client import Client
-from mcp.client.auth import OAuthClientProvider
+from mcp.client.auth import OAuthClientProvider, OAuthFlowError
 from mcp.client.auth.extensions.client_credentials import (
     ClientCredentialsOAuthProvider,
     PrivateKeyJWTOAuthProvider,
@@ -99,7 +99,7 @@ def one_each(query: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def connected(url: str, provider: OAuthClientProvider, era: Era) -> AsyncIterator[Connected]:
+async def connected(url: str, provider: httpx2.Auth, era: Era) -> AsyncIterator[Connected]:
     """The official client, led to ``url`` and told nothing else."""
     sent: list[httpx2.Request] = []
     got: list[int] = []
@@ -128,6 +128,8 @@ class Person:
         self._answer = one_each(urlsplit(await self.issuer.approve(url)).query)
 
     async def answer(self) -> AuthorizationCodeResult:
+        if "error" in self._answer:
+            raise OAuthFlowError(self._answer["error"])
         return AuthorizationCodeResult(**{name: self._answer.get(name) for name in ("code", "state", "iss")})  # type: ignore[arg-type]
 
 
