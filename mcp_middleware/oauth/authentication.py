@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias, get_args
 from urllib.parse import quote_plus
 
@@ -137,7 +137,7 @@ class SigningKey:
         return jwt.encode(dict(claims), self._key, algorithm=self.algorithm, headers=dict(header))  # type: ignore[arg-type]
 
 
-@cache
+@lru_cache(maxsize=64)
 def _signing_key(pem: str, algorithm: str | None) -> SigningKey:
     """One reading of a key, which takes a millisecond, for all that is signed with it."""
     return SigningKey(pem, algorithm)

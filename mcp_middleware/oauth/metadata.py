@@ -47,6 +47,8 @@ class ServerMetadata:
     revocation_endpoint: str | None
     token_endpoint_auth_methods: tuple[str, ...]
     """How a client may prove itself there; a server that says nothing of it means ``client_secret_basic``."""
+    introspection_endpoint_auth_methods: tuple[str, ...]
+    """The same there; a server that says nothing of it is taken to mean those of the token endpoint."""
     document: Mapping[str, Any] = field(repr=False)
     """All of it."""
     body: bytes = field(repr=False)
@@ -98,17 +100,24 @@ def parse_metadata(body: bytes, *, url: str, issuer: str, allow_private: bool = 
         if reason is not None:
             unusable[name] = reason
         usable[name] = value if reason is None else None
-    methods = document.get("token_endpoint_auth_methods_supported")
-    known = isinstance(methods, list) and all(isinstance(method, str) for method in methods)
+    methods = _methods(document, "token_endpoint") or _DEFAULT_METHODS
     return ServerMetadata(
         issuer=issuer,
         url=url,
-        token_endpoint_auth_methods=tuple(methods) if known and methods else _DEFAULT_METHODS,
+        token_endpoint_auth_methods=methods,
+        introspection_endpoint_auth_methods=_methods(document, "introspection_endpoint") or methods,
         document=document,
         body=body,
         unusable=unusable,
         **usable,
     )
+
+
+def _methods(document: Mapping[str, Any], endpoint: str) -> tuple[str, ...]:
+    methods = document.get(f"{endpoint}_auth_methods_supported")
+    if not isinstance(methods, list) or not all(isinstance(method, str) for method in methods):
+        return ()
+    return tuple(methods)
 
 
 def _why_unusable(name: str, value: object, issuer: str, allow_private: bool) -> str | None:

@@ -66,6 +66,15 @@ def test_a_server_that_says_nothing_of_it_takes_basic(methods: Any) -> None:
     """RFC 8414 section 2."""
     metadata = parse_metadata(body(token_endpoint_auth_methods_supported=methods), url=URL, issuer=ISSUER)
     assert metadata.token_endpoint_auth_methods == ("client_secret_basic",)
+    assert metadata.introspection_endpoint_auth_methods == ("client_secret_basic",)
+
+
+def test_what_introspection_wants_may_be_something_else() -> None:
+    said = {"introspection_endpoint_auth_methods_supported": ["client_secret_post"]}
+    assert parse_metadata(body(), url=URL, issuer=ISSUER).introspection_endpoint_auth_methods == ("private_key_jwt",)
+    found = parse_metadata(body(**said), url=URL, issuer=ISSUER)
+    assert found.introspection_endpoint_auth_methods == ("client_secret_post",)
+    assert found.token_endpoint_auth_methods == ("private_key_jwt",)
 
 
 @pytest.mark.parametrize(
