@@ -41,6 +41,11 @@ _MOST_BYTES: Final = 64 * 1024
 """Bytes of a form or a document."""
 _PATIENCE: Final = 600
 """Seconds a person may think about it."""
+_MOST_ASKED: Final = 1_000
+"""Requests that people think about at a time."""
+_FORM: Final = "application/x-www-form-urlencoded"
+_UNSPEAKABLE: Final = InvalidRequestError(description="The request holds what it may not, or what cannot be repeated.")
+"""Authlib raises ValueError where it would quote what was sent, and may not (RFC 6749 section 5.2)."""
 _STYLE: Final = Path(__file__).with_name("style.css")
 
 
@@ -132,7 +137,7 @@ class _Consent:
 
     def __init__(self, server: AuthorizationServer, http: OAuthHTTPClient) -> None:
         self.server, self.http = server, http
-        self.asked: Remembered[_Asked] = Remembered(server.clock)
+        self.asked: Remembered[_Asked] = Remembered(server.clock, most=_MOST_ASKED)
         self.cookie = f"consent_{urlsplit(server.issuer).port}"  # a cookie is one for all ports of a host
 
     async def ask(self, received: HTTPRequest) -> Response:
@@ -182,6 +187,7 @@ class _Consent:
         again = [(name, value) for name, value in asked.pairs if name != "scope"]
         request = _request(server, received, [*again, *([("scope", " ".join(chosen))] if user and chosen else [])])
         try:
+            await server.learn(request.payload.client_id, self.http)  # a document may be forgotten meanwhile
             grant = server.get_consent_grant(request)
         except OAuth2Error as error:
             return _refused(server, error, page=True)
@@ -202,11 +208,6 @@ class _DevelopmentOnly:
             await send(message)
 
         await self.app(scope, receive, say if scope["type"] == "http" else send)
-
-
-_FORM: Final = "application/x-www-form-urlencoded"
-_UNSPEAKABLE: Final = InvalidRequestError(description="The request holds what it may not, or what cannot be repeated.")
-"""Authlib raises ValueError where it would quote what was sent, and may not (RFC 6749 section 5.2)."""
 
 
 def _open(path: str, endpoint: Callable[[HTTPRequest], Any], method: str) -> Route:

@@ -37,8 +37,12 @@ SECRET: Final = ("client_secret_basic", "client_secret_post")
 CONFIDENTIAL: Final = (*SECRET, "private_key_jwt")
 METHODS: Final = ("none", *CONFIDENTIAL)
 
+_KEYS: Final = frozenset({"client_id", "name", "secret", "public_key", "redirect_uris", "scopes", "roles", "serves"})
+"""What a client in a file may have."""
 _LONGEST: Final = 2000
+"""Characters of one text."""
 _MOST: Final = 20
+"""Texts or keys of one client."""
 _TEXTS: Final = frozenset(
     {
         "token_endpoint_auth_method",
@@ -49,18 +53,8 @@ _TEXTS: Final = frozenset(
 _LISTS: Final = frozenset({"redirect_uris", "grant_types", "response_types", "contacts"})
 _RUN_BY_BROWSERS: Final = frozenset(
     {
-        "about",
-        "blob",
-        "data",
-        "file",
-        "filesystem",
-        "ftp",
-        "javascript",
-        "mailto",
-        "vbscript",
-        "view-source",
-        "ws",
-        "wss",
+        *("about", "blob", "data", "file", "filesystem", "ftp", "javascript"),
+        *("mailto", "vbscript", "view-source", "ws", "wss"),
     }
 )
 """Schemes that are nobody's own."""
@@ -95,28 +89,15 @@ class Client(ClientMixin):
     def from_dict(cls, values: Mapping[str, Any]) -> "Client":
         """A client as a file of clients has it. Raises ConfigurationError."""
         place = f"client {values.get('client_id')!r}"
-        unknown = values.keys() - {
-            "client_id",
-            "name",
-            "secret",
-            "public_key",
-            "redirect_uris",
-            "scopes",
-            "roles",
-            "serves",
-        }
+        unknown = values.keys() - _KEYS
         if unknown:
-            raise ConfigurationError(f"{place} has {', '.join(sorted(unknown))}; no client has that")
+            names = ", ".join(sorted(map(str, unknown)))
+            raise ConfigurationError(f"{place} has {names}; it may have {', '.join(sorted(_KEYS))}")
         for name in ("redirect_uris", "scopes", "roles", "serves"):
             if not _texts(values.get(name, [])):
                 raise ConfigurationError(f"{name} of {place} is {values[name]!r}; it must be a list of strings")
         client_id, secret, public_key = values.get("client_id"), values.get("secret"), values.get("public_key")
-        if (
-            not isinstance(client_id, str)
-            or not client_id
-            or quotable(client_id) != client_id
-            or is_document(client_id)
-        ):
+        if not isinstance(client_id, str) or not _is_name(client_id):
             raise ConfigurationError(f"client_id is {client_id!r}; it must be printable ASCII, and no URL")
         if secret is not None and (not isinstance(secret, str) or not secret or public_key is not None):
             raise ConfigurationError(f"secret of {place} must be a string, and stands in place of a public_key")
@@ -289,6 +270,11 @@ def _texts(value: object) -> bool:
         and len(value) <= _MOST
         and all(isinstance(text, str) and len(text) <= _LONGEST and text.isprintable() for text in value)
     )
+
+
+def _is_name(client_id: str) -> bool:
+    """Whether a client of the configuration may be called that."""
+    return bool(client_id) and quotable(client_id) == client_id and not is_document(client_id)
 
 
 def is_document(client_id: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from authlib.oauth2.rfc6749 import InvalidRequestError
 from authlib.oauth2.rfc7009 import RevocationEndpoint
-from authlib.oauth2.rfc7591 import ClientRegistrationEndpoint
+from authlib.oauth2.rfc7591 import ClientRegistrationEndpoint, InvalidClientMetadataError
 from authlib.oauth2.rfc7662 import IntrospectionEndpoint
 
 from .clients import CODE, CONFIDENTIAL, METHODS, SECRET, Client, ClientMetadata, key_set
@@ -82,9 +82,11 @@ class Registration(ClientRegistrationEndpoint):
         return info
 
     def save_client(self, client_info: dict[str, Any], client_metadata: dict[str, Any], request: object) -> Client:
+        if client_metadata["token_endpoint_auth_method"] == "private_key_jwt" and "jwks" not in client_metadata:
+            raise InvalidClientMetadataError(description="The keys must be in jwks; jwks_uri is not fetched.")
         bounds: dict[str, Any] = {}
-        if self.server.registered_scope_binds:
-            bounds = {"scopes": frozenset(client_metadata.get("scope", "").split()), "strict": True}
+        if self.server.registered_scope_binds and "scope" in client_metadata:
+            bounds = {"scopes": frozenset(client_metadata["scope"].split()), "strict": True}
         client = Client.from_metadata(
             client_info["client_id"],
             client_metadata,

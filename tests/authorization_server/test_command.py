@@ -22,6 +22,7 @@ from examples.authorization_server.__main__ import parse
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "examples.authorization_server"]
+README = ROOT / "examples" / "authorization_server" / "README.md"
 FILES = "http://127.0.0.1:8000/files/mcp"
 
 
@@ -127,6 +128,20 @@ def test_what_is_wrong_is_said(
         parse(arguments)
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_the_clients_of_the_readme_are_right(tmp_path: Path) -> None:
+    [text] = re.findall(r"^```json\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    values = json.loads(text)
+    values[1]["public_key"] = ECKey.generate_key("P-256").as_dict(private=False)
+    clients = tmp_path / "clients.json"
+    clients.write_text(json.dumps(values))
+    server = parse([f"--resource={FILES}", f"--clients={clients}"]).server
+    assert [server.query_client(name).methods[-1] for name in ("agent", "gateway", "editor")] == [
+        "client_secret_post",
+        "private_key_jwt",
+        "none",
+    ]
 
 
 def test_what_is_right_is_taken(tmp_path: Path) -> None:

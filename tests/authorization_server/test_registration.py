@@ -137,6 +137,7 @@ async def test_wrong_metadata_is_refused(issuer: RunningServer, subtests: pytest
         {"token_endpoint_auth_method": "tls_client_auth"},
         {"token_endpoint_auth_method": ["none"]},
         {"token_endpoint_auth_method": "private_key_jwt"},
+        {"token_endpoint_auth_method": "private_key_jwt", "jwks_uri": "https://app.example.com/keys"},
         {"jwks": "x"},
         {"jwks": {"keys": [5]}},
         {"jwks": {"keys": [secret_key]}},
