@@ -248,7 +248,14 @@ class Introspector:
 
     async def _post(self, endpoint: str, token: str) -> tuple[int, bytes]:
         form, headers = {"token": token, "token_type_hint": "access_token"}, dict[str, str]()
-        self._options.authentication.apply(form, headers, audience=self.issuer.issuer, now=self._clock())
+        known = self._metadata.known
+        self._options.authentication.apply(
+            form,
+            headers,
+            audience=self.issuer.issuer,
+            now=self._clock(),
+            methods=() if known is None else known.introspection_endpoint_auth_methods,
+        )
         private = self.issuer.allow_private_addresses
         return await self._client.post(endpoint, form, headers=headers, allow_private=private)
 

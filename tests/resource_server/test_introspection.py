@@ -508,3 +508,12 @@ def test_a_secret_is_never_shown() -> None:
 def test_the_verifier_for_introspection_needs_it() -> None:
     with pytest.raises(ConfigurationError, match="introspection"):
         IntrospectionVerifier(resource=RESOURCE, issuer=Issuer("https://login.example.com"))
+
+
+async def test_the_issuer_says_how_it_wants_the_secret(issuer: LoopbackIssuer) -> None:
+    """RFC 8414 section 2."""
+    issuer.metadata_changes = {"introspection_endpoint_auth_methods_supported": ["client_secret_post"]}
+    issuer.client = None
+    token = issuer.opaque()
+    assert await verifier_for(issuer).verify_token(token) is not None
+    assert (issuer.questions[-1]["client_id"], issuer.questions[-1]["client_secret"]) == ("gateway", "secret")
