@@ -314,7 +314,7 @@ class _Pipeline:
             if not cutoff.absorbs():
                 await answer.cut_off()
                 raise
-            await answer.end_stream(UNAUTHORIZED, "the token that opened this stream has expired")
+            await answer.end_stream(UNAUTHORIZED, "the token that opened this stream has ended")
         except Exception as error:
             ended = await answer.end_stream(INTERNAL_ERROR, "the server failed before it answered")
             if not (ended and isinstance(error, UnknownOutcomeError)):

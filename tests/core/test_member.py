@@ -659,7 +659,7 @@ async def test_case_24_the_end_of_the_token_ends_open_streams(own_task: bool) ->
     member = Authenticating(in_a_task_of_its_own if own_task else app)
     member.expires_at = time.time() + 0.1
     post = await Call(member, CALL).run()
-    assert b"expired" in post.body
+    assert b"has ended" in post.body
     assert post.events[-1]["more_body"] is False
     get = await Call(member, method="GET").run()
     assert get.body == b""
