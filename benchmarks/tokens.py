@@ -6,6 +6,7 @@
 4. Good callers of a server over HTTP, while tokens that are none are verified in the same process at 10,000 a second:
    their p99 beside that of the same callers in quiet. The flood arrives one token at a time, each in its own turn of
    the event loop, and as many tokens that are known tell what the turns alone cost.
+5. What a request waits for an issuer that takes connections and never answers, once that is known.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import jwt
 import uvicorn
@@ -31,13 +33,20 @@ from jwt.algorithms import get_default_algorithms
 
 from mcp_middleware.exchange import Receive, Scope, Send
 from mcp_middleware.oauth.http import IssuerUnavailableError
-from mcp_middleware.resource_server import IssuersVerifier, OAuthResourceServerMiddleware
+from mcp_middleware.resource_server import (
+    ClientSecret,
+    Introspection,
+    Issuer,
+    IssuersVerifier,
+    OAuthResourceServerMiddleware,
+)
 from mcp_middleware.resource_server.keys import parse_jwks
 from mcp_middleware.resource_server.tokens import parse_token
+from mcp_middleware.testing import FakeClock
 
 from . import wire
 from .echo import echo
-from .identity import RESOURCE, SCOPE, Issuer, issuer
+from .identity import RESOURCE, SCOPE, issuer
 from .load import ask
 from .processes import Server, announced_port, process, wait_for
 
@@ -193,12 +202,12 @@ def serve(url: str, good: str) -> None:
 
 
 @contextmanager
-def serving(issued_by: Issuer, good: str) -> Iterator[Server]:
+def serving(url: str, good: str) -> Iterator[Server]:
     """The server on the first core, this process on the last."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:1])
     try:
-        with process([sys.executable, "-m", "benchmarks.tokens", "--serve", issued_by.url, good]) as started:
+        with process([sys.executable, "-m", "benchmarks.tokens", "--serve", url, good]) as started:
             os.sched_setaffinity(0, cores[-1:])
             port = announced_port(started)
             wait_for(port)
@@ -216,7 +225,7 @@ def flood(rounds: int, seconds: float) -> dict[str, dict[str, float]]:
     p50s, p99s, rates, cores = ({kind: list[float]() for kind in KINDS} for _ in range(4))
     with issuer("ES256") as issued_by:
         good = issued_by.token()
-        with serving(issued_by, good) as server:
+        with serving(issued_by.url, good) as server:
             port = server.port
             call = wire.call("legacy", good, None, "x" * 100, 1)
             _calls(port, call, 0.3)
@@ -268,6 +277,40 @@ def _calls(port: int, request: bytes, seconds: float) -> "array[float]":
     return latencies
 
 
+async def outage(requests: int) -> dict[str, float]:
+    """The longest wait of so many requests, in milliseconds, while the issuer is a black hole."""
+    clock = FakeClock()
+    with issuer() as issued_by:
+        by_keys = IssuersVerifier(resource=RESOURCE, issuers=[issued_by.url], monotonic=clock)
+        tokens = [issued_by.token(str(number)) for number in range(requests + 2)]
+        await by_keys.verify_token(tokens[0])
+    asked = Issuer(issued_by.url, introspection=Introspection(ClientSecret("a", "b"), endpoint=f"{issued_by.url}/"))
+    by_asking = IssuersVerifier(resource=RESOURCE, issuers=[asked], monotonic=clock)
+    found = {}
+    with socket.create_server(("127.0.0.1", urlsplit(issued_by.url).port or 0), backlog=1024):
+        clock.advance(450)
+        await by_keys.verify_token(tokens[1])  # has the keys fetched ahead of time
+        found["introspection, not yet known to be silent"] = await _longest(by_asking, ["opaque"])
+        await asyncio.sleep(1)  # by now both fetches have been given up
+        clock.advance(150)
+        found["new tokens, keys too old"] = await _longest(by_keys, tokens[2:])
+        found["introspection, the next try"] = await _longest(by_asking, ["opaque-2"])
+        found["introspection, left alone"] = await _longest(by_asking, tokens[2:])
+        await by_keys.aclose()
+        await by_asking.aclose()
+    return found
+
+
+async def _longest(verifier: IssuersVerifier, tokens: Sequence[str]) -> float:
+    waits = []
+    for token in tokens:
+        begun = time.perf_counter()
+        with suppress(IssuerUnavailableError):
+            await verifier.verify_token(token)
+        waits.append(time.perf_counter() - begun)
+    return max(waits) * 1e3
+
+
 def _rounded(document: Any) -> Any:
     if isinstance(document, dict):
         return {name: _rounded(value) for name, value in document.items()}
@@ -275,7 +318,7 @@ def _rounded(document: Any) -> Any:
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """All figures. Times are microseconds."""
+    """All figures. Times are microseconds where nothing else is said."""
     rounds = 5 if quick else 15
     tokens = 100 if quick else 300
     costs = {
@@ -292,7 +335,8 @@ def measure(quick: bool) -> dict[str, Any]:
         **{f"part of the core, flood of {kind} beyond known": flooded[kind]["core"] - core for kind in KINDS[2:]},
     }
     keys = signatures(0.1 if quick else 0.5)
-    return dict(_rounded({"ratios": ratios, "tokens": costs, "keys": keys, "flood": flooded}))
+    waits = asyncio.run(outage(200))
+    return dict(_rounded({"ratios": ratios, "tokens": costs, "keys": keys, "flood": flooded, "outage, ms": waits}))
 
 
 def main() -> None:
