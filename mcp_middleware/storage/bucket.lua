@@ -57,34 +57,36 @@ local function delays(turn, level, capacity, rate, cost, now)
   return left + rate * TOLERANCE < math.min(turn[1], capacity)
 end
 
--- A pair of buckets as it is kept: its name before each field, '' for the principal's own. Capacity and rate of the
--- requests and of the tokens bucket come as `limits`; a capacity of 0 does not limit.
+-- A pair of buckets as it is kept: its name before each field, '' for the principal's own. Its limits are written as
+-- capacity and rate of the requests and of the tokens bucket; a capacity of 0 does not limit.
 local function load(key, name)
-  local held = redis.call('HMGET', key, name .. 'requests', name .. 'tokens', name .. 'at', name .. 'limits', name .. 'turn')
-  local turn = held[5] and held[5] ~= '' and read(held[5]) or nil
-  return {
-    name = name, requests = tonumber(held[1] or ''), tokens = tonumber(held[2] or ''), at = tonumber(held[3] or ''),
-    limits = held[4], turn = turn, turn_text = held[5] or ''
-  }
+  local held
+  if name == '' then
+    held = redis.call('HMGET', key, 'requests', 'tokens', 'at', 'limits', 'turn')
+  else
+    held = redis.call('HMGET', key, name .. 'requests', name .. 'tokens', name .. 'at', name .. 'limits', name .. 'turn')
+  end
+  return tonumber(held[1] or ''), tonumber(held[2] or ''), tonumber(held[3] or ''), held[4], held[5] or ''
 end
 
 -- Keep the levels until all buckets are full: full ones are as good as none. What has been given back does not make
 -- that earlier, so that a bucket which a replica remembers as used and does not find has been lost, not filled.
-local function keep(key, pair, limits, expiring)
-  local name = pair.name
-  redis.call('HSET', key, name .. 'requests', text(pair.requests), name .. 'tokens', text(pair.tokens),
-    name .. 'at', text(pair.at), name .. 'limits', limits, name .. 'turn', pair.turn_text)
-  if not expiring then
-    return
+local function keep(key, name, requests, tokens, at, limits, expiring)
+  local requests_text, tokens_text, at_text = text(requests), text(tokens), text(at)
+  redis.call('HSET', key, name .. 'requests', requests_text, name .. 'tokens', tokens_text, name .. 'at', at_text)
+  if expiring then
+    local seconds = 0
+    if limits[1] > 0 then
+      seconds = math.max(seconds, (limits[1] - requests) / limits[2])
+    end
+    if limits[3] > 0 then
+      seconds = math.max(seconds, (limits[3] - tokens) / limits[4])
+    end
+    local left = math.min(math.ceil(seconds * 1000) + 1, LONGEST)
+    local now = redis.call('PTTL', key)
+    if left > now then
+      redis.call('PEXPIRE', key, string.format('%.0f', left))
+    end
   end
-  local figures = read(limits)
-  local seconds = 0
-  if figures[1] > 0 then
-    seconds = math.max(seconds, (figures[1] - pair.requests) / figures[2])
-  end
-  if figures[3] > 0 then
-    seconds = math.max(seconds, (figures[3] - pair.tokens) / figures[4])
-  end
-  local left = math.min(math.ceil(seconds * 1000) + 1, LONGEST)
-  redis.call('PEXPIRE', key, text(math.max(left, redis.call('PTTL', key))))
+  return requests_text, tokens_text, at_text
 end

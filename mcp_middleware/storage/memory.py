@@ -26,6 +26,7 @@ from .bucket import (
     take,
     takeable,
 )
+from .budgets import MemoryBudgets
 from .interface import Reservation, check_tokens
 
 __all__ = ["MemoryStorage"]
@@ -100,6 +101,7 @@ class MemoryStorage:
         self._parts: dict[bytes, dict[str, _Pair]] = {}
         self._open: dict[bytes, int] = {}
         self._dropped: _Dropped | None = None
+        self.budgets = MemoryBudgets(max_keys=max_keys)
 
     def __len__(self) -> int:
         """Keys that are kept."""

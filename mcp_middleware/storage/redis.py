@@ -21,6 +21,7 @@ from mcp_middleware.options import seconds, whole_number
 from mcp_middleware.types import Clock
 
 from .bucket import AT_ONCE, Levels, Limit, Limits, Shortage, Turn, full, refill, settle, take, takeable
+from .budgets import RedisBudgets
 from .connection import RedisConnection, Script
 from .interface import Reservation, StorageUnavailableError, check_tokens
 from .sessions import Agent, Place, SessionTable, Use
@@ -137,6 +138,9 @@ class RedisStorage:
         self._open: dict[bytes, bytes] = {}
         """Each open request of this replica that has a place, and its key."""
         self._holding: asyncio.Task[None] | None = None
+        self.budgets = RedisBudgets(
+            self._connection, prefix=self._prefix, replicas=replicas, max_keys=max_keys, clock=clock
+        )
 
     async def reserve(self, key: bytes, limits: Limits, tokens: float) -> Reservation | Shortage:
         """See ``LimitStorage.reserve``."""

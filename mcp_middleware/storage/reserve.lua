@@ -22,70 +22,80 @@ if ARGV[4] ~= '' then
   short = open >= tonumber(ARGV[4])
 end
 
-local pairs_ = {}
+local found = {}
 for first = 7, #ARGV, 6 do
-  local pair = load(KEYS[1], ARGV[first])
-  local stated = ARGV[first + 1]
+  local name, stated = ARGV[first], ARGV[first + 1]
+  local requests, tokens_left, at, limits_were, turn_text = load(KEYS[1], name)
   local limits = read(stated)
-  if not pair.at then
-    pair.at = now
-    pair.requests = clamp(tonumber(ARGV[first + 4]) or math.huge, limits[1])
-    pair.tokens = clamp(tonumber(ARGV[first + 5]) or math.huge, limits[3])
+  if not at then
+    at = now
+    requests = clamp(tonumber(ARGV[first + 4]) or math.huge, limits[1])
+    tokens_left = clamp(tonumber(ARGV[first + 5]) or math.huge, limits[3])
   end
-  local seconds = math.max(now, pair.at) - pair.at
-  local requests_there = refill(pair.requests, limits[1], limits[2], seconds)
-  local tokens_there = refill(pair.tokens, limits[3], limits[4], seconds)
+  local there = math.max(now, at)
+  local requests_there = refill(requests, limits[1], limits[2], there - at)
+  local tokens_there = refill(tokens_left, limits[3], limits[4], there - at)
   local requests_owed, tokens_owed = tonumber(ARGV[first + 2]), tonumber(ARGV[first + 3])
+  local changed = false
   if requests_owed ~= 0 or tokens_owed ~= 0 then
     requests_there = clamp(requests_there - requests_owed, limits[1])
     tokens_there = clamp(tokens_there - tokens_owed, limits[3])
-    pair.requests, pair.tokens, pair.at = requests_there, tokens_there, math.max(now, pair.at)
-    pair.changed = true
+    requests, tokens_left, at = requests_there, tokens_there, there
+    changed = true
   end
   local cost = tokens
   if limits[3] > 0 then
     cost = math.min(cost, limits[3])
   end
-  local there = math.max(now, pair.at)
-  pair.short_of_tokens = not fits(tokens_there, limits[3], limits[4], cost)
-  if pair.short_of_tokens or not fits(requests_there, limits[1], limits[2], 1)
-    or delays(pair.turn, tokens_there, limits[3], limits[4], cost, there) then
+  local turn = turn_text ~= '' and read(turn_text) or nil
+  local short_of_tokens = not fits(tokens_there, limits[3], limits[4], cost)
+  if short_of_tokens or not fits(requests_there, limits[1], limits[2], 1)
+    or delays(turn, tokens_there, limits[3], limits[4], cost, there) then
     short = true
   end
-  pair.stated, pair.cost, pair.rate, pair.there = stated, cost, limits[4], there
-  pair.requests_there, pair.tokens_there = requests_there, tokens_there
-  pairs_[#pairs_ + 1] = pair
+  found[#found + 1] = {
+    name, stated, limits, limits_were, turn, turn_text, changed, cost, short_of_tokens,
+    requests, tokens_left, at, requests_there, tokens_there, there
+  }
 end
 
 local reply = {short and 0 or 1, text(now), open}
-for _, pair in ipairs(pairs_) do
-  local turn = pair.turn
-  local turn_was = pair.turn_text
+for index = 1, #found do
+  local name, stated, limits, limits_were, turn, turn_text, changed, cost, short_of_tokens,
+    requests, tokens_left, at, requests_there, tokens_there, there = unpack(found[index], 1, 15)
+  local turn_after = turn_text
   if not short then
-    pair.requests, pair.tokens, pair.at = pair.requests_there - 1, pair.tokens_there - pair.cost, pair.there
-    pair.changed = true
-    if turn and not is_small(pair.cost, turn) then
-      pair.turn_text = ''
+    requests, tokens_left, at = requests_there - 1, tokens_there - cost, there
+    changed = true
+    if turn and not is_small(cost, turn) then
+      turn_after = ''
     end
-  elseif pair.short_of_tokens then
-    local fits_at = pair.there + (pair.cost - pair.tokens_there) / pair.rate
+  elseif short_of_tokens then
     local overtaken
-    if not turn or pair.there >= turn[2] + PATIENCE then
-      overtaken = '0'
-    elseif pair.there >= turn[2] and not is_small(pair.cost, turn) then
-      overtaken = '1'
+    if not turn or there >= turn[2] + PATIENCE then
+      overtaken = ' 0'
+    elseif there >= turn[2] and not is_small(cost, turn) then
+      overtaken = ' 1'
     end
     if overtaken then
-      pair.turn_text = text(pair.cost) .. ' ' .. text(fits_at) .. ' ' .. overtaken
-      pair.changed = true
+      turn_after = text(cost) .. ' ' .. text(there + (cost - tokens_there) / limits[4]) .. overtaken
+      changed = true
     end
   end
-  if pair.changed then
-    keep(KEYS[1], pair, pair.stated, expiring)
+  local requests_text, tokens_text, at_text
+  if changed then
+    requests_text, tokens_text, at_text = keep(KEYS[1], name, requests, tokens_left, at, limits, expiring)
+    if turn_after ~= turn_text then
+      redis.call('HSET', KEYS[1], name .. 'turn', turn_after)
+    end
+    if limits_were ~= stated then
+      redis.call('HSET', KEYS[1], name .. 'limits', stated)
+    end
+  else
+    requests_text, tokens_text, at_text = text(requests), text(tokens_left), text(at)
   end
-  for _, value in ipairs({text(pair.requests), text(pair.tokens), text(pair.at), turn_was}) do
-    reply[#reply + 1] = value
-  end
+  local last = 4 * index
+  reply[last], reply[last + 1], reply[last + 2], reply[last + 3] = requests_text, tokens_text, at_text, turn_text
 end
 if not short and ARGV[4] ~= '' then
   hold(KEYS[2], ARGV[5], now, tonumber(ARGV[6]), expiring)

@@ -14,23 +14,21 @@ if not used or now >= tonumber(ARGV[2]) then
   return reply
 end
 for first = 5, #ARGV, 3 do
-  local taken = tonumber(ARGV[first + 2])
-  local pair = load(KEYS[1], ARGV[first])
-  local stated = pair.limits or ARGV[first + 1]
-  local limits = read(stated)
-  local counted = pair.at or used > taken -- full or lost meanwhile: only a debt is worth remembering
-  if counted then
-    if not pair.at then
-      pair.requests, pair.tokens, pair.at = clamp(math.huge, limits[1]), clamp(math.huge, limits[3]), now
+  local name, taken = ARGV[first], tonumber(ARGV[first + 2])
+  local requests, tokens, at, stated = load(KEYS[1], name)
+  local limits = read(stated or ARGV[first + 1])
+  if at or used > taken then
+    if not at then -- full or lost meanwhile: only a debt is worth remembering
+      requests, tokens, at = clamp(math.huge, limits[1]), clamp(math.huge, limits[3]), now
+      redis.call('HSET', KEYS[1], name .. 'limits', ARGV[first + 1])
     end
-    local seconds = math.max(now, pair.at) - pair.at
-    pair.requests = refill(pair.requests, limits[1], limits[2], seconds)
-    pair.tokens = clamp(refill(pair.tokens, limits[3], limits[4], seconds) + (taken - used), limits[3])
-    pair.at = math.max(now, pair.at)
-    keep(KEYS[1], pair, stated, ARGV[1] == '')
-  end
-  for _, value in ipairs({counted and 1 or 0, text(pair.requests or 0), text(pair.tokens or 0)}) do
-    reply[#reply + 1] = value
+    local there = math.max(now, at)
+    requests = refill(requests, limits[1], limits[2], there - at)
+    tokens = clamp(refill(tokens, limits[3], limits[4], there - at) + (taken - used), limits[3])
+    local requests_text, tokens_text = keep(KEYS[1], name, requests, tokens, there, limits, ARGV[1] == '')
+    reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = 1, requests_text, tokens_text
+  else
+    reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = 0, '0', '0'
   end
 end
 return reply

