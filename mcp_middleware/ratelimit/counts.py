@@ -1,7 +1,7 @@
 """What the limiters of a process have done, as metrics of OpenTelemetry.
 
 Nearly all are plain numbers that a reader of metrics asks for when it wants them, so a call pays an addition for each.
-Labels are from fixed sets: neither agents nor tools nor servers are among them.
+Labels are from fixed sets: agents are not among them. Servers are, for costs, and tools that have answered well.
 """
 
 from collections import Counter
@@ -13,10 +13,13 @@ from opentelemetry import metrics
 from opentelemetry.metrics import MeterProvider, Observation
 
 from mcp_middleware.storage import Shortage
+from mcp_middleware.types import Money
 
 __all__ = ["Counts", "counts_for"]
 
 _SCOPE: Final = "mcp_middleware"
+_TOOL_NAME: Final = "gen_ai.tool.name"
+_MOST_TOOLS: Final = 1024
 _BOUNDARIES: Final = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 
 Step = Literal["reserve", "settle", "top_up"]
@@ -42,6 +45,11 @@ class Counts:
         """Decisions by this process alone, the store being away."""
         self.cut = 0
         """Streams that were cut off."""
+        self.warnings: Counter[str] = Counter()
+        """Budgets that only warn and were reached, by their period."""
+        self._costs: Counter[tuple[str, str | None, str | None]] = Counter()
+        """What calls cost in billionths, by currency, server and tool."""
+        self._tools: set[str] = set()
         meter = metrics.get_meter(_SCOPE, meter_provider=provider)
 
         def observe(name: str, unit: str, text: str, read: Callable[[], Iterable[Observation]]) -> None:
@@ -56,6 +64,8 @@ class Counts:
         observe("reports", "{report}", "Usage that servers reported of themselves", self._reports)
         observe("fallbacks", "{decision}", "Decisions without the shared store", self._fallbacks)
         observe("cut", "{stream}", "Streams that were cut off for want of tokens", self._cut)
+        observe("cost", "{currency}", "What calls cost", self._cost)
+        observe("budget.warnings", "{warning}", "Budgets that only warn and were reached", self._warned)
         self._store = meter.create_histogram(
             "mcp_middleware.limiter.store.duration",
             unit="s",
@@ -67,6 +77,19 @@ class Counts:
         """A request did not fit, or would not have."""
         whose = "agent" if shortage.part is None else shortage.part.partition(":")[0]
         self.refused[shortage.dimension, whose, enforced] += 1
+
+    def refuse_to_pay(self, *, enforced: bool) -> None:
+        """A budget was spent."""
+        self.refused["budget", "agent", enforced] += 1
+
+    def add_cost(self, cost: Money, server: str | None, tool: str | None) -> None:
+        """A call was paid for. ``tool``: its name, if its server is known to have it."""
+        if tool is not None and tool not in self._tools:
+            if len(self._tools) < _MOST_TOOLS:
+                self._tools.add(tool)
+            else:
+                tool = None
+        self._costs[cost.currency, server, tool] += cost.nanos
 
     def settle(self, estimate: float, used: int, left: float) -> None:
         """A call took ``used`` tokens; ``left`` is what the bucket then holds."""
@@ -106,6 +129,19 @@ class Counts:
 
     def _cut(self) -> Iterator[Observation]:
         yield Observation(self.cut)
+
+    def _cost(self) -> Iterator[Observation]:
+        for (currency, server, tool), nanos in self._costs.items():
+            labels = _labels(currency=currency)
+            if server is not None:
+                labels.update(_labels(server=server))
+            if tool is not None:
+                labels[_TOOL_NAME] = tool
+            yield Observation(nanos / 10**9, labels)
+
+    def _warned(self) -> Iterator[Observation]:
+        for period, number in self.warnings.items():
+            yield Observation(number, _labels(period=period))
 
 
 def _labels(**labels: str | bool) -> dict[str, str | bool]:

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping
-from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 from opentelemetry.metrics import MeterProvider
@@ -16,10 +17,13 @@ from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request, ServerMessage
 from mcp_middleware.options import whole_number
 from mcp_middleware.storage import LimitStorage, MemoryStorage, Reservation, Shortage
+from mcp_middleware.storage.budgets import BudgetStorage, Overspending, Spending
 from mcp_middleware.types import Headers, Rejection, Usage
 
+from .budgets import Allowance, Budget, Budgets, Threshold, overspent
 from .counts import counts_for
 from .forecast import Forecast
+from .prices import Prices, PricesOption, read_prices
 from .rate import AgentLimits, PartLimits, RateOption
 from .refusals import as_tool_result, never, not_now, remaining
 from .reports import HINT, NONSENSE, Report, reported
@@ -54,6 +58,7 @@ _BY_METHOD: Final = frozenset({"resources/read", "completion/complete", "tasks/g
 """What a model writes and reads, besides ``_BY_TARGET``. Their targets are without number, so one forecast serves
 them all."""
 
+_MOST_WARNED: Final = 4096
 _STEP: Final = 500
 """Tokens by which a stream is topped up at least, so that not every event asks the store."""
 _COMPLAIN_EVERY: Final = 60.0
@@ -69,10 +74,19 @@ class _Charge(msgspec.Struct):
     """The name its output is remembered by; None for a request without tokens."""
     input_tokens: int
     reservation: Reservation | None
+    payment: "_Payment"
     streamed: int = 0
     """Tokens of what has come before the answer."""
     topping: asyncio.Task[None] | None = None
     cut: bool = False
+
+
+class _Payment(NamedTuple):
+    """By what a request is priced, and what was taken from its agent's budgets for it."""
+
+    prices: Prices | None
+    allowance: Allowance | None = None
+    spending: Spending | None = None
 
 
 class RateLimitMiddleware(Member):
@@ -94,7 +108,10 @@ class RateLimitMiddleware(Member):
             that matches counts.
         server: the name of this server, where several share a storage: its tools' buckets are its own.
         server_limits: limits of each principal on this server, on top of its own.
-        storage: where the buckets are kept.
+        prices: what calls cost; each call's cost is then in its audit record. ``Prices``, or a mapping of its fields.
+        budgets: what each principal may spend in a day or a month, at these prices; every one that holds for an agent
+            counts. A list of ``Budget``, or of mappings of its fields.
+        storage: where the buckets are kept, and what was spent.
         forecast: what earlier limiters have learnt of the tools' answers.
         counter: counts tokens.
         initial_output_tokens: the output to reserve for a tool that has not answered yet; later its own last answers
@@ -124,6 +141,8 @@ class RateLimitMiddleware(Member):
         tools: Mapping[str, Mapping[str, Any] | PartLimits] | None = None,
         server: str | None = None,
         server_limits: Mapping[str, Any] | PartLimits | None = None,
+        prices: PricesOption = None,
+        budgets: Sequence[Budget | Mapping[str, Any]] | None = None,
         storage: LimitStorage | None = None,
         forecast: Forecast | None = None,
         counter: TokenCounter | None = None,
@@ -139,6 +158,8 @@ class RateLimitMiddleware(Member):
         super().__init__(app, bounds=bounds)
         name = type(self).__name__
         self._server_name = server
+        self._storage = MemoryStorage() if storage is None else storage
+        self._budget_storage: BudgetStorage | None = getattr(self._storage, "budgets", None)
         self.update(
             requests=requests,
             tokens=tokens,
@@ -146,13 +167,14 @@ class RateLimitMiddleware(Member):
             agents=agents,
             tools=tools,
             server_limits=server_limits,
+            prices=prices,
+            budgets=budgets,
         )
         self._start = whole_number(f"{name}: initial_output_tokens", initial_output_tokens, least=0)
         self._media = Media(
             whole_number(f"{name}: image_tokens", image_tokens, least=0),
             whole_number(f"{name}: audio_tokens", audio_tokens, least=0),
         )
-        self._storage = MemoryStorage() if storage is None else storage
         self._forecast = Forecast() if forecast is None else forecast
         self._counter = EstimatingCounter() if counter is None else counter
         for option, value, method in (
@@ -175,6 +197,7 @@ class RateLimitMiddleware(Member):
         self._counts = counts_for(meter_provider)
         self._is_timed = not isinstance(self._storage, MemoryStorage)
         self._next_complaint = 0.0
+        self._warned: OrderedDict[tuple[bytes, Threshold, int], None] = OrderedDict()
 
     @property
     def mode(self) -> LimiterMode:
@@ -198,13 +221,26 @@ class RateLimitMiddleware(Member):
         agents: Mapping[str, Mapping[str, Any] | AgentLimits] | None = None,
         tools: Mapping[str, Mapping[str, Any] | PartLimits] | None = None,
         server_limits: Mapping[str, Any] | PartLimits | None = None,
+        prices: PricesOption = None,
+        budgets: Sequence[Budget | Mapping[str, Any]] | None = None,
     ) -> None:
         """Put other limits in the place of all there are, from the next request on. What was used stays used.
 
         Raises ConfigurationError, and changes nothing, for a wrong one.
         """
+        name = type(self).__name__
+        priced = read_prices(f"{name}: prices", prices, server=self._server_name)
+        budgeted = None
+        if budgets is not None:
+            if priced is None:
+                raise ConfigurationError(f"{name}: budgets need prices, by which calls are paid for")
+            if self._budget_storage is None:
+                raise ConfigurationError(
+                    f"{name}: budgets need a storage that keeps them, and {self._storage!r} does not"
+                )
+            budgeted = Budgets(f"{name}: budgets", budgets, currency=priced.currency)
         self._rules = Rules(
-            type(self).__name__,
+            name,
             requests=requests,
             tokens=tokens,
             concurrency=concurrency,
@@ -212,7 +248,9 @@ class RateLimitMiddleware(Member):
             tools=tools,
             server=self._server_name,
             server_limits=server_limits,
+            is_priced=priced is not None,
         )
+        self._prices, self._budgets, self._unbudgeted = priced, budgeted, _Payment(priced)
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         """Reserve, or refuse."""
@@ -233,6 +271,12 @@ class RateLimitMiddleware(Member):
                 self._counts.too_large[self._mode == "enforce"] += 1
                 if self._mode == "enforce":
                     return self._answer(never(known, profile), request, exchange)
+        payment = self._unbudgeted
+        if self._budgets is not None and forecast is not None:
+            answered = await self._spend(exchange, request, key, Usage(known, guess))
+            if isinstance(answered, Rejection):
+                return answered
+            payment = answered
         reservation = None
         if profile.policy:
             began = time.monotonic() if self._is_timed else 0.0
@@ -247,10 +291,72 @@ class RateLimitMiddleware(Member):
             else:
                 self._counts.refuse(answer, enforced=self._mode == "enforce")
                 if self._mode == "enforce":
+                    await self._settle_payment(payment, 0, exchange)
                     return self._answer(not_now(answer, profile), request, exchange)
                 _log_shadow(exchange, answer)
-        exchange.state[self] = _Charge(request, profile, forecast, known, reservation)
+        exchange.state[self] = _Charge(request, profile, forecast, known, reservation, payment)
         return None
+
+    async def _spend(self, exchange: Exchange, request: Request, key: bytes, estimate: Usage) -> Rejection | _Payment:
+        """Take what the call may cost from its agent's budgets."""
+        prices, budgets, storage = self._prices, self._budgets, self._budget_storage
+        payment = self._unbudgeted
+        if prices is None or budgets is None or storage is None:
+            return payment
+        allowance = budgets.allowance(exchange.caller.client)
+        cost = prices.cost(self._server_name, request, estimate)
+        if allowance is None or cost is None:
+            return payment
+        answer = await storage.spend(key, allowance.wallets, cost.nanos)
+        if answer.local:
+            self._counts.fallbacks += 1
+        if isinstance(answer, Overspending):
+            enforced = self._mode == "enforce"
+            self._counts.refuse_to_pay(enforced=enforced)
+            if enforced:
+                return self._answer(overspent(answer, allowance, prices.currency), request, exchange)
+            logger.info(
+                "shadow: the request of client %r would have been refused: the budget of this %s is spent",
+                exchange.caller.client[:200],
+                answer.wallet.period,
+            )
+            return payment
+        self._warn(exchange, answer, allowance, [spent - cost.nanos for spent in answer.spent], answer.spent)
+        return _Payment(prices, allowance, answer)
+
+    async def _settle_payment(self, payment: _Payment, nanos: int, exchange: Exchange) -> None:
+        spending, allowance, storage = payment.spending, payment.allowance, self._budget_storage
+        if spending is None or allowance is None or storage is None:
+            return
+        after = await storage.settle(spending, nanos)
+        before = [None if spent is None else spent - nanos + spending.nanos for spent in after]
+        self._warn(exchange, spending, allowance, before, after)
+
+    def _warn(
+        self,
+        exchange: Exchange,
+        spending: Spending,
+        allowance: Allowance,
+        before: Sequence[int | None],
+        after: Sequence[int | None],
+    ) -> None:
+        """Of each budget that only warns once a period; an estimate may reach it again and again."""
+        for threshold in allowance.reached(before, after):
+            one = (spending.key, threshold, spending.until[threshold.wallet])
+            if one in self._warned:
+                continue
+            self._warned[one] = None
+            if len(self._warned) > _MOST_WARNED:
+                self._warned.popitem(last=False)
+            wallet = allowance.wallets[threshold.wallet]
+            self._counts.warnings[wallet.period] += 1
+            logger.warning(
+                "client %r has reached %s: %s for %s",
+                exchange.caller.client[:200],
+                threshold.budget,
+                threshold.nanos / 10**9,
+                wallet.name,
+            )
 
     def _answer(self, rejection: Rejection, request: Request, exchange: Exchange) -> Rejection:
         if self._refuse_with == "tool_result":
@@ -309,6 +415,8 @@ class RateLimitMiddleware(Member):
         try:
             if charge.forecast is not None:
                 actual = await self._actual_tokens(exchange, charge, charge.forecast)
+            if actual is not None and charge.payment.prices is not None:
+                await self._pay(exchange, charge, charge.payment.prices, actual)
         finally:
             if reservation is not None and (actual is not None or reservation.place):
                 began = time.monotonic() if self._is_timed else 0.0
@@ -317,6 +425,18 @@ class RateLimitMiddleware(Member):
                     self._counts.took("settle", time.monotonic() - began)
                 if actual is not None:
                     self._counts.settle(reservation.tokens, actual, left)
+
+    async def _pay(self, exchange: Exchange, charge: _Charge, prices: Prices, tokens: int) -> None:
+        """Say what the call cost, and put that in place of what was taken for it."""
+        request, nanos = charge.request, 0
+        if exchange.rejection is None:
+            usage = Usage(tokens) if exchange.usage is None else exchange.usage
+            cost = exchange.cost = prices.cost(self._server_name, request, usage)
+            if cost is not None:
+                nanos = cost.nanos
+                is_known = request.method == "tools/call" and exchange.answer and _succeeded(request, exchange.answer)
+                self._counts.add_cost(cost, self._server_name, request.target if is_known else None)
+        await self._settle_payment(charge.payment, nanos, exchange)
 
     async def aclose(self) -> None:
         """Close the storage."""

@@ -60,11 +60,12 @@ class Rules:
         tools: Mapping[str, Mapping[str, Any] | PartLimits] | None = None,
         server: str | None = None,
         server_limits: Mapping[str, Any] | PartLimits | None = None,
+        is_priced: bool = False,
     ) -> None:
         own = (requests, tokens, concurrency, server_limits)
-        if all(option is None for option in own) and not agents and not tools:
+        if all(option is None for option in own) and not agents and not tools and not is_priced:
             raise ConfigurationError(
-                f"{name} limits nothing; give requests, tokens, concurrency, agents, tools or server_limits"
+                f"{name} limits nothing; give requests, tokens, concurrency, agents, tools, server_limits or prices"
             )
         everybody = Rates(
             read_rate(f"{name}: requests", requests),

@@ -1,0 +1,298 @@
+"""What a call costs, from its answer to the audit trail and the metrics; and budgets, from a first call to the 429."""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from mcp_middleware import AuditLogMiddleware
+from mcp_middleware.audit import AuditRecord
+from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.ratelimit import RateLimitMiddleware
+from mcp_middleware.ratelimit.budgets import Budget
+from mcp_middleware.ratelimit.prices import Price, Prices
+from mcp_middleware.storage import RedisConnection, RedisStorage
+from mcp_middleware.storage.budgets import MemoryBudgets
+from mcp_middleware.testing import FakeClock
+from tests.audit.trails import ListSink
+from tests.ratelimit.conftest import Stack
+from tests.storage.redis_server import running_redis
+
+PRICES: dict[str, Any] = {
+    "currency": "EUR",
+    "rules": [
+        {"tools": ["free"], "call": 0},
+        {"tools": ["tool", "other"], "input": 1, "output": "2.5", "call": 0.002},
+        {"servers": ["elsewhere"], "call": 9},
+    ],
+}
+DAY = 86_400.0
+
+Make = Callable[..., Stack]
+
+
+@pytest.fixture
+def make(clock: FakeClock) -> Make:
+    def made(**options: Any) -> Stack:
+        stack = Stack(clock, **{"server": "files", "prices": PRICES, **options})
+        stack.limiter._budget_storage = MemoryBudgets(clock=clock)  # of the test's time
+        return stack
+
+    return made
+
+
+def audited(stack: Stack) -> ListSink:
+    sink = ListSink()
+    stack.app.app = AuditLogMiddleware(stack.limiter, sink=sink)
+    return sink
+
+
+def data(call: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(call.body)["error"]["data"]
+    return found
+
+
+async def test_a_calls_cost_is_in_its_record(make: Make) -> None:
+    stack = make()
+    sink = audited(stack)
+    await stack.call(arguments={"a": "b" * 50})
+    record: AuditRecord = sink.only
+    assert record.input_tokens is not None
+    assert record.output_tokens is not None
+    nanos = 1000 * record.input_tokens + 2500 * record.output_tokens + 2_000_000
+    assert (record.cost, record.currency) == (nanos / 10**9, "EUR")
+
+
+@pytest.mark.parametrize(
+    ("change", "cost"),
+    [
+        ({"result": {"content": [], "_meta": {"usage": {"inputTokens": 3, "outputTokens": 4}}}}, 0.002013),
+        ({"error": {"code": -32602, "message": "x" * 10}}, None),
+        ({"status": 404}, None),
+        ({"raises": RuntimeError("boom")}, None),
+    ],
+)
+async def test_what_is_known_of_a_call_is_priced(change: dict[str, Any], cost: float | None, make: Make) -> None:
+    """An error has tokens too, and a refusal by the server the input; a call that broke off has no known cost."""
+    stack = make()
+    sink = audited(stack)
+    for name, value in change.items():
+        setattr(stack.server, name, value)
+    if "raises" in change:
+        with pytest.raises(RuntimeError):
+            await stack.call()
+        assert sink.only.cost is None
+        return
+    await stack.call()
+    if cost is not None:
+        assert sink.only.cost == cost
+    else:
+        assert sink.only.cost is not None
+        assert 0.002 < sink.only.cost < 0.0025
+
+
+async def test_what_has_no_price_has_no_cost_and_what_is_free_costs_nothing(make: Make) -> None:
+    stack = make()
+    sink = audited(stack)
+    await stack.call(name="unpriced")
+    await stack.call(name="free")
+    await stack.call("prompts/get", name="tool")
+    await stack.call("tools/list")
+    assert [(one.cost, one.currency) for one in sink.records] == [
+        (None, None),
+        (0.0, "EUR"),
+        (None, None),
+        (None, None),
+    ]
+
+
+async def test_what_is_refused_costs_nothing(make: Make) -> None:
+    stack = make(requests="1/day")
+    sink = audited(stack)
+    await stack.call()
+    await stack.call()
+    assert [one.cost is None for one in sink.records] == [False, True]
+
+
+BUDGETS = [
+    {"agents": ["batch-*"], "period": "day", "amount": 0.01},
+    {"agents": ["batch-*"], "period": "day", "amount": 0.005, "action": "warn"},
+]
+
+
+async def test_an_agent_is_refused_once_its_budget_is_spent_and_served_when_the_next_begins(
+    make: Make, clock: FakeClock
+) -> None:
+    clock.now = 3 * DAY - 7200.5
+    stack = make(budgets=BUDGETS)
+    sink = audited(stack)
+    served = 0
+    while (answer := await stack.call(caller="batch-1")).status == 200:
+        served += 1
+    assert served == 4
+    spent = sum(one.cost or 0 for one in sink.records)
+    assert 0.008 < spent <= 0.01
+    assert (answer.status, answer.headers["retry-after"]) == (429, "7201")
+    told = data(answer)
+    assert told.pop("remaining") == pytest.approx(0.01 - spent)
+    assert told == {
+        **{"dimension": "budget", "period": "day", "currency": "EUR", "limit": 0.01},
+        "retryAfterMs": 7_200_500,
+    }
+    record = sink.records[-1]
+    assert (record.decision, record.reason, record.rule) == ("limited", "budget_spent", "budgets[0]")
+    assert len(stack.server.received) == served
+    assert (await stack.call(caller="batch-2")).status == 200
+    assert (await stack.call(caller="somebody")).status == 200
+    assert (await stack.call("tools/list", caller="batch-1")).status == 200
+    assert (await stack.call(caller="batch-1", name="unpriced")).status == 200
+    clock.now += 7200
+    assert (await stack.call(caller="batch-1")).status == 429
+    clock.now += 0.5
+    assert (await stack.call(caller="batch-1")).status == 200
+
+
+async def test_a_warning_comes_once_a_period(make: Make, clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    stack = make(budgets=[{"period": "day", "amount": 0.005, "action": "warn"}])
+    for day in range(2):
+        clock.now = day * DAY
+        for _ in range(6):
+            assert (await stack.call(caller="a\n\x1b[2J")).status == 200
+    warnings = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert len(warnings) == 2
+    assert warnings[0].endswith(" has reached budgets[0]: 0.005 for EUR day")
+    assert all(text.isprintable() for text in warnings)
+
+
+async def test_a_call_that_a_limit_refuses_is_not_paid_for(make: Make) -> None:
+    stack = make(requests="1/day", budgets=[{"period": "day", "amount": 0.005}])
+    assert (await stack.call()).status == 200
+    for _ in range(3):
+        assert data(await stack.call())["dimension"] == "requests"
+
+
+async def test_an_estimate_stands_where_nobody_knows_the_cost(make: Make) -> None:
+    stack = make(initial_output_tokens=10_000, budgets=[{"period": "day", "amount": 0.05}])
+    stack.server.raises = RuntimeError("boom")
+    with pytest.raises(RuntimeError):
+        await stack.call()  # 10,000 tokens: 0.027
+    assert data(await stack.call())["dimension"] == "budget"
+
+
+async def test_a_shadow_refuses_nobody_and_off_asks_nobody(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    stack = make(mode="shadow", budgets=[{"period": "day", "amount": 0.003}])
+    for _ in range(3):
+        assert (await stack.call()).status == 200
+    assert sum("the budget of this day is spent" in one.getMessage() for one in caplog.records) == 2
+    stack.limiter.mode = "enforce"
+    assert (await stack.call()).status == 429
+    stack.limiter.mode = "off"
+    sink = audited(stack)
+    assert (await stack.call()).status == 200
+    assert sink.only.cost is None
+
+
+async def test_a_refusal_can_be_a_tools_result(make: Make) -> None:
+    stack = make(refuse_with="tool_result", budgets=[{"period": "month", "amount": 0.003}])
+    await stack.call()
+    result = json.loads((await stack.call()).body)["result"]
+    assert result["isError"] is True
+    assert result["content"][0]["text"].startswith("Not done: the budget of this month is spent; the next begins in")
+
+
+async def test_prices_and_budgets_are_changed_while_the_limiter_runs(make: Make) -> None:
+    stack = make(budgets=[{"period": "day", "amount": 0.003}])
+    sink = audited(stack)
+    await stack.call()
+    assert (await stack.call()).status == 429
+    stack.limiter.update(prices=Prices("EUR", [Price(call=1)]), budgets=[Budget("day", 1.002)])
+    assert (await stack.call()).status == 429  # what was spent stays spent
+    stack.limiter.update(prices=Prices("EUR", [Price(call=1)]), budgets=[Budget("day", 1.003)])
+    assert (await stack.call()).status == 200
+    stack.limiter.update(prices=Prices("USD", [Price(call=1)]), budgets=[Budget("day", 1)])
+    assert (await stack.call()).status == 200
+    assert [one.currency for one in sink.records if one.cost] == ["EUR", "EUR", "USD"]
+
+
+async def test_costs_are_metrics_without_agents_and_without_invented_tools(make: Make) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    stack = make(
+        meter_provider=provider,
+        prices={"currency": "EUR", "rules": [{"call": 0.5}]},
+        budgets=[
+            {"agents": ["poor"], "period": "day", "amount": 0.1},
+            {"period": "day", "amount": 1, "action": "warn"},
+        ],
+    )
+    for agent in ("a", "b", "b", "poor", "poor"):
+        await stack.call(caller=agent)
+    stack.server.error = {"code": -32602, "message": "unknown tool"}
+    for number in range(3):
+        await stack.call(name=f"invented-{number}")
+    found: dict[str, list[tuple[dict[str, Any], float]]] = {}
+    metrics = reader.get_metrics_data()
+    assert metrics is not None
+    for metric in metrics.resource_metrics[0].scope_metrics[0].metrics:
+        points = [(dict(point.attributes or {}), getattr(point, "value", 0)) for point in metric.data.data_points]
+        found[metric.name.removeprefix("mcp_middleware.limiter.")] = points
+    currency = {"mcp_middleware.limiter.currency": "EUR", "mcp_middleware.limiter.server": "files"}
+    assert found["cost"] == [({**currency, "gen_ai.tool.name": "tool"}, 2.0), (currency, 1.5)]
+    assert found["budget.warnings"] == [({"mcp_middleware.limiter.period": "day"}, 2)]
+    assert [
+        number for labels, number in found["refused"] if labels["mcp_middleware.limiter.dimension"] == "budget"
+    ] == [1]
+    provider.shutdown()
+
+
+async def test_replicas_share_a_budget() -> None:
+    with running_redis() as server:
+        stacks = []
+        for _ in range(2):
+            stack = Stack(FakeClock(), prices={"currency": "EUR", "rules": [{"call": 1}]})
+            storage = RedisStorage(RedisConnection(server.url, budget=10.0))
+            stack.limiter = RateLimitMiddleware(
+                stack.server,
+                storage=storage,
+                prices={"currency": "EUR", "rules": [{"call": 1}]},
+                budgets=[{"period": "month", "amount": 5}],
+            )
+            stack.app.app = stack.limiter
+            stacks.append(stack)
+        statuses = [(await stacks[number % 2].call()).status for number in range(8)]
+        assert statuses == [200] * 5 + [429] * 3
+        for stack in stacks:
+            await stack.limiter.aclose()
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    raise RuntimeError("not called")
+
+
+class NoBudgets:
+    async def reserve(self, *_: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prices": {}}, "RateLimitMiddleware: prices: 'currency' is missing"),
+        ({"prices": PRICES}, "prices: rules[2].servers is ['elsewhere'], and this server has no name; give server"),
+        ({"budgets": BUDGETS}, "RateLimitMiddleware: budgets need prices"),
+        ({"prices": PRICES, "server": "a", "budgets": []}, "RateLimitMiddleware: budgets is []; it must be a list"),
+        ({"prices": PRICES, "server": "a", "budgets": [{"period": "day"}]}, "budgets[0]: 'amount' is missing"),
+        (
+            {"prices": PRICES, "server": "a", "budgets": BUDGETS, "storage": NoBudgets()},
+            "RateLimitMiddleware: budgets need a storage that keeps them",
+        ),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        RateLimitMiddleware(app, **options)
+    assert said in str(error.value)
