@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from .challenge import MAX_TOKEN_BYTES
-from .claims import Claims, Identity, InvalidTokenError, identity_of, shown
-from .issuers import Introspection, Issuer
+from .claims import Identity, InvalidTokenError, identity_of, shown
+from .issuers import Issuer
 
 __all__ = [
-    "Claims",
-    "Introspection",
-    "Issuer",
     "ParsedToken",
     "check_audience",
     "check_claims",
@@ -36,8 +33,6 @@ _LAST: Final = ("", "", "AQgw", "AEIMQUYcgkosw048")
 """By the length of a base64url text modulo 4, what its last character may be: others have bits that encode nothing,
 so that many texts would be the same token (RFC 4648 section 3.5). A remainder of 1 encodes no bytes."""
 _PADDING: Final = ("", "", "==", "=")
-_JSON_OBJECT: Final = ("ey", "ew")
-"""How a JSON object in base64url begins: a brace, and a quote or white space."""
 _ACCESS_TOKEN: Final = "at+jwt"
 _NOT_AN_ACCESS_TOKEN: Final = ("nonce", "at_hash", "c_hash", "s_hash", "events")
 """Claims of ID tokens (OpenID Connect Core 2, 3.3.2.11) and of security events and logout tokens (RFC 8417)."""
@@ -55,8 +50,15 @@ class ParsedToken(NamedTuple):
 
 
 def looks_like_jwt(token: str) -> bool:
-    """Whether ``token`` is to be judged as a JWT; any other is only for its issuer to understand."""
-    return token.startswith(_JSON_OBJECT) and token.count(".") == 2
+    """Whether ``token`` is to be judged as a JWT: it has the three parts, and the first is a JSON object. Any other is
+    only for its issuer to understand."""
+    header, _, rest = token.partition(".")
+    if rest.count(".") != 1:
+        return False
+    try:
+        return bool(json_object(_decode(header)))
+    except (ValueError, RecursionError):
+        return False
 
 
 def parse_token(token: str) -> ParsedToken:
