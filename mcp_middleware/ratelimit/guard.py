@@ -87,7 +87,7 @@ class RequestGuardMiddleware(Member):
         peer = exchange.scope.get("client")
         address = address_of(peer[0] if peer else None, exchange.scope["headers"], self._trusted)
         if not self._limiter.hit(item, address):
-            return self._refuse(item, address, "address")
+            return self._too_many(item, address, "address")
         exchange.state[self] = address
         return None
 
@@ -99,7 +99,7 @@ class RequestGuardMiddleware(Member):
         for glob, pattern, item in self._tools:
             if pattern.match(message.target or ""):
                 if not self._limiter.hit(item, glob):
-                    return self._refuse(item, glob, "tool")
+                    return self._too_many(item, glob, "tool")
                 break
         return None
 
@@ -109,7 +109,7 @@ class RequestGuardMiddleware(Member):
         if address is not None and self._addresses is not None and exchange.principal is not None:
             self._windows.take_back(self._addresses.key_for(address))
 
-    def _refuse(self, item: "RateLimitItem", key: str, kind: str) -> Rejection:
+    def _too_many(self, item: "RateLimitItem", key: str, kind: str) -> Rejection:
         reset = self._limiter.get_window_stats(item, key).reset_time
         wait = max(1, math.ceil((reset - self._clock()) * 1000))
         seconds = -(-wait // 1000)
