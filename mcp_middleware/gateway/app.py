@@ -17,7 +17,7 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Receive, Scope, Send
 from mcp_middleware.member import ASGIApp
 from mcp_middleware.resource_server import IssuersVerifier
-from mcp_middleware.resource_server.legacy import LEGACY_WELL_KNOWN
+from mcp_middleware.resource_server.legacy import LEGACY_WELL_KNOWN, issuer_metadata
 from mcp_middleware.resource_server.metadata import WELL_KNOWN
 from mcp_middleware.responses import send_document
 from mcp_middleware.types import Document
@@ -241,8 +241,12 @@ class _Generation:
                 self._stacks[f"{WELL_KNOWN}/{name}{_ENDPOINT}"] = app
                 if len(config.servers) == 1:
                     self._stacks[WELL_KNOWN] = app
-                if config.auth.legacy_metadata:
+                if config.auth.legacy_metadata and self._repeats_metadata():
                     self._stacks.setdefault(LEGACY_WELL_KNOWN, app)  # one origin, and so one document for all servers
+
+    def _repeats_metadata(self) -> bool:
+        """Whether the first issuer's metadata is for us to repeat: not where it is at our own origin itself."""
+        return self._verifier is not None and issuer_metadata(self.config.public_url, self._verifier) is not None
 
     def route(self, path: str) -> ASGIApp | None:
         return self._stacks.get(path)

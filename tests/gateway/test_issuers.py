@@ -205,6 +205,17 @@ async def test_clients_of_2025_03_26_find_the_issuers_metadata_at_our_origin(
     assert {record.reason for record in found.gateway.records()} == {"bad_host"}
 
 
+async def test_an_issuer_at_our_own_origin_speaks_for_itself() -> None:
+    """Whoever is in front of both sends what is for the issuer there; what still comes here is no server's."""
+    port = free_port()
+    public = f"http://127.0.0.1:{port}"
+    app = create_app(from_mapping(configured({"files": ELSEWHERE}, port, auth={"issuers": [public]})))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=public) as http:
+        reply = await http.get("/.well-known/oauth-authorization-server")
+    await app.shutdown()
+    assert reply.status_code == 404
+
+
 async def test_the_copy_of_the_metadata_can_be_switched_off(tmp_path: Path) -> None:
     async with site(tmp_path, legacy_metadata=False) as found:
         copy = await found.gateway.http.get(f"{found.gateway.origin}/.well-known/oauth-authorization-server")
