@@ -13,7 +13,7 @@ from .record import DECISIONS
 from .render import FORMATS, REPORT_FORMATS
 from .report import KEYS, check_keys
 
-__all__ = ["main"]
+__all__ = ["main", "parse"]
 
 _TIMES: Final = """\
 times:
@@ -40,21 +40,18 @@ _DEFAULT_TRAIL: Final = "audit.db"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status: 0, or 1 if the trail cannot be read (wrong usage exits with 2)."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    reports = given[:1] == [_REPORT]
-    make = _report_parser if reports else _parser
-    options = make(datetime.now(UTC)).parse_args(given[1:] if reports else given)
+    options = parse(sys.argv[1:] if arguments is None else arguments, datetime.now(UTC))
     wanted = AuditFilter(
         agent=options.agent,
         server=options.server,
         tool=options.tool,
-        decision=None if reports else options.decision,
+        decision=None if options.is_report else options.decision,
         since=options.since,
         until=options.until,
     )
     trail = AuditTrail(options.path)
     try:
-        if reports:
+        if options.is_report:
             _print_report(trail, wanted, options)
         else:
             _print(FORMATS[options.format](trail.read(wanted, limit=options.limit)))
@@ -68,6 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         skipped = "1 damaged record was" if trail.damaged == 1 else f"{trail.damaged} damaged records were"
         print(f"warning: {skipped} skipped", file=sys.stderr)
     return 0
+
+
+def parse(arguments: Sequence[str], now: datetime) -> argparse.Namespace:
+    """What the arguments ask for. Wrong ones end the process with status 2. A file of the name ``report`` is
+    ``./report``."""
+    if arguments and arguments[0] == _REPORT:
+        return _report_parser(now).parse_args(arguments[1:])
+    return _parser(now).parse_args(arguments)
 
 
 def _print_report(trail: AuditTrail, wanted: AuditFilter, options: argparse.Namespace) -> None:
@@ -88,6 +93,7 @@ def _parser(now: datetime) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(is_report=False)
     parser.add_argument("path", help="a file written by SQLiteSink or JSONLinesSink")
     _add_filters(parser, now)
     parser.add_argument("--decision", choices=DECISIONS, help="only messages of which this was decided")
@@ -104,6 +110,7 @@ def _report_parser(now: datetime) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(is_report=True)
     parser.add_argument(
         "path", nargs="?", default=_DEFAULT_TRAIL, help=f"a file written by a sink; default: {_DEFAULT_TRAIL}"
     )

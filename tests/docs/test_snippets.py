@@ -19,7 +19,7 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from mcp_middleware.audit.__main__ import _parser as audit_parser
+from mcp_middleware.audit.__main__ import parse as parse_audit
 from mcp_middleware.gateway.cli import _parser as gateway_parser
 from mcp_middleware.gateway.cli import main
 from mcp_middleware.gateway.schema import schema
@@ -114,8 +114,11 @@ def test_the_gateway_accepts_its_configuration(
 def test_a_command_of_ours_exists(block: Block, command: str) -> None:
     match = _OURS.match(command)
     assert match is not None
-    parser = audit_parser(datetime.now(UTC)) if match["module"] == "audit" else gateway_parser()
-    parser.parse_args(shlex.split(command[match.end() :]))
+    arguments = shlex.split(command[match.end() :])
+    if match["module"] == "audit":
+        parse_audit(arguments, datetime.now(UTC))
+    else:
+        gateway_parser().parse_args(arguments)
 
 
 def test_the_quick_starts_are_among_what_is_tried() -> None:
