@@ -273,6 +273,8 @@ class _Pipeline:
             return Rejection(431, INVALID_REQUEST, text, "headers_too_large")
         for on_headers in self.on_headers:
             answer: Rejection | Document | None = await on_headers(exchange)
+            if isinstance(answer, Document) and exchange.deferred is not None:
+                return exchange.deferred
             if answer is not None:
                 return answer
         return _check_method(exchange)

@@ -66,7 +66,7 @@ class ToolAuthorizationMiddleware(Member):
             if decision.allowed:
                 exchange.state[self] = judged
                 return None
-        elif not (decision.visible or (decision.allowed and decision.scopes)):
+        elif not (decision.scopes if decision.allowed else decision.visible):
             return None  # refused in any case; what is hidden as what is not, so that it does not tell itself
         return refusal(
             judged,

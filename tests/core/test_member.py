@@ -315,6 +315,18 @@ async def test_a_deferred_refusal_always_stands(body: Any, said: str) -> None:
     assert "audit.forward" not in log
 
 
+async def test_a_deferred_refusal_stands_before_a_document_further_in() -> None:
+    class Telling(Recorder):
+        stage = "limiter"
+
+        async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
+            return Document(b"secret")
+
+    log: list[str] = []
+    done = await Call(Telling(Deferring(EchoServer(), log), log), asked("known")).run()
+    assert (done.status, done.json["error"]["message"]) == (403, "less")
+
+
 async def test_a_deferred_refusal_goes_no_further_than_its_own_group() -> None:
     log: list[str] = []
     server = EchoServer()

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mcp.client.auth.utils import extract_field_from_www_auth
 from mcp.server.auth.middleware.auth_context import auth_context_var
@@ -364,3 +364,53 @@ def test_scopes_are_widened_by_all_that_can_be_reached(graph: dict[int, list[int
 def test_a_long_chain_of_scopes_is_no_matter() -> None:
     implied = {f"s{number}": [f"s{number + 1}"] for number in range(1000)}
     assert len(ScopeHierarchy(implied).widened(frozenset({"s0", "x"}))) == 1002
+
+
+class Fixed:
+    """An authorizer with one answer."""
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+
+    def authorize(self, principal: Principal, message: Message) -> Decision:
+        return self.decision
+
+
+@given(
+    allowed=st.booleans(),
+    visible=st.booleans(),
+    scopes=st.sampled_from([(), ("files:write",), (BASE, "other")]),
+    held=st.sampled_from(["", BASE, "files:write", f"files:write {BASE}"]),
+    method=st.sampled_from(
+        ["tools/call", "resources/read", "tools/list", "initialize", "tasks/get", "x/y", "notifications/x"]
+    ),
+)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_case_10_whatever_an_authorizer_says_the_base_scopes_are_needed(
+    issuer: LoopbackIssuer,
+    allowed: bool,
+    visible: bool,
+    scopes: tuple[str, ...],
+    held: str,
+    method: str,
+) -> None:
+    judged = method in ("tools/call", "resources/read", "tasks/get", "x/y")
+    based = BASE in held.split()
+    params = {"name": "t", "uri": "x://y", "taskId": "1", "protocolVersion": "2025-11-25"}
+    async with governed(issuer, policy=Fixed(Decision(allowed, "rule", visible, scopes))) as stack:
+        answer = await stack.send(method, params, scope=held, era="legacy", id=None if "notif" in method else 1)
+        record = stack.record
+        assert bool(stack.server.reached) == (based and (allowed or not judged))
+        challenge = answer.headers.get("www-authenticate")
+        if stack.server.reached:
+            assert (record.decision, challenge) == ("allowed", None)
+        elif not based and not (judged and visible and not allowed and not scopes):
+            named = set((challenged(answer) or "").split())
+            assert named == {BASE, *(scopes if judged and (allowed or visible) else ())}
+            assert record.reason == "insufficient_scope"
+        elif visible and scopes:
+            assert challenged(answer) == " ".join(dict.fromkeys((BASE, *scopes)))
+        else:
+            assert challenge is None
+            assert record.reason == "not_allowed"
+            assert (answer.status_code == 403) == visible
