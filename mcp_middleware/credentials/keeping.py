@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
-from mcp_middleware.oauth.http import FetchError, IssuerUnavailableError
+from mcp_middleware.oauth.http import BusyError, FetchError, IssuerUnavailableError
 from mcp_middleware.oauth.tokens import IssuedToken, TokenRequestError
 from mcp_middleware.types import Clock
 
@@ -204,6 +204,8 @@ class TokenKeeper:
             else:
                 self._silent_since = None
                 self._refuse(key, str(error), self._refuses_caller(error) if error.permanent else None)
+        except BusyError as error:
+            self._refuse(key, str(error), None)
         except (FetchError, IssuerUnavailableError) as error:
             self._be_silent(str(error))
         except Exception:

@@ -31,11 +31,13 @@ from .urls import absolute_url, is_loopback, why_refused
 if TYPE_CHECKING:
     import httpcore2
 
-__all__ = ["FetchError", "IssuerUnavailableError", "OAuthHTTPClient", "RefusedAddressError", "Resolver"]
+__all__ = ["BusyError", "FetchError", "IssuerUnavailableError", "OAuthHTTPClient", "RefusedAddressError", "Resolver"]
 
 _MAX_BODY_BYTES: Final = 256 * 1024
 _TIMEOUT: Final = 5.0
 """Seconds for one request, from the look-up of the name to the last byte."""
+_QUEUE_TIMEOUT: Final = 10.0
+"""Seconds that a request waits for others to the same origin before that; it says nothing about the origin."""
 _CONNECT_TIMEOUT: Final = 1.5
 """Seconds for the connection to one address of several; the last one has all the time that is left."""
 _MAX_CONNECTIONS: Final = 20
@@ -62,6 +64,10 @@ class FetchError(Exception):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class BusyError(FetchError):
+    """So many requests to one origin are under way that this one had no turn. It was not sent."""
 
 
 class RefusedAddressError(FetchError):
@@ -156,8 +162,16 @@ class OAuthHTTPClient:
             raise FetchError(str(error)) from None
         sent = {"accept": "application/json", "accept-encoding": "identity", "connection": "close", **headers}
         try:
-            async with asyncio.timeout(_TIMEOUT):
-                return await self._exchange(method, httpcore2.URL(url), url, sent, content, allow_private)
+            async with asyncio.timeout(None) as limit:
+
+                async def trace(event: str, _: object) -> None:
+                    if event == "connection.connect_tcp.started":
+                        limit.reschedule(asyncio.get_running_loop().time() + _TIMEOUT)
+
+                extensions = {"trace": trace, "timeout": {"pool": _QUEUE_TIMEOUT}}
+                return await self._exchange(method, httpcore2.URL(url), url, sent, content, allow_private, extensions)
+        except httpcore2.PoolTimeout:
+            raise BusyError(f"{url}: too many requests to it are under way") from None
         except TimeoutError:
             raise FetchError(f"{url} gave no whole answer within {_TIMEOUT:g} s") from None
         except _BadAddressError as error:
@@ -173,13 +187,16 @@ class OAuthHTTPClient:
         headers: Mapping[str, str],
         content: bytes | None,
         allow_private: bool,
+        extensions: dict[str, Any],
     ) -> tuple[int, bytes]:
         key = (parsed.origin.scheme, parsed.origin.host, parsed.origin.port, allow_private)
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = self._new_pool(allow_private)
         try:
-            async with pool.stream(method, parsed, headers=list(headers.items()), content=content) as response:
+            async with pool.stream(
+                method, parsed, headers=list(headers.items()), content=content, extensions=extensions
+            ) as response:
                 if any(
                     name.lower() == b"content-encoding" and value != b"identity" for name, value in response.headers
                 ):

@@ -18,7 +18,7 @@ from mcp_middleware.credentials import (
     keeping,
 )
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.oauth import ClientSecret, IssuerUnavailableError, OAuthHTTPClient, PrivateKeyJWT
+from mcp_middleware.oauth import ClientSecret, IssuerUnavailableError, OAuthHTTPClient, PrivateKeyJWT, http
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Principal
 from tests.credentials.issuer import SECRET, TokenIssuer
@@ -224,6 +224,22 @@ async def test_however_many_wait_one_token_is_asked_for(issuer: TokenIssuer, mak
     issuer.open.set()
     assert set(await asyncio.gather(*waiting[1:])) == {"token-1"}
     assert issuer.asked["token"] == 1
+
+
+async def test_a_crowd_at_the_start_is_no_outage(
+    issuer: TokenIssuer, make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer.exchanges_anything = True
+    issuer.open.clear()
+    credential = make.exchange()
+    crowd = [asyncio.create_task(credential.token(caller(f"c{number}"))) for number in range(50)]
+    await issuer.waiting.wait()
+    monkeypatch.setattr(http, "_QUEUE_TIMEOUT", 0.01)
+    with pytest.raises(CredentialUnavailableError):
+        await credential.token(caller("late"))
+    issuer.open.set()
+    assert len(set(await asyncio.gather(*crowd))) == 50
+    assert await credential.token(caller("later")) == "token-51"
 
 
 async def test_a_refusal_is_remembered_for_whom_it_was_said(issuer: TokenIssuer, make: Made, clock: FakeClock) -> None:

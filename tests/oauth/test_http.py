@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from mcp_middleware.oauth import http
-from mcp_middleware.oauth.http import FetchError, OAuthHTTPClient, RefusedAddressError, look_up
+from mcp_middleware.oauth.http import BusyError, FetchError, OAuthHTTPClient, RefusedAddressError, look_up
 from tests.oauth.servers import certificate, http_answer, raw_server
 
 
@@ -291,6 +291,33 @@ def test_one_client_serves_one_loop_after_the_other_and_leaves_nothing_open() ->
     for cancel in (False, True, False):
         asyncio.run(fetch(cancel))
         gc.collect()
+        assert client._pools == {}
+
+
+async def test_who_has_no_turn_is_told_so_and_waiting_costs_no_time_of_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A crowd at the start must not be taken for an outage."""
+    async with raw_server() as server:
+        server.hang.set()
+        server.answer = b""
+        client = OAuthHTTPClient()
+        url = f"http://127.0.0.1:{server.port}/"
+        crowd = [asyncio.create_task(client.get(url)) for _ in range(http._MAX_CONNECTIONS)]
+        for _ in crowd:
+            await server.accepted.get()
+        patient = asyncio.create_task(client.get(url))
+        await asyncio.sleep(0)
+        with monkeypatch.context() as patched:
+            patched.setattr(http, "_QUEUE_TIMEOUT", 0.01)
+            with pytest.raises(BusyError, match="too many requests"):
+                await client.get(url)
+        server.answer = http_answer(b"{}")
+        crowd[0].cancel()
+        assert await patient == b"{}"
+        for task in crowd:
+            task.cancel()
+        await asyncio.wait(crowd)
         assert client._pools == {}
 
 
