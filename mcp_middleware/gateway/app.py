@@ -230,8 +230,8 @@ class _Generation:
         self._credentials = {
             name: _credentials(config, server, shared, previous) for name, server in config.servers.items()
         }
-        self._asked = [] if previous is None else previous._parts()
-        """Of what has to do with authorization servers: what has been started already."""
+        self._asked: list[IssuersVerifier | ServerCredentials] = [] if previous is None else previous._asked
+        """Of what has to do with authorization servers: what has been started and is in use."""
         self.upstreams = {name: _upstream(server, shared.client, previous) for name, server in config.servers.items()}
         self._stacks: dict[str, ASGIApp] = {}
         for name, upstream in self.upstreams.items():
@@ -284,7 +284,7 @@ class _Generation:
         for outcome in outcomes:
             if outcome is not None:
                 raise outcome
-        self._asked = []  # once ended it may start again, and ask anew
+        self._asked = self._parts()
         for upstream in self.upstreams.values():
             await upstream.start()
 
@@ -300,6 +300,7 @@ class _Generation:
         for part in self._parts():
             if part not in used:
                 await part.aclose()
+        self._asked = []  # a gateway that has ended may start again, and ask anew
 
 
 def _verifier(config: Config, previous: _Generation | None) -> IssuersVerifier | None:

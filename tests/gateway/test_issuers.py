@@ -278,6 +278,17 @@ async def test_it_says_that_it_starts_while_an_issuer_takes_its_time() -> None:
         await app.shutdown()
 
 
+async def test_a_file_that_is_read_again_before_the_start_is_asked_about_all_the_same() -> None:
+    """As a worker does that replaces one which ended."""
+    async with authority() as issuer:
+        app = create_app(from_mapping(configured({"files": ELSEWHERE}, 8080, auth={"issuers": [issuer.issuer]})))
+        await app.reload(app.config)
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="names no jwks_uri"):
+                await app.startup()
+            await app.shutdown()
+
+
 async def test_an_issuer_that_a_reload_adds_takes_no_gateway_out_of_service(tmp_path: Path) -> None:
     async with site(tmp_path) as found:
         config = found.gateway.app.config
