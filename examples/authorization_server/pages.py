@@ -143,4 +143,4 @@ def index(issuer: str, resources: Sequence[str]) -> Html:
 def _host(redirect_uri: str) -> str:
     """Where an answer goes, as a person knows it."""
     parts = urlsplit(redirect_uri)
-    return parts.netloc if parts.scheme in ("http", "https") else f"the application for {parts.scheme}:"
+    return parts.netloc if parts.scheme in ("http", "https") else f"the application that opens {parts.scheme}: links"
