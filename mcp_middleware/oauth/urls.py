@@ -15,11 +15,11 @@ _QUOTED: Final = frozenset('"\\<>^`{|}')
 _EMBEDDING: Final = (
     (ip_network("::ffff:0:0/96"), 0),
     (ip_network("64:ff9b::/96"), 0),
-    (ip_network("64:ff9b:1::/48"), 0),
     (ip_network("2002::/16"), 80),
 )
 """Where an IPv6 address holds an IPv4 address, and how many bits follow it: mapped (RFC 4291 section 2.5.5.2), NAT64
-(RFC 6052 section 2.1, RFC 8215) and 6to4 (RFC 3056)."""
+(RFC 6052 section 2.1) and 6to4 (RFC 3056). Where a network's own NAT64 (64:ff9b:1::/48, RFC 8215) has it only that
+network knows, and so all of that is private."""
 _NOBODYS: Final = (ip_network("0.0.0.0/8"), ip_network("255.255.255.255/32"), ip_network("::/128"))
 """Many systems take 0.0.0.0 and :: for loopback."""
 _METADATA: Final = tuple(

@@ -24,6 +24,7 @@ PRIVATE = [
     "2001::/32",
     "2001:db8::/32",
     "100::/64",
+    "64:ff9b:1::/48",
     "4000::/3",
 ]
 NEVER = [
@@ -61,7 +62,6 @@ def spellings(address: IPv4Address | IPv6Address) -> list[str]:
         f"::ffff:{address}",
         str(IPv6Address(0xFFFF << 32 | number)),
         f"64:ff9b::{address}",
-        str(IPv6Address(0x64FF9B << 96 | 1 << 80 | number)),
         str(IPv6Address(0x2002 << 112 | number << 80 | 1)),
     ]
 
