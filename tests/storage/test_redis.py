@@ -32,6 +32,7 @@ from .redis_server import RedisServer, running_redis
 LIMITS = Limits(Limit(10, 1), Limit(1000, 10))
 SLOW = Limits(Limit(10, 0.001), Limit(1000, 0.001))
 """So slow that nothing flows back during a test."""
+IN_PARTS = Limits(SLOW.requests, SLOW.tokens, concurrency=5, parts=(("tool:a", SLOW), ("server:\u00e9", SLOW)))
 TWO_AT_ONCE = Limits(None, None, concurrency=2)
 KEY = b"agent"
 OPEN = b"mcp_middleware:open:{" + KEY.hex().encode() + b"}"
@@ -213,7 +214,8 @@ async def test_in_cluster_mode(tmp_path: Path) -> None:
             await until(lambda: is_whole(client))
         storage = RedisStorage(RedisConnection(server.url, budget=10))
         for number in range(50):
-            reservation = await reserve(storage, 10, key=b"%d" % number)
+            reservation = await reserve(storage, 10, IN_PARTS, key=b"%d" % number)
+            await storage.top_up(reservation, 5)
             await storage.settle(reservation, 5)
         assert storage._connection.is_up
         await storage.aclose()
