@@ -4,9 +4,8 @@ import asyncio
 import logging
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
 import msgspec
 from opentelemetry.metrics import MeterProvider
@@ -17,13 +16,14 @@ from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request, ServerMessage
 from mcp_middleware.options import whole_number
 from mcp_middleware.storage import LimitStorage, MemoryStorage, Reservation, Shortage
-from mcp_middleware.storage.budgets import BudgetStorage, Overspending, Spending
+from mcp_middleware.storage.budgets import BudgetStorage
 from mcp_middleware.types import Headers, Rejection, Usage
 
-from .budgets import Allowance, Budget, Budgets, Threshold, overspent
+from .budgets import Budget, Budgets, overspent
 from .counts import counts_for
 from .forecast import Forecast
-from .prices import Prices, PricesOption, read_prices
+from .payments import Payment, Payments, Unpaid
+from .prices import PricesOption, read_prices
 from .rate import AgentLimits, PartLimits, RateOption
 from .refusals import as_tool_result, never, not_now, remaining
 from .reports import HINT, NONSENSE, Report, reported
@@ -58,7 +58,6 @@ _BY_METHOD: Final = frozenset({"resources/read", "completion/complete", "tasks/g
 """What a model writes and reads, besides ``_BY_TARGET``. Their targets are without number, so one forecast serves
 them all."""
 
-_MOST_WARNED: Final = 4096
 _STEP: Final = 500
 """Tokens by which a stream is topped up at least, so that not every event asks the store."""
 _COMPLAIN_EVERY: Final = 60.0
@@ -74,19 +73,14 @@ class _Charge(msgspec.Struct):
     """The name its output is remembered by; None for a request without tokens."""
     input_tokens: int
     reservation: Reservation | None
-    payment: "_Payment"
+    payments: Payments | None
+    """By what it is priced."""
+    payment: Payment | None
+    """What was taken for it from its agent's budgets."""
     streamed: int = 0
     """Tokens of what has come before the answer."""
     topping: asyncio.Task[None] | None = None
     cut: bool = False
-
-
-class _Payment(NamedTuple):
-    """By what a request is priced, and what was taken from its agent's budgets for it."""
-
-    prices: Prices | None
-    allowance: Allowance | None = None
-    spending: Spending | None = None
 
 
 class RateLimitMiddleware(Member):
@@ -157,6 +151,9 @@ class RateLimitMiddleware(Member):
     ) -> None:
         super().__init__(app, bounds=bounds)
         name = type(self).__name__
+        if meter_provider is not None and not isinstance(meter_provider, MeterProvider):
+            raise ConfigurationError(f"{name}: meter_provider is {meter_provider!r}; it must be a MeterProvider")
+        self._counts = counts_for(meter_provider)
         self._server_name = server
         self._storage = MemoryStorage() if storage is None else storage
         self._budget_storage: BudgetStorage | None = getattr(self._storage, "budgets", None)
@@ -192,12 +189,8 @@ class RateLimitMiddleware(Member):
         if not isinstance(cut_streams, bool):
             raise ConfigurationError(f"{name}: cut_streams is {cut_streams!r}; it must be True or False")
         self._cut_streams = cut_streams
-        if meter_provider is not None and not isinstance(meter_provider, MeterProvider):
-            raise ConfigurationError(f"{name}: meter_provider is {meter_provider!r}; it must be a MeterProvider")
-        self._counts = counts_for(meter_provider)
         self._is_timed = not isinstance(self._storage, MemoryStorage)
         self._next_complaint = 0.0
-        self._warned: OrderedDict[tuple[bytes, Threshold, int], None] = OrderedDict()
 
     @property
     def mode(self) -> LimiterMode:
@@ -250,7 +243,11 @@ class RateLimitMiddleware(Member):
             server_limits=server_limits,
             is_priced=priced is not None,
         )
-        self._prices, self._budgets, self._unbudgeted = priced, budgeted, _Payment(priced)
+        self._payments = None
+        if priced is not None:
+            self._payments = Payments(
+                priced, budgeted, self._budget_storage, server=self._server_name, counts=self._counts
+            )
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         """Reserve, or refuse."""
@@ -271,92 +268,79 @@ class RateLimitMiddleware(Member):
                 self._counts.too_large[self._mode == "enforce"] += 1
                 if self._mode == "enforce":
                     return self._answer(never(known, profile), request, exchange)
-        payment = self._unbudgeted
-        if self._budgets is not None and forecast is not None:
-            answered = await self._spend(exchange, request, key, Usage(known, guess))
-            if isinstance(answered, Rejection):
-                return answered
-            payment = answered
-        reservation = None
-        if profile.policy:
-            began = time.monotonic() if self._is_timed else 0.0
-            answer = await self._storage.reserve(key, profile.limits, known + guess)
-            if self._is_timed:
-                self._counts.took("reserve", time.monotonic() - began)
-            if answer.local:
-                self._counts.fallbacks += 1
-            if isinstance(answer, Reservation):
-                self._counts.admitted += 1
-                reservation = answer
-            else:
-                self._counts.refuse(answer, enforced=self._mode == "enforce")
-                if self._mode == "enforce":
-                    await self._settle_payment(payment, 0, exchange)
-                    return self._answer(not_now(answer, profile), request, exchange)
-                _log_shadow(exchange, answer)
-        exchange.state[self] = _Charge(request, profile, forecast, known, reservation, payment)
+        payments, client = self._payments, exchange.caller.client
+        estimate = None
+        if payments is not None and forecast is not None:
+            estimate = payments.estimate(client, request, Usage(known, guess))
+        paid: Payment | Unpaid | None = None
+        answer: Reservation | Shortage | None = None
+        if payments is None or estimate is None:
+            if profile.policy:
+                answer = await self._reserve(key, profile, known + guess)
+        elif not profile.policy:
+            paid = await payments.take(key, client, *estimate)
+        elif not self._is_timed:
+            paid = await payments.take(key, client, *estimate)
+            answer = await self._reserve(key, profile, known + guess)
+        else:  # on a shared store, in one round trip
+            paid, answer = await asyncio.gather(
+                payments.take(key, client, *estimate), self._reserve(key, profile, known + guess)
+            )
+        if isinstance(paid, Unpaid) or isinstance(answer, Shortage):
+            enforced = self._mode == "enforce"
+            rejection = self._refuse(exchange, profile, paid, answer, enforced=enforced)
+            if enforced:
+                if payments is not None and isinstance(paid, Payment):
+                    await payments.settle(paid, 0)
+                if isinstance(answer, Reservation):
+                    await self._storage.settle(answer, 0)
+                return self._answer(rejection, request, exchange)
+        if isinstance(answer, Reservation):
+            self._counts.admitted += 1
+        exchange.state[self] = _Charge(
+            request,
+            profile,
+            forecast,
+            known,
+            answer if isinstance(answer, Reservation) else None,
+            payments,
+            paid if isinstance(paid, Payment) else None,
+        )
         return None
 
-    async def _spend(self, exchange: Exchange, request: Request, key: bytes, estimate: Usage) -> Rejection | _Payment:
-        """Take what the call may cost from its agent's budgets."""
-        prices, budgets, storage = self._prices, self._budgets, self._budget_storage
-        payment = self._unbudgeted
-        if prices is None or budgets is None or storage is None:
-            return payment
-        allowance = budgets.allowance(exchange.caller.client)
-        cost = prices.cost(self._server_name, request, estimate)
-        if allowance is None or cost is None:
-            return payment
-        answer = await storage.spend(key, allowance.wallets, cost.nanos)
+    async def _reserve(self, key: bytes, profile: Profile, tokens: float) -> Reservation | Shortage:
+        began = time.monotonic() if self._is_timed else 0.0
+        answer = await self._storage.reserve(key, profile.limits, tokens)
+        if self._is_timed:
+            self._counts.took("reserve", time.monotonic() - began)
         if answer.local:
             self._counts.fallbacks += 1
-        if isinstance(answer, Overspending):
-            enforced = self._mode == "enforce"
-            self._counts.refuse_to_pay(enforced=enforced)
-            if enforced:
-                return self._answer(overspent(answer, allowance, prices.currency), request, exchange)
-            logger.info(
-                "shadow: the request of client %r would have been refused: the budget of this %s is spent",
-                exchange.caller.client[:200],
-                answer.wallet.period,
-            )
-            return payment
-        self._warn(exchange, answer, allowance, [spent - cost.nanos for spent in answer.spent], answer.spent)
-        return _Payment(prices, allowance, answer)
+        return answer
 
-    async def _settle_payment(self, payment: _Payment, nanos: int, exchange: Exchange) -> None:
-        spending, allowance, storage = payment.spending, payment.allowance, self._budget_storage
-        if spending is None or allowance is None or storage is None:
-            return
-        after = await storage.settle(spending, nanos)
-        before = [None if spent is None else spent - nanos + spending.nanos for spent in after]
-        self._warn(exchange, spending, allowance, before, after)
-
-    def _warn(
+    def _refuse(
         self,
         exchange: Exchange,
-        spending: Spending,
-        allowance: Allowance,
-        before: Sequence[int | None],
-        after: Sequence[int | None],
-    ) -> None:
-        """Of each budget that only warns once a period; an estimate may reach it again and again."""
-        for threshold in allowance.reached(before, after):
-            one = (spending.key, threshold, spending.until[threshold.wallet])
-            if one in self._warned:
-                continue
-            self._warned[one] = None
-            if len(self._warned) > _MOST_WARNED:
-                self._warned.popitem(last=False)
-            wallet = allowance.wallets[threshold.wallet]
-            self._counts.warnings[wallet.period] += 1
-            logger.warning(
-                "client %r has reached %s: %s for %s",
-                exchange.caller.client[:200],
-                threshold.budget,
-                threshold.nanos / 10**9,
-                wallet.name,
-            )
+        profile: Profile,
+        paid: Payment | Unpaid | None,
+        answer: Reservation | Shortage | None,
+        *,
+        enforced: bool,
+    ) -> Rejection:
+        """Count what is, or would be, refused; the refusal is what has to be waited for longest."""
+        refusals: list[tuple[int, Rejection]] = []
+        if isinstance(answer, Shortage):
+            self._counts.refuse(answer, enforced=enforced)
+            refusals.append((answer.retry_after_ms, not_now(answer, profile)))
+            if not enforced:
+                _log_shadow(exchange, answer)
+        if isinstance(paid, Unpaid):
+            self._counts.refuse_to_pay(enforced=enforced)
+            rejection = overspent(paid.overspending, paid.allowance, paid.currency)
+            refusals.append((paid.overspending.retry_after_ms, rejection))
+            if not enforced:
+                client = exchange.caller.client[:200]
+                logger.info("shadow: the request of client %r would have been refused: %s", client, rejection.message)
+        return max(refusals, key=lambda one: one[0])[1]
 
     def _answer(self, rejection: Rejection, request: Request, exchange: Exchange) -> Rejection:
         if self._refuse_with == "tool_result":
@@ -410,33 +394,44 @@ class RateLimitMiddleware(Member):
             return
         if charge.topping is not None:
             await asyncio.wait({charge.topping})
-        reservation = charge.reservation
         actual = None
         try:
             if charge.forecast is not None:
                 actual = await self._actual_tokens(exchange, charge, charge.forecast)
-            if actual is not None and charge.payment.prices is not None:
-                await self._pay(exchange, charge, charge.payment.prices, actual)
         finally:
-            if reservation is not None and (actual is not None or reservation.place):
-                began = time.monotonic() if self._is_timed else 0.0
-                left = await self._storage.settle(reservation, actual)
-                if self._is_timed:
-                    self._counts.took("settle", time.monotonic() - began)
-                if actual is not None:
-                    self._counts.settle(reservation.tokens, actual, left)
+            await self._settle(charge, actual, None if actual is None else self._price(exchange, charge, actual))
 
-    async def _pay(self, exchange: Exchange, charge: _Charge, prices: Prices, tokens: int) -> None:
-        """Say what the call cost, and put that in place of what was taken for it."""
-        request, nanos = charge.request, 0
-        if exchange.rejection is None:
-            usage = Usage(tokens) if exchange.usage is None else exchange.usage
-            cost = exchange.cost = prices.cost(self._server_name, request, usage)
-            if cost is not None:
-                nanos = cost.nanos
-                is_known = request.method == "tools/call" and exchange.answer and _succeeded(request, exchange.answer)
-                self._counts.add_cost(cost, self._server_name, request.target if is_known else None)
-        await self._settle_payment(charge.payment, nanos, exchange)
+    async def _settle(self, charge: _Charge, tokens: int | None, nanos: int | None) -> None:
+        """Put what is known in place of the estimates."""
+        payments, payment = charge.payments, charge.payment
+        if payments is None or payment is None or nanos is None:
+            await self._give_back(charge, tokens)
+        elif self._is_timed:  # on a shared store, in one round trip
+            await asyncio.gather(self._give_back(charge, tokens), payments.settle(payment, nanos))
+        else:
+            await self._give_back(charge, tokens)
+            await payments.settle(payment, nanos)
+
+    async def _give_back(self, charge: _Charge, tokens: int | None) -> None:
+        reservation = charge.reservation
+        if reservation is None or (tokens is None and not reservation.place):
+            return
+        began = time.monotonic() if self._is_timed else 0.0
+        left = await self._storage.settle(reservation, tokens)
+        if self._is_timed:
+            self._counts.took("settle", time.monotonic() - began)
+        if tokens is not None:
+            self._counts.settle(reservation.tokens, tokens, left)
+
+    def _price(self, exchange: Exchange, charge: _Charge, tokens: int) -> int:
+        """Say what the call cost. Billionths; 0 for what has no price, or was refused further in."""
+        payments, request = charge.payments, charge.request
+        if payments is None or exchange.rejection is not None:
+            return 0
+        is_known = request.method == "tools/call" and exchange.answer and _succeeded(request, exchange.answer)
+        usage = Usage(tokens) if exchange.usage is None else exchange.usage
+        cost = exchange.cost = payments.cost(request, usage, is_known=bool(is_known))
+        return 0 if cost is None else cost.nanos
 
     async def aclose(self) -> None:
         """Close the storage."""

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from mcp_middleware import AuditLogMiddleware
+from mcp_middleware import AuditLogMiddleware, Policy, ToolAuthorizationMiddleware
 from mcp_middleware.audit import AuditRecord
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.ratelimit import RateLimitMiddleware
@@ -19,7 +19,7 @@ from mcp_middleware.storage import RedisConnection, RedisStorage
 from mcp_middleware.storage.budgets import MemoryBudgets
 from mcp_middleware.testing import FakeClock
 from tests.audit.trails import ListSink
-from tests.ratelimit.conftest import Stack
+from tests.ratelimit.conftest import Characters, Stack
 from tests.storage.redis_server import running_redis
 
 PRICES: dict[str, Any] = {
@@ -38,8 +38,11 @@ Make = Callable[..., Stack]
 @pytest.fixture
 def make(clock: FakeClock) -> Make:
     def made(**options: Any) -> Stack:
-        stack = Stack(clock, **{"server": "files", "prices": PRICES, **options})
-        stack.limiter._budget_storage = MemoryBudgets(clock=clock)  # of the test's time
+        stack = Stack(clock, requests="1/day")
+        stack.storage.budgets = MemoryBudgets(clock=clock)  # of the test's time
+        given = {"server": "files", "prices": PRICES, "initial_output_tokens": 100, **options}
+        stack.limiter = RateLimitMiddleware(stack.server, storage=stack.storage, counter=Characters(), **given)
+        stack.app.app = stack.limiter
         return stack
 
     return made
@@ -296,3 +299,38 @@ def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError) as error:
         RateLimitMiddleware(app, **options)
     assert said in str(error.value)
+
+
+async def test_of_two_refusals_the_longer_is_told_and_neither_takes_from_the_other(
+    make: Make, clock: FakeClock
+) -> None:
+    clock.now = DAY - 100
+    stack = make(requests="2/hour", tokens="1000000/hour", budgets=[{"period": "day", "amount": 0.003}])
+    assert (await stack.call()).status == 200
+    answer = await stack.call()  # takes the second request
+    assert (data(answer)["dimension"], answer.headers["retry-after"]) == ("budget", "100")
+    answer = await stack.call()
+    assert (data(answer)["dimension"], answer.headers["retry-after"]) == ("requests", "1800")
+    clock.now = DAY
+    assert data(await stack.call())["dimension"] == "requests"
+    clock.now = DAY + 1700
+    left = (await stack.call()).headers["ratelimit"]
+    assert left.startswith('"requests";r=0, "tokens";r=9')
+    assert (await stack.call(name="unpriced")).status == 429
+
+
+async def test_a_refusal_further_in_gives_a_budget_back(make: Make) -> None:
+    stack = make()
+    policy = Policy.from_mapping({"rules": [{"effect": "allow", "tools": ["tool"]}]})
+    stack.app.app = RateLimitMiddleware(
+        ToolAuthorizationMiddleware(stack.server, policy=policy),
+        storage=stack.storage,
+        server="files",
+        prices=PRICES,
+        budgets=[{"period": "day", "amount": 0.003}],
+    )
+    for _ in range(4):
+        assert "result" not in json.loads((await stack.call(name="other")).body)
+    assert stack.server.received == []
+    assert (await stack.call()).status == 200
+    assert len(stack.server.received) == 1

@@ -1,0 +1,106 @@
+"""What a call costs its agent: taken from budgets before it, told and settled after it."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from mcp_middleware.message import Request
+from mcp_middleware.storage.budgets import BudgetStorage, Overspending, Spending
+from mcp_middleware.types import Money, Usage
+
+from .budgets import Allowance, Budgets, Threshold
+from .counts import Counts
+from .prices import Prices
+
+__all__ = ["Payment", "Payments", "Unpaid"]
+
+logger = logging.getLogger("mcp_middleware.ratelimit")
+
+_MOST_WARNED: Final = 4096
+
+
+class Payment(NamedTuple):
+    """What was taken for one call."""
+
+    client: str
+    allowance: Allowance
+    spending: Spending
+
+
+class Unpaid(NamedTuple):
+    """Why nothing could be taken."""
+
+    allowance: Allowance
+    overspending: Overspending
+    currency: str
+
+
+class Payments:
+    """The prices of a limiter, and its budgets, which ``storage`` keeps."""
+
+    def __init__(
+        self,
+        prices: Prices,
+        budgets: Budgets | None,
+        storage: BudgetStorage | None,
+        *,
+        server: str | None,
+        counts: Counts,
+    ) -> None:
+        self._prices = prices
+        self._budgets = budgets
+        self._storage = storage
+        self._server = server
+        self._counts = counts
+        self._warned: OrderedDict[tuple[bytes, Threshold, int], None] = OrderedDict()
+
+    def estimate(self, client: str, request: Request, usage: Usage) -> tuple[Allowance, int] | None:
+        """What the budgets say of the call's agent, and the billionths to take for it; None: nothing has to be."""
+        if self._budgets is None:
+            return None
+        allowance = self._budgets.allowance(client)
+        cost = None if allowance is None else self._prices.cost(self._server, request, usage)
+        return None if allowance is None or cost is None else (allowance, cost.nanos)
+
+    async def take(self, key: bytes, client: str, allowance: Allowance, nanos: int) -> Payment | Unpaid:
+        """Take what a call may cost from every budget, or from none."""
+        assert self._storage is not None  # noqa: S101  # whoever has budgets has it
+        answer = await self._storage.spend(key, allowance.wallets, nanos)
+        if answer.local:
+            self._counts.fallbacks += 1
+        if isinstance(answer, Overspending):
+            return Unpaid(allowance, answer, self._prices.currency)
+        payment = Payment(client, allowance, answer)
+        self._warn(payment, [spent - nanos for spent in answer.spent], answer.spent)
+        return payment
+
+    def cost(self, request: Request, usage: Usage, *, is_known: bool) -> Money | None:
+        """What the call cost, counted; ``is_known``: whether it is of a tool that its server has."""
+        cost = self._prices.cost(self._server, request, usage)
+        if cost is not None:
+            self._counts.add_cost(cost, self._server, request.target if is_known else None)
+        return cost
+
+    async def settle(self, payment: Payment, nanos: int) -> None:
+        """Put ``nanos`` in place of what was taken."""
+        assert self._storage is not None  # noqa: S101
+        after = await self._storage.settle(payment.spending, nanos)
+        before = [None if spent is None else spent - nanos + payment.spending.nanos for spent in after]
+        self._warn(payment, before, after)
+
+    def _warn(self, payment: Payment, before: Sequence[int | None], after: Sequence[int | None]) -> None:
+        """Of each budget that only warns once a period: estimates may reach it again and again."""
+        for threshold in payment.allowance.reached(before, after):
+            one = (payment.spending.key, threshold, payment.spending.until[threshold.wallet])
+            if one in self._warned:
+                continue
+            self._warned[one] = None
+            if len(self._warned) > _MOST_WARNED:
+                self._warned.popitem(last=False)
+            wallet = payment.allowance.wallets[threshold.wallet]
+            self._counts.warnings[wallet.period] += 1
+            amount = threshold.nanos / 10**9
+            logger.warning(
+                "client %r has reached %s: %s for %s", payment.client[:200], threshold.budget, amount, wallet.name
+            )
