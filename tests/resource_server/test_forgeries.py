@@ -4,6 +4,7 @@ one respect, and none is let in. What is good, and stays so under a change that 
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -402,7 +403,11 @@ async def verifier(issuer_server: LoopbackIssuer) -> AsyncIterator[JWTVerifier]:
     await made.aclose()
 
 
-@pytest.mark.parametrize("token", [token for _, token in CORPUS], ids=[name for name, _ in CORPUS])
+@pytest.mark.parametrize(
+    "token",
+    [token for _, token in CORPUS],
+    ids=[re.sub(r"[0-9]{10}", "now", name) for name, _ in CORPUS],  # the same in every process of a run
+)
 async def test_case_3_to_6_a_forged_token_is_refused(verifier: JWTVerifier, token: str) -> None:
     """B5, B6, RFC 8725."""
     assert await verifier.verify_token(token) is None
@@ -420,7 +425,7 @@ async def test_case_3_to_6_a_forged_token_is_refused(verifier: JWTVerifier, toke
         {"zip": "DEF"},
         {"kid": None},
     ],
-    ids=str,
+    ids=" ".join,
 )
 async def test_a_good_token_is_let_in(verifier: JWTVerifier, key: SigningKey, extra: dict[str, Any]) -> None:
     """What its header offers besides is not looked at."""
