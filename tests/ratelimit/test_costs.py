@@ -3,14 +3,19 @@
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fastmcp import FastMCP
+from mcp.shared.exceptions import MCPError
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from starlette.middleware import Middleware
 
-from mcp_middleware import AuditLogMiddleware, Policy, ToolAuthorizationMiddleware
+from mcp_middleware import AuditLogMiddleware, Policy, SQLiteSink, ToolAuthorizationMiddleware
 from mcp_middleware.audit import AuditRecord
+from mcp_middleware.audit.__main__ import main
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.ratelimit import RateLimitMiddleware
 from mcp_middleware.ratelimit.budgets import Budget
@@ -18,9 +23,11 @@ from mcp_middleware.ratelimit.prices import Price, Prices
 from mcp_middleware.storage import RedisConnection, RedisStorage
 from mcp_middleware.storage.budgets import MemoryBudgets
 from mcp_middleware.testing import FakeClock
+from mcp_middleware.types import Era
 from tests.audit.trails import ListSink
 from tests.ratelimit.conftest import Characters, Stack
 from tests.storage.redis_server import running_redis
+from tests.support import connect, serve
 
 PRICES: dict[str, Any] = {
     "currency": "EUR",
@@ -334,3 +341,34 @@ async def test_a_refusal_further_in_gives_a_budget_back(make: Make) -> None:
     assert stack.server.received == []
     assert (await stack.call()).status == 200
     assert len(stack.server.received) == 1
+
+
+@pytest.mark.parametrize("era", ["modern", "legacy"])
+async def test_the_official_client_pays_a_real_server_and_the_report_adds_up(
+    era: Era, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mcp = FastMCP("shop")
+
+    @mcp.tool
+    def write(words: int) -> str:
+        return "word " * words
+
+    path = tmp_path / "audit.db"
+    prices = {"currency": "EUR", "rules": [{"servers": ["sh*"], "tools": ["write"], "output": 1000, "call": 1}]}
+    members = [
+        Middleware(AuditLogMiddleware, sink=SQLiteSink(path), server="shop"),
+        Middleware(RateLimitMiddleware, server="shop", prices=prices, budgets=[{"period": "day", "amount": 5}]),
+    ]
+    app = mcp.http_app(path="/mcp", middleware=members)
+    async with serve(app) as origin, connect(f"{origin}/mcp", era=era) as client:
+        for _ in range(4):
+            await client.call_tool("write", {"words": 100})
+        with pytest.raises(MCPError) as refused:
+            await client.call_tool("write", {"words": 100})
+        assert refused.value.error.data["dimension"] == "budget"
+    assert main(["report", str(path), "--by", "server,tool", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    calls, tokens = row["calls"], row["output_tokens"]
+    assert (row["server"], row["tool"], row["refused"], row["unpriced"]) == ("shop", "write", 1, 0)
+    assert row["cost"] == {"EUR": pytest.approx(calls + tokens / 1000, abs=1e-12)}
+    assert (calls, 4 < row["cost"]["EUR"] <= 5) == (4, True)
