@@ -35,9 +35,9 @@ MAX_LEEWAY: Final = 60.0
 """Seconds."""
 _REFUSED_FOR: Final = 10.0
 """Seconds for which a token that it cost something to refuse stays refused."""
-_FORGED: Final = 0.05
-"""The part of the time that may go into checking signatures which turn out to be forged: beyond it, tokens that are
-not known are answered "not now", and those that are do not suffer."""
+_FORGED: Final = 0.005
+"""The part of the time that may go into checking signatures which turn out to be forged, so that hardly one good
+request in a hundred meets such a check. Beyond it, tokens that are not known are answered "not now"."""
 _FORGED_BURST: Final = 0.25
 """Seconds of it that can be saved up: some thousand signatures."""
 
