@@ -210,7 +210,12 @@ async def test_compression_nobody_asked_for_is_undone(encoding: str) -> None:
 
 @pytest.mark.parametrize(
     ("encoding", "data"),
-    [(b"br", b"whatever"), (b"gzip", b"no gzip"), (b"gzip", gzip.compress(RESULT, mtime=0)[:-12]), (b"gzip, gzip", b"")],
+    [
+        (b"br", b"whatever"),
+        (b"gzip", b"no gzip"),
+        (b"gzip", gzip.compress(RESULT, mtime=0)[:-12]),
+        (b"gzip, gzip", b""),
+    ],
 )
 async def test_compression_that_cannot_be_undone_is_an_error(encoding: bytes, data: bytes) -> None:
     async def compress(caller: Caller) -> None:
