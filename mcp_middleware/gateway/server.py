@@ -143,29 +143,40 @@ class Worker:
         context = self._tls.context if self._tls is not None else None
         # Before the start, which waits for authorization servers that may be slow: whoever asks is told so.
         server = await accept(gateway, self._bound, self._connections, context=context)
-        try:
-            await gateway.startup()
-        except ConfigurationError as error:
-            await gateway.shutdown()
-            raise StartError(str(error), wrong=True) from None
-        except OSError as error:
-            raise StartError(f"cannot start: {error}") from error
-        _settle_heap()
-        jobs: dict[str, Coroutine[Any, Any, None]] = {
-            "tick": self._tick(),
-            "reloads": self._reload_when_told(gateway),
-        }
+        running = [asyncio.create_task(self._tick(), name="tick")]
         if self._access_log is not None:
-            jobs["access log"] = self._access_log.run()
-        if self._announce is not None:
-            jobs["banner"] = self._announce(gateway, self._bound.getsockname()[1])
-        running = [asyncio.create_task(job, name=name) for name, job in jobs.items()]
-        await self._told.wait()
+            running.append(asyncio.create_task(self._access_log.run(), name="access log"))
+        if await self._start(gateway):
+            _settle_heap()
+            running.append(asyncio.create_task(self._reload_when_told(gateway), name="reloads"))
+            if self._announce is not None:
+                told = self._announce(gateway, self._bound.getsockname()[1])
+                running.append(asyncio.create_task(told, name="banner"))
+            await self._told.wait()
         await self._drain(gateway, server)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         return await self._close(gateway)
+
+    async def _start(self, gateway: Gateway) -> bool:
+        """Start it. Whether that came to its end before somebody told it to stop. Raises StartError."""
+        starting = asyncio.create_task(gateway.startup(), name="start")
+        told = asyncio.create_task(self._told.wait(), name="told to stop")
+        await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting})
+            return False
+        try:
+            starting.result()
+        except ConfigurationError as error:
+            await gateway.shutdown()
+            raise StartError(str(error), wrong=True) from None
+        except OSError as error:
+            raise StartError(f"cannot start: {error}") from error
+        return True
 
     def _stop(self, number: signal.Signals) -> None:
         if self._told.is_set():

@@ -152,11 +152,13 @@ class Process:
         beside.replace(self.file)
 
 
-def configured(servers: Mapping[str, str], port: int, **sections: Any) -> dict[str, Any]:
-    """A small configuration."""
+def configured(servers: Mapping[str, Any], port: int, **sections: Any) -> dict[str, Any]:
+    """A small configuration before ``servers``: names to origins, or to their section."""
     return {
         "listen": f"127.0.0.1:{port}",
-        "servers": {name: {"url": f"{origin}/mcp"} for name, origin in servers.items()},
+        "servers": {
+            name: {"url": f"{given}/mcp"} if isinstance(given, str) else given for name, given in servers.items()
+        },
         "auth": False,
         "drain": "10s",
         **sections,
@@ -165,7 +167,7 @@ def configured(servers: Mapping[str, str], port: int, **sections: Any) -> dict[s
 
 @asynccontextmanager
 async def running(
-    directory: Path, servers: Mapping[str, str], *, options: tuple[str, ...] = (), **sections: Any
+    directory: Path, servers: Mapping[str, Any], *, options: tuple[str, ...] = (), **sections: Any
 ) -> AsyncIterator[Process]:
     """The gateway as a process of its own, once it serves."""
     port = free_port()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -17,7 +18,6 @@ import jwt
 import pytest
 
 from examples.authorization_server import Client
-from examples.authorization_server.clients import SECRET
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.gateway.app import create_app
 from mcp_middleware.gateway.cli import main
@@ -29,7 +29,7 @@ from tests.support import answer_of, connect, initialize, post, serve, text_of
 
 from .authority import authority
 from .gateways import SESSION_KEY, Running, gateway
-from .processes import backend, client, configured, free_port
+from .processes import Process, backend, client, configured, free_port
 from .processes import running as process
 
 ECHO = {"name": "echo", "arguments": {"text": "x"}}
@@ -333,7 +333,8 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", WRONG)
 async def test_what_an_authorization_server_does_not_do_is_refused_at_the_start(case: str) -> None:
     changed, credentials, said = WRONG[case]
-    known = Client(client_id="gateway", secret="right", methods=SECRET, scopes=frozenset({"files:use"}))
+    named = Client.from_dict({"client_id": "gateway", "secret": "right", "scopes": ["files:use"], "serves": []})
+    known = replace(named, strict=True)
     async with running(resources=[ELSEWHERE], clients=[known]) as server:
 
         def here(value: Any) -> Any:
@@ -402,6 +403,47 @@ async def test_a_process_says_whom_it_waits_for_and_keeps_the_last_good_file(tmp
             await started.wrote("'https://login.example.com'")
             document = (await http.get(f"{started.origin}/readyz")).json()
             assert (document["status"], "reload" in document) == ("ready", True)
+
+
+async def test_case_43_a_process_that_is_told_to_stop_waits_for_no_issuer(tmp_path: Path) -> None:
+    async with authority() as issuer:
+        issuer.open.clear()
+        file, port = tmp_path / "gateway.yaml", free_port()
+        file.write_text(json.dumps(configured({"files": ELSEWHERE}, port, auth={"issuers": [issuer.issuer]})))
+        command = (sys.executable, "-m", "mcp_middleware.gateway", "run", str(file))
+        started = Process(
+            await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE), port, file, "http"
+        )
+        await issuer.asked.wait()
+        started.send(signal.SIGTERM)
+        assert await started.ended() == 0
+        assert [line.partition("INFO ")[2] for line in started.lines[:-1]] == [
+            "stopping: 0 requests are open, and have 10 s to finish",
+            "stopped",
+        ]
+        issuer.open.set()
+
+
+async def test_a_secret_in_a_file_is_changed_while_calls_go_on(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("first\n")
+    known = Client.from_dict({"client_id": "gateway", "secret": "first"})
+    async with running(resources=[ELSEWHERE], clients=[known]) as server, backend() as files:
+        grant = {"client_id": "gateway", "client_secret": {"file": "secret"}, "resource": ELSEWHERE}
+        credentials = {"type": "client_credentials", "issuer": server.issuer, **grant}
+        section = {"url": f"{files.origin}/mcp", "credentials": credentials}
+        async with process(tmp_path, {"files": section}) as started, client() as http:
+            url = f"{started.origin}/files/mcp"
+            assert (await post(http, url, "tools/call", ECHO)).status_code == 200
+            server.server.add_client(replace(known, secret="second"))
+            server.counts.clear()
+            beside = tmp_path / "secret.new"
+            beside.write_text("second\n")
+            beside.replace(secret)
+            await started.wrote("the configuration was reloaded")
+            assert server.counts["/token"] == 1, "asked at the reload"
+            assert (await post(http, url, "tools/call", ECHO)).status_code == 200
+            assert not any("second" in line or "first" in line for line in started.lines)
 
 
 def checked(file: Path, sections: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
