@@ -268,6 +268,9 @@ class RateLimitMiddleware(Member):
                 self._counts.too_large[self._mode == "enforce"] += 1
                 if self._mode == "enforce":
                     return self._answer(never(known, profile), request, exchange)
+                _log_shadow(exchange, f"{known} tokens are more than the limit ever holds")
+                exchange.state[self] = _Charge(request, profile, forecast, known, None, self._payments, None)
+                return None
         payments, client = self._payments, exchange.caller.client
         estimate = None
         if payments is not None and forecast is not None:
@@ -332,14 +335,14 @@ class RateLimitMiddleware(Member):
             self._counts.refuse(answer, enforced=enforced)
             refusals.append((answer.retry_after_ms, not_now(answer, profile)))
             if not enforced:
-                _log_shadow(exchange, answer)
+                wait = f"{answer.retry_after_ms} ms to wait"
+                _log_shadow(exchange, f"{answer.dimension} of {answer.part or 'the agent'}, {wait}")
         if isinstance(paid, Unpaid):
             self._counts.refuse_to_pay(enforced=enforced)
             rejection = overspent(paid.overspending, paid.allowance, paid.currency)
             refusals.append((paid.overspending.retry_after_ms, rejection))
             if not enforced:
-                client = exchange.caller.client[:200]
-                logger.info("shadow: the request of client %r would have been refused: %s", client, rejection.message)
+                _log_shadow(exchange, rejection.message)
         return max(refusals, key=lambda one: one[0])[1]
 
     def _answer(self, rejection: Rejection, request: Request, exchange: Exchange) -> Rejection:
@@ -472,14 +475,9 @@ class RateLimitMiddleware(Member):
         return report
 
 
-def _log_shadow(exchange: Exchange, shortage: Shortage) -> None:
-    logger.info(
-        "shadow: the request of client %r would have been refused: %s of %s, %d ms to wait",
-        exchange.caller.client[:200],
-        shortage.dimension,
-        shortage.part or "the agent",
-        shortage.retry_after_ms,
-    )
+def _log_shadow(exchange: Exchange, why: str) -> None:
+    client = exchange.caller.client[:200]
+    logger.info("shadow: the request of client %r would have been refused: %s", client, why)
 
 
 def _forecast_name(request: Request) -> str | None:

@@ -552,6 +552,7 @@ async def test_shadow_lets_everything_through_and_says_what_it_would_have_refuse
     assert not any("ratelimit" in answer.headers for answer in answers)
     said = [record.getMessage() for record in caplog.records if "shadow" in record.getMessage()]
     assert len(said) == 3
+    assert "918 tokens are more than the limit ever holds" in said[-1]
     assert "client 'agent' would have been refused: requests of the agent" in said[0]
     stack.limiter.mode = "enforce"
     assert (await stack.call()).status == 429  # charged as if it had been enforced all the time
