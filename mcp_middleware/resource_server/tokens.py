@@ -7,6 +7,7 @@ import json
 import re
 from binascii import a2b_base64
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from .challenge import MAX_TOKEN_BYTES
@@ -32,6 +33,8 @@ _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", 
 _LAST: Final = ("", "", "AQgw", "AEIMQUYcgkosw048")
 """By the length of a base64url text modulo 4, what its last character may be: others have bits that encode nothing,
 so that many texts would be the same token (RFC 4648 section 3.5). A remainder of 1 encodes no bytes."""
+_USUAL_HEADER: Final = 512
+"""Characters; longer ones are not kept."""
 _PADDING: Final = ("", "", "==", "=")
 _ACCESS_TOKEN: Final = "at+jwt"
 _NOT_AN_ACCESS_TOKEN: Final = ("nonce", "at_hash", "c_hash", "s_hash", "events")
@@ -43,7 +46,7 @@ _PURPOSES: Final = {"typ": ("Bearer",), "token_use": ("access", "access_token")}
 class ParsedToken(NamedTuple):
     """A token taken apart. Nothing in it has been verified."""
 
-    header: dict[str, Any]
+    header: Mapping[str, Any]
     claims: dict[str, Any]
     signed: bytes
     signature: bytes
@@ -75,13 +78,19 @@ def parse_token(token: str) -> ParsedToken:
     header, payload, signature = token.split(".")
     try:
         return ParsedToken(
-            json_object(_decode(header)),
+            _header(header) if len(header) <= _USUAL_HEADER else json_object(_decode(header)),
             json_object(_decode(payload)),
             f"{header}.{payload}".encode("ascii"),
             _decode(signature),
         )
     except (ValueError, RecursionError) as error:
         raise InvalidTokenError(f"not a JWT: {ascii(str(error))[:100]}") from None
+
+
+@lru_cache(maxsize=256)
+def _header(part: str) -> Mapping[str, Any]:
+    """All tokens that are signed with one key have the same header."""
+    return json_object(_decode(part))
 
 
 def _decode(part: str) -> bytes:
