@@ -165,6 +165,37 @@ async def test_case_28_arguments_that_never_fit_are_refused_for_good(run: Callab
         assert "retryAfterMs" not in error.error.data
 
 
+@pytest.mark.parametrize("era", ERAS)
+async def test_the_official_client_takes_a_refusal_as_what_the_tool_says(run: Callable[..., Any], era: Era) -> None:
+    async with (
+        run(tools={"write": {"requests": "1/minute"}}, refuse_with="tool_result") as server,
+        connect(server.url, era=era) as client,
+    ):
+        assert text_of(await client.call_tool("write", {"words": 2})) == "word word "
+        refused = await client.call_tool("write", {"words": 2})
+        assert refused.is_error
+        assert text_of(refused) == "Not done: the limit on requests of this tool is reached; this request fits in 60 s."
+        assert refused.meta is not None
+        assert refused.meta["mcp-middleware/limit"]["retryAfterMs"] == 60_000
+        server.clock.advance(60)
+        assert not (await client.call_tool("write", {"words": 2})).is_error
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_an_agent_has_no_more_calls_open_than_allowed(run: Callable[..., Any], era: Era) -> None:
+    async with (
+        run(concurrency=1) as server,
+        connect(server.url, era=era) as client,
+        connect(server.url, era=era) as other,
+    ):
+        waiting = asyncio.create_task(client.call_tool("wait", {}))
+        await server.entered.wait()
+        error = await refusal(other, "write", {"words": 1})
+        assert error.error.data == {"dimension": "concurrency", "limit": 1, "remaining": 0, "retryAfterMs": 1000}
+        waiting.cancel()
+        await asyncio.wait({waiting})
+
+
 async def tokens_left(http: httpx2.AsyncClient, server: Running) -> int:
     await server.settled()
     reply = await post(http, server.url, "tools/list")
