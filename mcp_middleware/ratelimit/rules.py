@@ -72,7 +72,7 @@ class Rules:
             read_rate(f"{name}: tokens", tokens),
             read_concurrency(f"{name}: concurrency", concurrency),
         )
-        if server is not None and (not isinstance(server, str) or not server):
+        if server is not None and not _is_text(server):
             raise ConfigurationError(f"{name}: server is {server!r}; it must be a name")
         parts: list[tuple[str, Rates]] = []
         if server_limits is not None:
@@ -128,8 +128,13 @@ def _mapping(name: str, option: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
+def _is_text(value: Any) -> bool:
+    """Not empty, and such that a storage can name buckets by it."""
+    return isinstance(value, str) and value != "" and value == value.encode("utf-8", "replace").decode()
+
+
 def _glob(name: str, option: str, pattern: Any) -> re.Pattern[str]:
-    if not isinstance(pattern, str) or not pattern:
+    if not _is_text(pattern):
         kind = "client ids" if option == "agents" else "tool names"
         raise ConfigurationError(f"{name}: {option} has the key {pattern!r}; it must be a glob of {kind}")
     return re.compile(fnmatch.translate(pattern))

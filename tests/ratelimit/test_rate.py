@@ -106,6 +106,7 @@ def test_wrong_limits_of_agents_are_refused_with_their_place(agents: Any, said: 
         ({"agents": {"a": {"concurrency": 0}}}, "agents['a'].concurrency is 0"),
         ({"tools": ["a"]}, "tools is ['a']; it must be a mapping from globs to limits"),
         ({"tools": {"": {"requests": "1/day"}}}, "tools has the key ''; it must be a glob of tool names"),
+        ({"tools": {"\ud800": {"requests": "1/day"}}}, "tools has the key '\\ud800'; it must be a glob of tool names"),
         ({"tools": {"a": {}}}, "tools['a'] limits nothing"),
         ({"tools": {"a": {"requests": "often"}}}, "tools['a'].requests: the rate is 'often'"),
         ({"tools": {"a": {"concurrency": 1}}}, "tools['a']: 'concurrency' is not known"),
