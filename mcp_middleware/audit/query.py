@@ -130,7 +130,7 @@ class AuditTrail:
                     self.damaged += impossible
                 elif version := self._version(connection):
                     late = self._uncommitted(connection) if version > 1 else []
-                    self.damaged += sums.add_table(_records_table(version))
+                    self.damaged += sums.add_table(self._records_table(connection))
                     self.damaged += sums.add_records(late)
                 try:
                     report = sums.report(top)
@@ -179,7 +179,7 @@ class AuditTrail:
                 if not version:
                     return
                 late = self._uncommitted(connection) if version > 1 else []
-                records = chain(self._committed(connection, version, wanted, limit), filter(wanted.matches, late))
+                records = chain(self._committed(connection, wanted, limit), filter(wanted.matches, late))
                 yield from records if limit is None else _last(records, limit)
             except sqlite3.Error as error:
                 raise TrailError(f"{str(self._path)!r} cannot be read: {error}") from None
@@ -187,12 +187,12 @@ class AuditTrail:
                 raise TrailError(f"{str(self._path)!r}: a journal beside it cannot be read: {error}") from None
 
     def _committed(
-        self, connection: sqlite3.Connection, version: int, wanted: AuditFilter, limit: int | None
+        self, connection: sqlite3.Connection, wanted: AuditFilter, limit: int | None
     ) -> Iterator[AuditRecord]:
         conditions, parameters = wanted.conditions()
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         columns = ", ".join(COLUMNS)
-        select = f"SELECT id, {columns} FROM {_records_table(version)} {where} ORDER BY id"  # noqa: S608 (own names only)
+        select = f"SELECT id, {columns} FROM {self._records_table(connection)} {where} ORDER BY id"  # noqa: S608 (own names only)
         values: list[object] = [*parameters]
         if limit is not None:
             select = f"SELECT * FROM ({select} DESC LIMIT ?) ORDER BY id"  # noqa: S608
@@ -255,6 +255,12 @@ class AuditTrail:
             )
         return version
 
+    def _records_table(self, connection: sqlite3.Connection) -> str:
+        """The table of records with a column for each field there is now; as of this transaction, for a sink may have
+        brought it up to date since the file was opened."""
+        missing = [f"NULL AS {name}" for name in columns_added_since(self._version(connection))]
+        return f"(SELECT *, {', '.join(missing)} FROM records)" if missing else "records"  # noqa: S608 (own names only)
+
     def _lines(self) -> Iterator[AuditRecord]:
         intact = 0
         try:
@@ -303,12 +309,6 @@ def _open_journals(trail: Path) -> Iterator[tuple[Path, BufferedReader]]:
         if not path.name.endswith(NEW):
             with suppress(FileNotFoundError):  # retired since
                 yield path, path.open("rb")
-
-
-def _records_table(version: int) -> str:
-    """The table of records with a column for each field there is now."""
-    missing = [f"NULL AS {name}" for name in columns_added_since(version)]
-    return f"(SELECT *, {', '.join(missing)} FROM records)" if missing else "records"  # noqa: S608 (own names only)
 
 
 def _from_row(row: list[Any]) -> AuditRecord | None:

@@ -40,17 +40,24 @@ _COLUMNS: Final[Mapping[str, Callable[[AuditRecord], object]]] = {
     "MS": lambda record: f"{record.duration_ms:.1f}",
     "IN": lambda record: record.input_tokens,
     "OUT": lambda record: record.output_tokens,
+    "COST": lambda record: None if record.cost is None else _plain(Decimal(f"{record.cost:.9f}")),
+    "CURRENCY": lambda record: record.currency,
 }
-_NUMBERS: Final = frozenset({"STATUS", "CODE", "MS", "IN", "OUT"})
+_NUMBERS: Final = frozenset({"STATUS", "CODE", "MS", "IN", "OUT", "COST"})
+_OPTIONAL: Final = frozenset({"SERVER", "COST", "CURRENCY"})
+"""Columns that a table has only where one of its first records says something there."""
 
 
 def as_table(records: Iterable[AuditRecord]) -> Iterator[str]:
-    """Lines for a person: the columns that answer who did what and how it ended. Servers have a column only where
-    there are several to tell apart, or one that has a name."""
+    """Lines for a person: the columns that answer who did what and how it ended. Servers and costs have a column only
+    where records name them."""
     records = iter(records)
     first = list(islice(records, _PAGE))
-    named = any(record.server is not None for record in first)
-    columns = {name: value for name, value in _COLUMNS.items() if named or name != "SERVER"}
+    columns = {
+        name: value
+        for name, value in _COLUMNS.items()
+        if name not in _OPTIONAL or any(value(record) is not None for record in first)
+    }
     rows = ([_cell(value(record)) for value in columns.values()] for record in chain(first, records))
     yield from _table(list(columns), rows, _NUMBERS)
 

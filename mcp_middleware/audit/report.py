@@ -254,8 +254,8 @@ _fields: Final = attrgetter(*_COLUMNS)
 
 
 def _values(record: AuditRecord) -> Sequence[Any]:
-    """What the temporary table takes of a record. An integer that SQLite cannot hold is as wrong as one below 0."""
-    if (record.input_tokens or 0) > _MOST or (record.output_tokens or 0) > _MOST:
+    """What the temporary table takes of a record. What SQLite could not hold is as wrong as -1."""
+    if not 0 <= (record.input_tokens or 0) <= _MOST or not 0 <= (record.output_tokens or 0) <= _MOST:
         record = structs.replace(record, input_tokens=-1, output_tokens=-1)
     values: Sequence[Any] = _fields(record)
     return values

@@ -71,6 +71,17 @@ def test_servers_have_a_column_where_they_are_named(
     assert [one["request_id"] for one in json.loads(capsys.readouterr().out)] == [2]
 
 
+def test_costs_have_columns_where_there_are_some(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sink = JSONLinesSink(tmp_path / "audit")
+    sink.write(record(cost=0.000001, currency="EUR"))
+    sink.write(record())
+    sink.close()
+    assert main([str(tmp_path / "audit")]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[-2:] == ["COST", "CURRENCY"]
+    assert [line.split()[-2:] for line in lines] == [["0.000001", "EUR"], ["-", "-"]]
+
+
 def test_json_is_one_document(trail: Path) -> None:
     found = json.loads(printed(trail, "--format", "json"))
     assert [one["request_id"] for one in found] == [0, 1, 2]
