@@ -231,7 +231,7 @@ class RateLimitMiddleware(Member):
                 raise ConfigurationError(
                     f"{name}: budgets need a storage that keeps them, and {self._storage!r} does not"
                 )
-            budgeted = Budgets(f"{name}: budgets", budgets, currency=priced.currency)
+            budgeted = (Budgets(f"{name}: budgets", budgets, currency=priced.currency), self._budget_storage)
         self._rules = Rules(
             name,
             requests=requests,
@@ -245,9 +245,7 @@ class RateLimitMiddleware(Member):
         )
         self._payments = None
         if priced is not None:
-            self._payments = Payments(
-                priced, budgeted, self._budget_storage, server=self._server_name, counts=self._counts
-            )
+            self._payments = Payments(priced, budgeted, server=self._server_name, counts=self._counts)
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         """Reserve, or refuse."""
@@ -271,24 +269,22 @@ class RateLimitMiddleware(Member):
                 _log_shadow(exchange, f"{known} tokens are more than the limit ever holds")
                 exchange.state[self] = _Charge(request, profile, forecast, known, None, self._payments, None)
                 return None
-        payments, client = self._payments, exchange.caller.client
-        estimate = None
+        payments = self._payments
+        due = None
         if payments is not None and forecast is not None:
-            estimate = payments.estimate(client, request, Usage(known, guess))
+            due = payments.estimate(exchange.caller.client, request, Usage(known, guess))
         paid: Payment | Unpaid | None = None
         answer: Reservation | Shortage | None = None
-        if payments is None or estimate is None:
+        if payments is None or due is None:
             if profile.policy:
                 answer = await self._reserve(key, profile, known + guess)
         elif not profile.policy:
-            paid = await payments.take(key, client, *estimate)
+            paid = await payments.take(key, due)
         elif not self._is_timed:
-            paid = await payments.take(key, client, *estimate)
+            paid = await payments.take(key, due)
             answer = await self._reserve(key, profile, known + guess)
         else:  # on a shared store, in one round trip
-            paid, answer = await asyncio.gather(
-                payments.take(key, client, *estimate), self._reserve(key, profile, known + guess)
-            )
+            paid, answer = await asyncio.gather(payments.take(key, due), self._reserve(key, profile, known + guess))
         if isinstance(paid, Unpaid) or isinstance(answer, Shortage):
             enforced = self._mode == "enforce"
             rejection = self._refuse(exchange, profile, paid, answer, enforced=enforced)

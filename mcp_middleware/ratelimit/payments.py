@@ -13,18 +13,26 @@ from .budgets import Allowance, Budgets, Threshold
 from .counts import Counts
 from .prices import Prices
 
-__all__ = ["Payment", "Payments", "Unpaid"]
+__all__ = ["Due", "Payment", "Payments", "Unpaid"]
 
 logger = logging.getLogger("mcp_middleware.ratelimit")
 
 _MOST_WARNED: Final = 4096
 
 
-class Payment(NamedTuple):
-    """What was taken for one call."""
+class Due(NamedTuple):
+    """What is to be taken for one call."""
 
     client: str
     allowance: Allowance
+    nanos: int
+    storage: BudgetStorage
+
+
+class Payment(NamedTuple):
+    """What was taken."""
+
+    due: Due
     spending: Spending
 
 
@@ -37,42 +45,40 @@ class Unpaid(NamedTuple):
 
 
 class Payments:
-    """The prices of a limiter, and its budgets, which ``storage`` keeps."""
+    """The prices of a limiter; its budgets, and where what is spent of them is kept."""
 
     def __init__(
         self,
         prices: Prices,
-        budgets: Budgets | None,
-        storage: BudgetStorage | None,
+        budgets: tuple[Budgets, BudgetStorage] | None,
         *,
         server: str | None,
         counts: Counts,
     ) -> None:
         self._prices = prices
         self._budgets = budgets
-        self._storage = storage
         self._server = server
         self._counts = counts
         self._warned: OrderedDict[tuple[bytes, Threshold, int], None] = OrderedDict()
 
-    def estimate(self, client: str, request: Request, usage: Usage) -> tuple[Allowance, int] | None:
-        """What the budgets say of the call's agent, and the billionths to take for it; None: nothing has to be."""
+    def estimate(self, client: str, request: Request, usage: Usage) -> Due | None:
+        """What has to be taken from the agent's budgets for a call that takes ``usage``; None: nothing."""
         if self._budgets is None:
             return None
-        allowance = self._budgets.allowance(client)
+        budgets, storage = self._budgets
+        allowance = budgets.allowance(client)
         cost = None if allowance is None else self._prices.cost(self._server, request, usage)
-        return None if allowance is None or cost is None else (allowance, cost.nanos)
+        return None if allowance is None or cost is None else Due(client, allowance, cost.nanos, storage)
 
-    async def take(self, key: bytes, client: str, allowance: Allowance, nanos: int) -> Payment | Unpaid:
-        """Take what a call may cost from every budget, or from none."""
-        assert self._storage is not None  # noqa: S101  # whoever has budgets has it
-        answer = await self._storage.spend(key, allowance.wallets, nanos)
+    async def take(self, key: bytes, due: Due) -> Payment | Unpaid:
+        """Take it from every budget, or from none."""
+        answer = await due.storage.spend(key, due.allowance.wallets, due.nanos)
         if answer.local:
             self._counts.fallbacks += 1
         if isinstance(answer, Overspending):
-            return Unpaid(allowance, answer, self._prices.currency)
-        payment = Payment(client, allowance, answer)
-        self._warn(payment, [spent - nanos for spent in answer.spent], answer.spent)
+            return Unpaid(due.allowance, answer, self._prices.currency)
+        payment = Payment(due, answer)
+        self._warn(payment, [spent - due.nanos for spent in answer.spent], answer.spent)
         return payment
 
     def cost(self, request: Request, usage: Usage, *, is_known: bool) -> Money | None:
@@ -84,23 +90,21 @@ class Payments:
 
     async def settle(self, payment: Payment, nanos: int) -> None:
         """Put ``nanos`` in place of what was taken."""
-        assert self._storage is not None  # noqa: S101
-        after = await self._storage.settle(payment.spending, nanos)
+        after = await payment.due.storage.settle(payment.spending, nanos)
         before = [None if spent is None else spent - nanos + payment.spending.nanos for spent in after]
         self._warn(payment, before, after)
 
     def _warn(self, payment: Payment, before: Sequence[int | None], after: Sequence[int | None]) -> None:
         """Of each budget that only warns once a period: estimates may reach it again and again."""
-        for threshold in payment.allowance.reached(before, after):
+        client, allowance = payment.due.client[:200], payment.due.allowance
+        for threshold in allowance.reached(before, after):
             one = (payment.spending.key, threshold, payment.spending.until[threshold.wallet])
             if one in self._warned:
                 continue
             self._warned[one] = None
             if len(self._warned) > _MOST_WARNED:
                 self._warned.popitem(last=False)
-            wallet = payment.allowance.wallets[threshold.wallet]
+            wallet = allowance.wallets[threshold.wallet]
             self._counts.warnings[wallet.period] += 1
             amount = threshold.nanos / 10**9
-            logger.warning(
-                "client %r has reached %s: %s for %s", payment.client[:200], threshold.budget, amount, wallet.name
-            )
+            logger.warning("client %r has reached %s: %s for %s", client, threshold.budget, amount, wallet.name)

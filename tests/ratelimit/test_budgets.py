@@ -367,3 +367,33 @@ def test_a_wrong_budget_is_refused_with_its_place(option: Any, said: str) -> Non
     with pytest.raises(ConfigurationError) as error:
         budgets(*option)
     assert said in str(error.value)
+
+
+async def test_what_is_settled_without_the_store_is_told_to_it_later(own: Stores, clock: FakeClock) -> None:
+    store = own.make(clock)
+    first = await spend(store, 60)
+    own.server.kill()
+    assert (await spend(store, 10)).local
+    assert await store.settle(first, 20) == (None, None)
+    own.server.start()
+    assert await own.connections[0].connect()
+    assert (await spend(store, 1)).spent == (31, 31)
+
+
+async def test_a_call_that_a_paused_store_comes_to_too_late_is_not_charged_twice(own: Stores) -> None:
+    store = own.make(budget=0.2)
+    await spend(store, 1)
+    own.server.pause()
+    assert (await spend(store, 10)).local
+    own.server.resume()
+    assert await own.connections[0].connect()
+    assert (await spend(store, 1)).spent == (12, 12)
+
+
+async def test_a_store_that_answers_too_late_has_taken_nothing(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stores.make()
+    await spend(store, 1)
+    with monkeypatch.context() as late:
+        late.setattr(stores.connections[0], "deadline", lambda: 1.0)
+        assert (await spend(store, 10)).local
+    assert (await spend(store, 1)).spent == (12, 12)
