@@ -91,6 +91,16 @@ class IssuerKeys:
             self._start_fetch()
         return self._keys if age < self._lifetime or self._failure is not None else None
 
+    def lacks(self, kid: str | None, algorithm: str) -> bool:
+        """Whether ``find`` would find nothing, and can say so at once: such keys were searched for in vain a moment
+        ago. Most tokens of a flood with invented keys are refused by this."""
+        now = self._clock()
+        if kid is None or self._keys is None or now - self._searched_at >= self._cooldown:
+            return False
+        if now - self._failed_at < self._cooldown or not (self._fetch is None or self._fetch.done()):
+            return False
+        return not self._keys.find(kid, algorithm)
+
     async def find(self, kid: str | None, algorithm: str, verifies: Callable[[Key], bool]) -> tuple[KeySet, Key] | None:
         """The keys, and the one of them that is named ``kid``, may verify ``algorithm`` and does verify; else None.
 

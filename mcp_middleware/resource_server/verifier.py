@@ -263,6 +263,8 @@ class IssuersVerifier:
     async def _verify_jwt(self, issuer: Issuer, source: IssuerKeys, token: str, parsed: ParsedToken) -> _Verified:
         """The cheap checks first, then the keys, then the signature."""
         algorithm, kid = check_header(parsed.header, issuer)
+        if source.lacks(kid, algorithm):
+            raise InvalidTokenError("no key of its issuer made its signature")
         identity, ends = check_claims(
             parsed.claims, issuer, resource=self.resource, now=self._clock(), leeway=self._leeway
         )
