@@ -39,8 +39,6 @@ class Authority:
     async def _metadata(self, request: Request) -> Response:
         self.asked.set()
         await self.open.wait()
-        if self.refusal is not None and self.refusal[0] >= 500:
-            return Response(status_code=self.refusal[0])
         issuer = self.names or self.issuer
         return JSONResponse({"issuer": issuer, "token_endpoint": f"{self.issuer}/token"})
 

@@ -232,30 +232,27 @@ async def ready(found: Running) -> dict[str, Any]:
     return said
 
 
-async def test_an_issuer_that_is_down_at_the_start_is_waited_for(tmp_path: Path) -> None:
-    async with running(resources=[ELSEWHERE]) as issuer, serve(build_server("sdk")) as upstream:
+async def test_an_authorization_server_that_is_down_at_the_start_is_waited_for(tmp_path: Path) -> None:
+    async with (
+        running(resources=[ELSEWHERE]) as issuer,
+        authority() as other,
+        serve(build_server("sdk")) as upstream,
+    ):
         await issuer.down()
-        own = issuer.add_client("gateway")
-        credentials = {
-            "type": "client_credentials",
-            "issuer": issuer.issuer,
-            "client_id": "gateway",
-            "client_secret": own.secret,
-            "resource": ELSEWHERE,
-        }
-        servers = {"files": f"{upstream}/mcp", "mail": {"url": f"{upstream}/mcp", "credentials": credentials}}
-        async with gateway(tmp_path, servers, authorities=[issuer]) as found:
+        other.refusal = (503, "temporarily_unavailable")
+        grant = {"issuer": other.issuer, "client_id": "gateway", "client_secret": "s"}
+        mail = {"url": f"{upstream}/mcp", "credentials": {"type": "client_credentials", **grant}}
+        async with gateway(tmp_path, {"files": f"{upstream}/mcp", "mail": mail}, authorities=[issuer]) as found:
             reply = await found.http.get(f"{found.origin}/readyz")
             assert (reply.status_code, reply.json()["status"]) == (503, "waiting")
-            assert reply.json()["waiting"] == [
-                f"The issuer {issuer.issuer} has not answered yet",
-                "The authorization server of servers.mail.credentials has not answered yet",
-            ]
+            first = f"The issuer {issuer.issuer} has not answered yet"
+            second = "The authorization server of servers.mail.credentials has not answered yet"
+            assert reply.json()["waiting"] == [first, second]
             assert (await found.http.get(f"{found.origin}/healthz")).status_code == 200
             await issuer.up()
+            other.refusal = None
             await ready(found)
-            agent = issuer.add_client("ci-1")
-            token = await issuer.token(agent, found.url("mail"), "mcp:use")
+            token = await issuer.token(issuer.add_client("ci-1"), found.url("mail"), "mcp:use")
             assert (await post(found.http, found.url("mail"), "tools/call", ECHO, token=token)).status_code == 200
             await issuer.down()
             assert (await found.http.get(f"{found.origin}/readyz")).status_code == 200, "it has answered once"
