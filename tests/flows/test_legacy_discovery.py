@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 from mcp.client.auth import OAuthFlowError
@@ -17,7 +18,7 @@ from tests.authorization_server.running import RunningServer, running
 from tests.flows.targets import SCOPES, Kept, Target, in_process
 from tests.flows.test_python_client import by_secret, connected
 from tests.flows.test_typescript_client import led
-from tests.support import listener, origin_of, serve
+from tests.support import TIMEOUT, listener, origin_of, serve
 
 COPY = "/.well-known/oauth-authorization-server"
 
@@ -68,3 +69,13 @@ async def test_a_client_that_expects_an_issuer_at_the_origin_is_not_deceived(old
     with pytest.RaisesGroup(stops, flatten_subgroups=True):
         async with connected(target.url, provider, "legacy"):
             pass
+
+
+async def test_the_copy_is_the_issuers_own_and_browsers_may_read_it(any_target: Target, issuer: RunningServer) -> None:
+    origin = any_target.url.split("/files")[0].removesuffix("/mcp")
+    async with httpx2.AsyncClient(timeout=TIMEOUT, headers={"origin": "https://app.example"}) as http:
+        copy, original = await http.get(origin + COPY), await http.get(issuer.issuer + COPY)
+        assert copy.status_code == 200
+        assert copy.content == original.content
+        assert copy.headers["access-control-allow-origin"] == "*"
+        assert copy.headers["content-type"] == "application/json"

@@ -15,7 +15,7 @@ from starlette.routing import Mount
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.lifespan import lifespan_of
 from mcp_middleware.resource_server import OAuthResourceServerMiddleware
-from tests.resource_server.issuer import RESOURCE
+from tests.resource_server.issuer import RESOURCE, LoopbackIssuer
 from tests.resource_server.test_middleware import StaticVerifier
 from tests.support import post, serve
 
@@ -104,3 +104,35 @@ async def test_where_nobody_runs_the_lifespan_requests_are_served_all_the_same()
     async with serve(app) as origin, httpx2.AsyncClient() as http:
         assert (await post(http, f"{origin}/mcp", "tools/list")).status_code == 401
     assert verifier.log == []
+
+
+def guarded_by(issuer: LoopbackIssuer, **options: Any) -> Any:
+    server = MCPServer("tests").streamable_http_app()
+    return OAuthResourceServerMiddleware(server, resource=RESOURCE, issuers=[issuer.issuer], **options)
+
+
+async def test_f8_a_real_issuer_that_is_another_keeps_the_application_from_starting(
+    issuer: LoopbackIssuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says what was fetched and what was expected."""
+    issuer.metadata_changes = {"issuer": "https://evil.example"}
+    with pytest.raises(RuntimeError, match="failed in its lifespan start-up"):
+        async with serve(guarded_by(issuer)):
+            pass
+    assert "'https://evil.example'" in caplog.text
+    assert issuer.issuer in caplog.text
+
+
+async def test_case_42_a_real_issuer_that_is_down_is_waited_for(issuer: LoopbackIssuer) -> None:
+    issuer.status = 503
+    async with serve(guarded_by(issuer)) as origin, httpx2.AsyncClient() as http:
+        token = issuer.token()
+        refused = await post(http, f"{origin}/mcp", "tools/list", token=token)
+        assert (refused.status_code, "www-authenticate" in refused.headers) == (503, False)
+        assert int(refused.headers["retry-after"]) >= 1
+        issuer.asked.clear()
+        issuer.status = 200
+        await issuer.asked.wait()
+        while refused.status_code == 503:  # the answer is on its way
+            refused = await post(http, f"{origin}/mcp", "tools/list", token=token)
+        assert refused.status_code == 200
