@@ -377,7 +377,8 @@ class RateLimitMiddleware(Member):
 
     async def _top_up(self, charge: _Charge, reservation: Reservation, tokens: float) -> None:
         left = await self._storage.top_up(reservation, tokens)
-        if left < 0 and self._cut_streams and self._mode == "enforce":
+        unused = reservation.tokens - charge.input_tokens - charge.streamed
+        if left + unused < 0 and self._cut_streams and self._mode == "enforce":
             charge.cut = True
 
     def _cut(self, exchange: Exchange) -> ServerMessage:

@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import fastmcp
 import httpx2
 import pytest
 from fastmcp import FastMCP
 from mcp.client import Client
+from mcp.server import mcpserver
 from mcp.server.mcpserver import MCPServer
 from mcp.shared.exceptions import MCPError
 from starlette.middleware import Middleware
@@ -48,15 +50,28 @@ def add_tools(server: FastMCP | MCPServer, entered: asyncio.Event) -> None:
         return f"Say hello to {name}."
 
 
+def add_talker(server: FastMCP | MCPServer, context: type) -> None:
+    async def talk(times: int, ctx: Any) -> str:
+        """Tell much before the answer."""
+        for number in range(times):
+            await ctx.report_progress(number, times, "word " * 400)
+        return "done"
+
+    talk.__annotations__["ctx"] = context
+    server.tool()(talk)
+
+
 def fastmcp_app(entered: asyncio.Event, options: dict[str, Any]) -> Application:
     server = FastMCP("limited")
     add_tools(server, entered)
+    add_talker(server, fastmcp.Context)
     return server.http_app(path="/mcp", middleware=[Middleware(RateLimitMiddleware, **options)])
 
 
 def sdk_app(entered: asyncio.Event, options: dict[str, Any]) -> Application:
     server = MCPServer("limited")
     add_tools(server, entered)
+    add_talker(server, mcpserver.Context)
     return RateLimitMiddleware(server.streamable_http_app(), **options)
 
 
@@ -194,6 +209,32 @@ async def test_an_agent_has_no_more_calls_open_than_allowed(run: Callable[..., A
         assert error.error.data == {"dimension": "concurrency", "limit": 1, "remaining": 0, "retryAfterMs": 1000}
         waiting.cancel()
         await asyncio.wait({waiting})
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_stream_that_tells_much_before_its_answer_is_charged_for_it(
+    run: Callable[..., Any], era: Era, cut: bool
+) -> None:
+    heard: list[str | None] = []
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(message)
+
+    limits = {"tokens": "1500/day", "initial_output_tokens": 100, "cut_streams": cut}
+    async with run(**limits) as server, connect(server.url, era=era) as client:
+        called = client.call_tool("talk", {"times": 12}, progress_callback=hear)
+        if cut:
+            with pytest.raises(MCPError) as ended:
+                await called
+            assert ended.value.code == RATE_LIMITED
+            assert ended.value.error.data == {"dimension": "tokens", "cut": True}
+            assert 2 <= len(heard) < 12
+        else:
+            assert text_of(await called) == "done"
+            assert len(heard) == 12
+        await server.settled()
+        assert (await refusal(client, "write", {"words": 1})).error.data["dimension"] == "tokens"
 
 
 async def tokens_left(http: httpx2.AsyncClient, server: Running) -> int:
