@@ -136,16 +136,16 @@ class ServerCredentials:
         return None
 
     async def _keep_asking(self, seconds: float) -> None:
-        try:
-            wait: float | None = seconds
-            while wait is not None:
-                await asyncio.sleep(min(wait, _LONGEST_WAIT))
+        wait: float | None = seconds
+        while wait is not None:
+            await asyncio.sleep(min(wait, _LONGEST_WAIT))
+            try:
                 wait = await self._ask()
-        except ConfigurationError as error:
-            logger.error("%s", error)
-            self.waiting = f"The authorization server of {self._place} contradicts it; the log says how"
-        else:
-            logger.info("%s: the authorization server answers", self._place)
+            except ConfigurationError as error:  # it may be mended, here or there
+                logger.error("%s", error)
+                self.waiting = f"The authorization server of {self._place} contradicts it; the log says how"
+                wait = _LONGEST_WAIT
+        logger.info("%s: the authorization server answers", self._place)
 
     async def headers(self, exchange: Exchange) -> Headers:
         """The headers for a request. Raises CredentialUnavailableError and CredentialRefusedError."""

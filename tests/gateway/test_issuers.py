@@ -258,6 +258,21 @@ async def test_an_authorization_server_that_is_down_at_the_start_is_waited_for(t
             assert (await found.http.get(f"{found.origin}/readyz")).status_code == 200, "it has answered once"
 
 
+async def test_an_authorization_server_that_contradicts_the_file_later_is_said_to(tmp_path: Path) -> None:
+    async with authority() as other, backend() as files:
+        other.refusal = (503, "temporarily_unavailable")
+        grant = {"issuer": other.issuer, "client_id": "gateway", "client_secret": "s"}
+        server = {"url": f"{files.origin}/mcp", "credentials": {"type": "client_credentials", **grant}}
+        async with process(tmp_path, {"files": server}) as started, client() as http:
+            other.refusal = (401, "invalid_client")
+            await started.wrote(r"servers\.files\.credentials: no token can be had .* invalid_client")
+            document = (await http.get(f"{started.origin}/readyz")).json()
+            assert (document["status"], document["waiting"]) == (
+                "waiting",
+                ["The authorization server of servers.files.credentials contradicts it; the log says how"],
+            )
+
+
 async def test_it_says_that_it_starts_while_an_issuer_takes_its_time() -> None:
     async with authority() as issuer:
         issuer.open.clear()
@@ -482,3 +497,9 @@ async def test_check_asks_whom_the_file_names_when_told_to(tmp_path: Path, capsy
         del sections["servers"]["files"]["credentials"]
         status, out, _ = await check()
         assert (status, "online: The issuer http://127.0.0.1:9 has not answered yet" in out) == (1, True)
+
+        sections["auth"] = False
+        sections["servers"]["files"]["credentials"] = {"type": "client_credentials", **grant, "issuer": ELSEWHERE}
+        status, out, _ = await check()
+        assert status == 1
+        assert "online: The authorization server of servers.files.credentials has not answered yet" in out
