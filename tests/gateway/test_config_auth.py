@@ -7,13 +7,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from mcp_middleware.gateway.banner import capabilities
 from mcp_middleware.gateway.config import Config, from_mapping
 from mcp_middleware.gateway.credentials import CallerConfig, GrantConfig, HeaderConfig
 from mcp_middleware.gateway.schema import schema
 from mcp_middleware.oauth.authentication import ClientSecret, PrivateKeyJWT
 from mcp_middleware.resource_server import Claims, Introspection, Issuer
 
-from .test_config import loaded, refused
+from .test_config import SMALL, loaded, refused
 
 CONTRACT = """\
 public_url: https://mcp.example.com
@@ -76,6 +77,15 @@ def test_the_contracts_issuers_and_credentials_are_read_as_they_stand(tmp_path: 
         ),
     }
     assert config.servers["files"].fixed_headers == {"x-api-key": "key-of-files"}
+
+
+def test_what_servers_get_is_summed_up_without_secrets(tmp_path: Path) -> None:
+    text = CONTRACT.replace('"https://files/mcp"', '"https://files/mcp", caller: {key: "${PEM}"}')
+    assert capabilities(contract(tmp_path, text, PEM=PEM))["credentials"] == (
+        "files by a header and the caller in x-mcp-caller, tickets by client_credentials of https://login.example.com, "
+        "mail by token_exchange of https://login.example.com"
+    )
+    assert capabilities(loaded(tmp_path, SMALL))["credentials"] == "none"
 
 
 def test_nothing_secret_of_them_is_in_a_repr_or_warning(tmp_path: Path) -> None:
