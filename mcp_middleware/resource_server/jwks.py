@@ -4,7 +4,8 @@
 2. While the issuer does not answer, they stay usable for a stated time, and nobody waits for one that is known to be
    down.
 3. An unknown key has them fetched again at once, so that a rotation refuses no good token; but if that brought
-   nothing, not again for a while, so that invented keys cost the issuer nothing.
+   nothing, not again for a while, and for that key for longer and longer, so that invented and forgotten keys cost the
+   issuer nothing.
 4. A key that is withdrawn counts no longer than keys are fresh (or usable, while the issuer is down).
 """
 
@@ -12,6 +13,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -32,6 +34,8 @@ _PATIENCE: Final = 0.03
 """Seconds that a request waits for fresher keys while it has stale ones, or for an issuer that was silent."""
 _SILENT: Final = 1.0
 """Seconds without an answer after which nobody waits for the next one."""
+_MAX_MISSING: Final = 256
+"""Names of keys that are remembered as missing, and the characters of one."""
 _AHEAD: Final = 0.75
 """The part of the keys' time after which they are fetched again in the background."""
 
@@ -77,6 +81,8 @@ class IssuerKeys:
         """Whether it failed because no answer came."""
         self._searched_at = -math.inf
         """When an unknown key last had the keys fetched in vain."""
+        self._missing: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Names of keys that were searched for in vain: until when not again, and after what pause."""
         self._fetch: asyncio.Task[None] | None = None
 
     def usable(self, now: float) -> KeySet | None:
@@ -95,11 +101,25 @@ class IssuerKeys:
         """Whether ``find`` would find nothing, and can say so at once: such keys were searched for in vain a moment
         ago. Most tokens of a flood with invented keys are refused by this."""
         now = self._clock()
-        if kid is None or self._keys is None or now - self._searched_at >= self._cooldown:
+        if kid is None or self._keys is None or now - self._failed_at < self._cooldown:
             return False
-        if now - self._failed_at < self._cooldown or not (self._fetch is None or self._fetch.done()):
-            return False
-        return not self._keys.find(kid, algorithm)
+        searched = now - self._searched_at < self._cooldown and (self._fetch is None or self._fetch.done())
+        return (searched or self._is_missing(kid, now)) and not self._keys.find(kid, algorithm)
+
+    def _is_missing(self, kid: str, now: float) -> bool:
+        missing = self._missing.get(kid)
+        return missing is not None and now < missing[0]
+
+    def _note_missing(self, kid: str | None) -> None:
+        """Search less and less often for a key that is never there: a client that keeps sending an old token must not
+        use up the searches that a new key needs."""
+        if kid is None or len(kid) > _MAX_MISSING:
+            return
+        _, pause = self._missing.pop(kid, (0.0, self._cooldown / 2))
+        pause = min(2 * pause, max(self._cooldown, self._lifetime))
+        self._missing[kid] = (self._clock() + pause, pause)
+        if len(self._missing) > _MAX_MISSING:
+            self._missing.popitem(last=False)
 
     async def find(self, kid: str | None, algorithm: str, verifies: Callable[[Key], bool]) -> tuple[KeySet, Key] | None:
         """The keys, and the one of them that is named ``kid``, may verify ``algorithm`` and does verify; else None.
@@ -115,13 +135,16 @@ class IssuerKeys:
                 return keys, key
         if candidates and kid is not None:
             return None
-        if self._fetched > fetched:
-            return None  # fetched for this very token: no newer ones can be had
+        if self._fetched > fetched:  # for this very token: no newer ones can be had
+            self._note_missing(kid)
+            return None
         newer = await self._newer()
         for key in newer.find(kid, algorithm) if newer is not keys else ():
             if verifies(key):
                 self._searched_at = -math.inf  # only the issuer can have brought this about: it may do so again
                 return newer, key
+        if self._fetched > fetched:
+            self._note_missing(kid)
         return None
 
     @property

@@ -111,6 +111,48 @@ async def test_case_42_a_key_that_is_published_while_keys_are_fetched_is_found(
     assert await waiting is not None
 
 
+async def test_case_42_a_client_that_keeps_sending_an_old_token_keeps_no_new_key_out(
+    issuer: LoopbackIssuer, make: Make
+) -> None:
+    clock = FakeClock()
+    made = make(clock)
+    assert await made.verify_token(issuer.token()) is not None
+    stray = SigningKey("ES256", "forgotten")
+    searched = []
+    for second in range(120):
+        fetches = issuer.jwks_fetches
+        assert await made.verify_token(issuer.token(key=stray, jti=str(second))) is None
+        if issuer.jwks_fetches > fetches:
+            searched.append(second)
+        clock.advance(1)
+    assert searched == [0, 10, 30, 70]
+    issuer.keys = [SigningKey("ES256", "k2"), *issuer.keys]
+    assert await made.verify_token(issuer.token()) is not None
+
+
+async def test_a_key_that_is_published_late_is_found_after_the_cooldown(issuer: LoopbackIssuer, make: Make) -> None:
+    clock = FakeClock()
+    made = make(clock, key_cooldown=10)
+    assert await made.verify_token(issuer.token()) is not None
+    new = SigningKey("ES256", "k2")
+    assert await made.verify_token(issuer.token(key=new)) is None
+    issuer.keys = [new, *issuer.keys]
+    clock.advance(10)
+    assert await made.verify_token(issuer.token(key=new, jti="2")) is not None
+
+
+async def test_few_missing_keys_are_remembered(issuer: LoopbackIssuer, make: Make) -> None:
+    clock = FakeClock()
+    made = make(clock, key_cooldown=1)
+    keys = made._sources.named[issuer.issuer].asked
+    assert isinstance(keys, jwks.IssuerKeys)
+    for number in range(300):
+        keys._note_missing(f"k{number}")
+    keys._note_missing("k" * 1000)
+    keys._note_missing(None)
+    assert len(keys._missing) == 256
+
+
 async def test_a_rotation_leaves_tokens_alone_whose_key_stays(issuer: LoopbackIssuer, make: Make) -> None:
     made = make(FakeClock())
     old = issuer.token()
