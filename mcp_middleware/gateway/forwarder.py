@@ -556,16 +556,16 @@ def _retry_in(seconds: float) -> tuple[Mapping[str, Any], tuple[tuple[bytes, byt
 def _no_credential_now(error: CredentialUnavailableError) -> Rejection:
     """The authorization server does not answer."""
     data, headers = _retry_in(error.retry_after)
-    text = "the credential for the server cannot be had now; nothing was sent to it"
+    text = "the credential for the server cannot be had now; nothing was done there"
     return Rejection(503, UNAVAILABLE, text, "credential_unavailable", data=data, headers=headers)
 
 
 def _no_credential(error: CredentialRefusedError) -> Rejection:
     """The authorization server gives the caller no token for the server, or the gateway none at all."""
     if error.caller:
-        text = "no token for the server is issued on behalf of this caller; nothing was sent to it"
+        text = "no token for the server is issued on behalf of this caller; nothing was done there"
         return Rejection(403, UNAUTHORIZED, text, "credential_refused")
-    text = "the credential for the server is refused to the gateway; nothing was sent to it"
+    text = "the credential for the server is refused to the gateway; nothing was done there"
     return Rejection(502, UNAVAILABLE, text, "credential_refused")
 
 
