@@ -166,7 +166,7 @@ async def test_long_answers_use_up_the_tokens(run: Callable[..., Any], era: Era)
         error = await refusal(client, "write", {"words": 1})
         assert error.error.data["dimension"] == "tokens"
         assert error.error.data["remaining"] == 0
-        assert len((await client.list_tools()).tools) == 2  # a request without tokens does not wait for them
+        assert len((await client.list_tools()).tools) == 3  # a request without tokens does not wait for them
         server.clock.advance(error.error.data["retryAfterMs"] / 1000)
         await client.call_tool("write", {"words": 1})
 
