@@ -220,11 +220,11 @@ async def test_case_42_nobody_waits_for_an_issuer_that_was_silent(
 async def test_case_42_an_unknown_key_at_a_silent_issuer_is_no_refusal(
     issuer: LoopbackIssuer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jwks, "_TIMEOUT", 0.05)
-    monkeypatch.setattr(jwks, "_SILENT", 0.01)
     clock = FakeClock()
     made = make(clock, key_lifetime=100)
     assert await made.verify_token(issuer.token()) is not None
+    monkeypatch.setattr(jwks, "_TIMEOUT", 0.05)
+    monkeypatch.setattr(jwks, "_SILENT", 0.01)
     issuer.open.clear()
     new = SigningKey("ES256", "k2")
     with pytest.raises(IssuerUnavailableError):
