@@ -397,3 +397,30 @@ async def test_a_store_that_answers_too_late_has_taken_nothing(stores: Stores, m
         late.setattr(stores.connections[0], "deadline", lambda: 1.0)
         assert (await spend(store, 10)).local
     assert (await spend(store, 1)).spent == (12, 12)
+
+
+async def test_a_store_that_never_was_there_is_done_without(clock: FakeClock, own: Stores) -> None:
+    own.server.kill()
+    store = own.make(clock, replicas=2)
+    assert (await spend(store, 50)).local
+    assert (await refused(store, 1)).local
+    clock.now = MIDNIGHT
+    assert (await spend(store, 50, DAY)).local
+
+
+async def test_what_was_owed_is_owed_still_when_the_caller_goes_away_before_it_is_told(own: Stores, clock: FakeClock) -> None:
+    store = own.make(clock)
+    first = await spend(store, 1)
+    own.server.kill()
+    local = await spend(store, 10)
+    own.server.start()
+    assert await own.connections[0].connect()
+    own.server.pause()
+    asking = asyncio.create_task(store.spend(KEY, (DAY, MONTH), 5))
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait({asking})
+    clock.now = MIDNIGHT
+    own.server.resume()
+    assert await store.settle(local, 20) == (None, None)
+    assert await store.settle(first, 1) == (None, 1)

@@ -17,7 +17,7 @@ from mcp_middleware import AuditLogMiddleware, Policy, SQLiteSink, ToolAuthoriza
 from mcp_middleware.audit import AuditRecord
 from mcp_middleware.audit.__main__ import main
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.ratelimit import RateLimitMiddleware
+from mcp_middleware.ratelimit import RateLimitMiddleware, counts, payments
 from mcp_middleware.ratelimit.budgets import Budget
 from mcp_middleware.ratelimit.prices import Price, Prices
 from mcp_middleware.storage import RedisConnection, RedisStorage
@@ -372,3 +372,26 @@ async def test_the_official_client_pays_a_real_server_and_the_report_adds_up(
     assert (row["server"], row["tool"], row["refused"], row["unpriced"]) == ("shop", "write", 1, 0)
     assert row["cost"] == {"EUR": pytest.approx(calls + tokens / 1000, abs=1e-12)}
     assert (calls, 4 < row["cost"]["EUR"] <= 5) == (4, True)
+
+
+async def test_who_was_warned_is_remembered_in_a_bounded_memory(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(payments, "_MOST_WARNED", 2)
+    monkeypatch.setattr(counts, "_MOST_TOOLS", 0)
+    stack = make(budgets=[{"period": "day", "amount": 0.001, "action": "warn"}])
+    for number in range(5):
+        await stack.call(caller=f"agent-{number}")
+    assert len(caplog.records) == 5
+    assert stack.limiter._payments is not None
+    assert len(stack.limiter._payments._warned) == 2
+
+
+async def test_an_estimate_that_reaches_a_budget_again_and_again_warns_once(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack = make(initial_output_tokens=4000, budgets=[{"period": "day", "amount": 0.01, "action": "warn"}])
+    stack.server.error = {"code": -32602, "message": "no"}  # of which nothing is learnt
+    for _ in range(3):
+        await stack.call()
+    assert len(caplog.records) == 1
