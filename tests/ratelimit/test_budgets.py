@@ -408,19 +408,15 @@ async def test_a_store_that_never_was_there_is_done_without(clock: FakeClock, ow
     assert (await spend(store, 50, DAY)).local
 
 
-async def test_what_was_owed_is_owed_still_when_the_caller_goes_away_before_it_is_told(own: Stores, clock: FakeClock) -> None:
+async def test_what_was_owed_is_owed_still_when_its_caller_went_away(own: Stores, clock: FakeClock) -> None:
     store = own.make(clock)
-    first = await spend(store, 1)
+    await spend(store, 1)
     own.server.kill()
-    local = await spend(store, 10)
-    own.server.start()
+    await spend(store, 10)
+    own.server.start()  # without the scripts, so that the first command does nothing but say so
     assert await own.connections[0].connect()
-    own.server.pause()
     asking = asyncio.create_task(store.spend(KEY, (DAY, MONTH), 5))
     await asyncio.sleep(0)
     asking.cancel()
     await asyncio.wait({asking})
-    clock.now = MIDNIGHT
-    own.server.resume()
-    assert await store.settle(local, 20) == (None, None)
-    assert await store.settle(first, 1) == (None, 1)
+    assert (await spend(store, 0)).spent == (11, 11)
