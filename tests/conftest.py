@@ -1,5 +1,5 @@
-"""In CI a skipped test is a failure: there every tool is installed, so a skip hides something. No test asserts a time, nor
-does hypothesis for one: a busy machine is no fault of what is tested."""
+"""In CI a skipped test is a failure: there every tool is installed, so a skip hides something. No test asserts a time,
+nor does hypothesis for one: a busy machine is no fault of what is tested."""
 
 import os
 
