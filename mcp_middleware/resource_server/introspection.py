@@ -228,20 +228,22 @@ class Introspector:
         try:
             endpoint = await self._endpoint()
             status, body = await self._post(endpoint, token)
-        except (FetchError, IssuerUnavailableError) as error:
+        except IssuerUnavailableError as error:
             return self._note_failure(str(error), asyncio.get_running_loop().time() - begun)
+        except FetchError as error:
+            if error.status is None:
+                return self._note_failure(str(error), asyncio.get_running_loop().time() - begun)
+            return self._note_strange(str(error))
         except Exception:
             logger.exception("introspection failed in a way that is not foreseen")
             return self._note_failure("an error of our own", 0.0)
         if status in _OVERLOADED:
             return self._note_failure(f"{endpoint} answered {status}", 0.0)
+        if status != 200:  # 401 means us: the caller's token was not judged
+            return self._note_strange(f"the introspection endpoint {endpoint} answered {status}")
+        self.answered = True
         self._note_answer()
-        if status == 200:
-            self.answered = True
-            return _Answer(body, asked_at)
-        # 401 means us: the caller's token was not judged.
-        logger.error("the introspection endpoint %s answered %d", endpoint, status)
-        return IssuerUnavailableError(f"{self.issuer.issuer} does not introspect this token")
+        return _Answer(body, asked_at)
 
     async def _endpoint(self) -> str:
         return self._options.endpoint or (await self._metadata.get()).endpoint("introspection_endpoint")
@@ -262,6 +264,13 @@ class Introspector:
     def _note_answer(self) -> None:
         self._failures = 0
         self._silent = False
+
+    def _note_strange(self, reason: str) -> IssuerUnavailableError:
+        """The issuer is there. Whoever finds a token that it fails on must not stop the questions about others."""
+        self._note_answer()
+        self.refused()
+        logger.error("%s did not judge a token: %s", self.issuer.issuer, reason)
+        return IssuerUnavailableError(f"{self.issuer.issuer} does not introspect this token")
 
     def _note_failure(self, reason: str, seconds: float) -> IssuerUnavailableError:
         """Leave the issuer alone for a while. Questions that were under way together fail as one."""

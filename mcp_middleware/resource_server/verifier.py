@@ -310,6 +310,7 @@ class IssuersVerifier:
             except InvalidTokenError as error:
                 reasons.append(str(error))
             except ValueError as error:
+                introspector.refused()
                 logger.warning("the introspection of %s gave no answer: %s", source.issuer.issuer, error)
                 unavailable = IssuerUnavailableError(f"{source.issuer.issuer} does not introspect this token")
             else:
@@ -320,8 +321,8 @@ class IssuersVerifier:
                 return _Verified(verified, until)
         if unavailable is not None:
             raise unavailable
-        for introspector in asked:
-            introspector.refused()
+        for each in asked:
+            each.refused()
         raise _RefusedTokenError("; ".join(reasons))
 
     def _verified(self, token: str, identity: Identity, ends: int | None, claims: dict[str, Any]) -> VerifiedToken:

@@ -416,9 +416,10 @@ async def test_an_answer_that_is_none_is_nobodys_fault(issuer: LoopbackIssuer, a
     assert "/elsewhere" not in issuer.fetches
 
 
-async def test_one_strange_answer_stops_no_other_token(issuer: LoopbackIssuer) -> None:
+@pytest.mark.parametrize("answer", [Response(b"oops", 500), Response(b"x" * 300_000), Response(status_code=302)])
+async def test_one_strange_answer_stops_no_other_token(issuer: LoopbackIssuer, answer: Response) -> None:
     """Else whoever finds a token that the issuer fails on would stop everybody."""
-    issuer.active["poison"] = Response(b"oops", 500)
+    issuer.active["poison"] = answer
     verifier = verifier_for(issuer)
     with pytest.raises(IssuerUnavailableError):
         await verifier.verify_token("poison")
