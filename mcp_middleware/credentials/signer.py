@@ -63,12 +63,12 @@ class CallerSigner:
         now = self._clock()
         identity = (principal.key, principal.scopes, principal.roles)
         known = self._signed.get(identity)
-        if known is not None and now < known[0]:
+        if known is not None and 0 <= now - known[0] < _RENEWED_AFTER:  # not where the clock was set back
             self._signed.move_to_end(identity)
             return known[1]
         claims = self._always | claims_of(principal) | {"iat": int(now), "exp": int(now) + _LIFETIME}
         header = (self.name, self._sign(claims, self._header).encode("ascii"))
-        self._signed[identity] = (now + _RENEWED_AFTER, header)
+        self._signed[identity] = (now, header)
         self._signed.move_to_end(identity)
         if len(self._signed) > _MAX_CALLERS:
             self._signed.popitem(last=False)

@@ -75,6 +75,15 @@ def test_one_header_serves_a_caller_for_half_its_life() -> None:
     assert read(made.header(Caller(ALICE)))["iat"] == 1_030
 
 
+def test_a_clock_that_is_set_back_has_the_header_made_anew() -> None:
+    """One from the future would be refused by the server, and good for longer than is said if it is stolen."""
+    clock = FakeClock(10_000)
+    made = signer(clock=clock)
+    made.header(Caller(ALICE))
+    clock.advance(-3_600)
+    assert read(made.header(Caller(ALICE)))["iat"] == 6_400
+
+
 def test_another_caller_or_other_scopes_have_another_header() -> None:
     made = signer(clock=FakeClock())
     fewer = Principal(ALICE.issuer, ALICE.client, ALICE.subject, frozenset({"mcp:use"}))
