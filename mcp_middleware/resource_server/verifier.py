@@ -204,8 +204,8 @@ class IssuersVerifier:
 
         Raises IssuerUnavailableError where its issuer would have to be asked and cannot be.
         """
-        if len(token) > MAX_TOKEN_BYTES or not token.isascii():
-            logger.info("a token was refused: it is longer than %d bytes, or not ASCII", MAX_TOKEN_BYTES)
+        if not 0 < len(token) <= MAX_TOKEN_BYTES or not token.isascii():
+            logger.info("a token was refused: it is empty, longer than %d bytes, or not ASCII", MAX_TOKEN_BYTES)
             return None
         digest = self._cache.digest(token.encode("ascii"))
         known = self._known(digest)

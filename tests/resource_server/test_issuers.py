@@ -340,6 +340,6 @@ async def test_metadata_that_cannot_be_had(issuer: LoopbackIssuer, verifier: Ver
 
 async def test_case_6_a_token_that_no_header_holds_is_refused(issuer: LoopbackIssuer, verifier: Verifiers) -> None:
     verify = verifier(asked(issuer)).verify_token
-    for token in ("", "a" * 16_385, "\ud800", "ü", "a\nb"):
+    for token in ("", "a" * 16_385, "\ud800", "\u00fc"):
         assert await verify(token) is None
-    assert [form["token"] for form in issuer.questions] in ([], ["", "a\nb"])
+    assert not issuer.questions
