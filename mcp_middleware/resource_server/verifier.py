@@ -38,6 +38,9 @@ _REFUSED_FOR: Final = 10.0
 _FORGED: Final = 0.005
 """The part of the time that may go into checking signatures which turn out to be forged, so that hardly one good
 request in a hundred meets such a check. Beyond it, tokens that are not known are answered "not now"."""
+_FORGED_AS_FAMILIAR: Final = 0.05
+"""The same for tokens in the name of somebody who has had a good one. Who does not know such a name cannot keep these
+callers from their next token."""
 _FORGED_BURST: Final = 0.25
 """Seconds of it that can be saved up: some thousand signatures."""
 
@@ -149,6 +152,9 @@ class IssuersVerifier:
         self._refused: TokenCache[str] = TokenCache(int(cache_size))
         """Why, for tokens that were refused a moment ago. Kept apart, so that junk pushes out no good token."""
         self._forged = Allowance(_FORGED, most=_FORGED_BURST, clock=monotonic)
+        self._forged_as_familiar = Allowance(_FORGED_AS_FAMILIAR, most=_FORGED_BURST, clock=monotonic)
+        self._familiar: dict[tuple[str, str, str], None] = {}
+        """Issuer, client and subject of those who have had a good token, the latest last."""
         client = OAuthHTTPClient()
         self._sources = Sources(
             client,
@@ -244,8 +250,6 @@ class IssuersVerifier:
         introspecting = self._sources.introspecting
         if introspecting and not looks_like_jwt(token):
             return await self._introspect(introspecting, token, digest)
-        if not self._forged.left:
-            raise IssuerUnavailableError("too many tokens with forged signatures")
         parsed = parse_token(token)
         source = self._source_of(parsed.claims)
         if isinstance(source.asked, Introspector):
@@ -268,6 +272,10 @@ class IssuersVerifier:
         identity, ends = check_claims(
             parsed.claims, issuer, resource=self.resource, now=self._clock(), leeway=self._leeway
         )
+        who = (issuer.issuer, identity.client, identity.subject)
+        allowance = self._forged_as_familiar if who in self._familiar else self._forged
+        if not allowance.left:
+            raise IssuerUnavailableError("too many tokens with forged signatures")
         forged = False
 
         def verifies(key: Key) -> bool:
@@ -275,7 +283,7 @@ class IssuersVerifier:
             begun = time.perf_counter()
             if key.verifies(algorithm, parsed.signed, parsed.signature):
                 return True
-            self._forged.spend(time.perf_counter() - begun)
+            allowance.spend(time.perf_counter() - begun)
             forged = kid is not None
             return False
 
@@ -284,6 +292,10 @@ class IssuersVerifier:
             # Without a check, or without a name, the key may be one that is about to be published.
             kind = _RefusedTokenError if forged else InvalidTokenError
             raise kind("no key of its issuer made its signature")
+        self._familiar.pop(who, None)
+        self._familiar[who] = None
+        if len(self._familiar) > self._cache.size:
+            del self._familiar[next(iter(self._familiar))]
         until = self._monotonic() + ends - self._clock()
         verified = self._verified(token, identity, ends, parsed.claims)
         return _Verified(verified, until, source, *found)
