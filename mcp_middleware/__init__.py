@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .affinity import SessionAffinityMiddleware
     from .audit import AuditLogMiddleware, JSONLinesSink, SQLiteSink
     from .authorization import Authorizer, Policy, ToolAuthorizationMiddleware
+    from .credentials import Caller, CallerSigner, ClientCredentials, TokenExchange
     from .errors import ConfigurationError
     from .lifespan import lifespan_of
     from .member import Bounds, Member
@@ -30,10 +31,16 @@ if TYPE_CHECKING:
         TokenCounter,
     )
     from .resource_server import (
+        Claims,
+        ClientSecret,
+        Introspection,
+        IntrospectionVerifier,
         Issuer,
+        IssuersVerifier,
         IssuerUnavailableError,
         JWTVerifier,
         OAuthResourceServerMiddleware,
+        PrivateKeyJWT,
         ProtectedResource,
         metadata_routes,
     )
@@ -47,13 +54,21 @@ __all__ = [
     "Authorizer",
     "Bounds",
     "Budget",
+    "Caller",
+    "CallerSigner",
+    "Claims",
+    "ClientCredentials",
+    "ClientSecret",
     "ConfigurationError",
     "Decision",
     "EstimatingCounter",
     "ExactCounter",
     "Forecast",
+    "Introspection",
+    "IntrospectionVerifier",
     "Issuer",
     "IssuerUnavailableError",
+    "IssuersVerifier",
     "JSONLinesSink",
     "JWTVerifier",
     "Member",
@@ -65,6 +80,7 @@ __all__ = [
     "Price",
     "Prices",
     "Principal",
+    "PrivateKeyJWT",
     "ProtectedResource",
     "Rate",
     "RateLimitMiddleware",
@@ -75,6 +91,7 @@ __all__ = [
     "SQLiteSink",
     "SessionAffinityMiddleware",
     "TokenCounter",
+    "TokenExchange",
     "ToolAuthorizationMiddleware",
     "TraceContextMiddleware",
     "lifespan_of",
@@ -85,6 +102,7 @@ _HOMES = {
     "affinity": ("SessionAffinityMiddleware",),
     "audit": ("AuditLogMiddleware", "JSONLinesSink", "SQLiteSink"),
     "authorization": ("Authorizer", "Policy", "ToolAuthorizationMiddleware"),
+    "credentials": ("Caller", "CallerSigner", "ClientCredentials", "TokenExchange"),
     "errors": ("ConfigurationError",),
     "lifespan": ("lifespan_of",),
     "member": ("Bounds", "Member"),
@@ -103,10 +121,16 @@ _HOMES = {
         "TokenCounter",
     ),
     "resource_server": (
+        "Claims",
+        "ClientSecret",
+        "Introspection",
+        "IntrospectionVerifier",
         "Issuer",
         "IssuerUnavailableError",
+        "IssuersVerifier",
         "JWTVerifier",
         "OAuthResourceServerMiddleware",
+        "PrivateKeyJWT",
         "ProtectedResource",
         "metadata_routes",
     ),
