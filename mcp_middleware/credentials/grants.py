@@ -91,11 +91,16 @@ class _Grant:
     async def check(self, form: Mapping[str, str] = {}) -> IssuedToken | TokenRequestError:
         """Ask for a token once; it, or the refusal that came.
 
-        Raises ConfigurationError where the metadata contradicts the configuration, IssuerUnavailableError where the
-        server cannot be asked.
+        Raises ConfigurationError where the metadata contradicts the configuration, or is not there;
+        IssuerUnavailableError where the server cannot be asked.
         """
         try:
             return await self.issue(form)
+        except IssuerUnavailableError:
+            failure = self._metadata.failure
+            if failure is None or not failure.final:
+                raise
+            raise ConfigurationError(f"no token can be had of {self.issuer}: {failure}") from None
         except (WrongMetadataError, RefusedAddressError) as error:
             raise ConfigurationError(f"no token can be had of {self.issuer}: {error}") from None
         except FetchError as error:

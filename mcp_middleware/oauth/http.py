@@ -40,6 +40,8 @@ _QUEUE_TIMEOUT: Final = 10.0
 """Seconds that a request waits for others to the same origin before that; it says nothing about the origin."""
 _CONNECT_TIMEOUT: Final = 1.5
 """Seconds for the connection to one address of several; the last one has all the time that is left."""
+_TRY_AGAIN: Final = frozenset({408, 425, 429})
+"""Answers below 500 that another time is without."""
 _MAX_CONNECTIONS: Final = 20
 """To one origin at a time, so that one that hangs holds up nobody else's."""
 
@@ -64,6 +66,11 @@ class FetchError(Exception):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+    @property
+    def final(self) -> bool:
+        """Whether an answer came that will be the same another time: what was asked for is not there."""
+        return self.status is not None and self.status < 500 and self.status not in _TRY_AGAIN
 
 
 class BusyError(FetchError):

@@ -158,7 +158,10 @@ async def discover(client: OAuthHTTPClient, issuer: str, *, allow_private: bool 
         raise wrong
     statuses = [error.status for error in failures if error.status is not None]
     status = max(statuses) if len(statuses) == len(failures) else None
-    raise FetchError("; ".join(map(str, failures)), status=status)
+    failure = FetchError("; ".join(map(str, failures)), status=status)
+    if failure.final:
+        raise FetchError(f"{failure}; the metadata of {_shown(issuer)} was expected at one of them", status=status)
+    raise failure
 
 
 class MetadataSource:
@@ -254,4 +257,6 @@ class MetadataSource:
     def _fail(self, failure: FetchError) -> None:
         self._failed_at = self._clock()
         self._failure = failure
-        logger.warning("the metadata of %s could not be fetched: %s", self.issuer, failure)
+        # Without any, who asks is told, and says it: once is enough.
+        level = logging.DEBUG if self._known is None else logging.WARNING
+        logger.log(level, "the metadata of %s could not be fetched: %s", self.issuer, failure)

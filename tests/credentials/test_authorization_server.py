@@ -98,6 +98,7 @@ async def test_start_says_what_is_wrong(server: RunningServer) -> None:
         ({"resource": "https://other.example.com/mcp"}, "invalid_target"),
         ({"scope": "files:write"}, "invalid_scope"),
         ({"issuer": f"{server.issuer}/"}, "was expected"),
+        ({"issuer": f"{server.issuer}/elsewhere"}, "404; the metadata of .* was expected at one of them"),
     ]
     right = {"issuer": server.issuer, "authentication": proof(gateway), "resource": MAIL, "scope": "mail:read"}
     for changes, said in wrong:
@@ -105,7 +106,9 @@ async def test_start_says_what_is_wrong(server: RunningServer) -> None:
         with pytest.raises(ConfigurationError, match=said) as caught:
             await credential.start()
         assert "wrong-secret" not in str(caught.value)
-    for changes, said in (wrong[0], wrong[4]):
+    for changes, said in wrong:
+        if "scope" in changes:
+            continue  # which scopes may be had depends on the caller's token
         exchange = TokenExchange(**{**right, **changes})
         with pytest.raises(ConfigurationError, match=said):
             await exchange.start()

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -172,6 +173,10 @@ def test_no_endpoint_breaks_the_parser(changes: dict[str, Any]) -> None:
         assert found is None or found.startswith("https://")
 
 
+def discovery_places(issuer: "Issuer") -> list[str]:
+    return [urlsplit(url).path for url in discovery_urls(issuer.issuer)]
+
+
 class Issuer:
     """An authorization server that has metadata and nothing else."""
 
@@ -184,6 +189,8 @@ class Issuer:
         self.path = ""
         self.places = {"/.well-known/oauth-authorization-server"}
         self.status = 200
+        self.text: str | None = None
+        """In place of metadata."""
         self.changes: dict[str, Any] = {}
         self.asked: Counter[str] = Counter()
         self.open = asyncio.Event()
@@ -201,7 +208,7 @@ class Issuer:
         if request.url.path not in self.places:
             return Response(status_code=404)
         made = {"issuer": self.issuer, "token_endpoint": f"{self.url}/token"} | self.changes
-        return Response(json.dumps(made), self.status, media_type="application/json")
+        return Response(self.text or json.dumps(made), self.status, media_type="application/json")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -239,6 +246,20 @@ async def test_a_place_with_another_issuers_metadata_is_passed_over(issuer: Issu
     with pytest.raises(WrongMetadataError, match=r"oauth-authorization-server has the issuer 'https://other\.example'"):
         await discover(OAuthHTTPClient(), issuer.issuer)
     assert sum(issuer.asked.values()) == 2
+
+
+@pytest.mark.parametrize(("status", "final"), [(200, True), (404, True), (429, False), (503, False)])
+async def test_where_nothing_is_found_it_says_what_was_expected(issuer: Issuer, status: int, final: bool) -> None:
+    issuer.path, issuer.status = "/t", status
+    issuer.places = set(discovery_places(issuer))
+    issuer.text = "<html>"
+    with pytest.raises(FetchError) as caught:
+        await discover(OAuthHTTPClient(), issuer.issuer)
+    assert caught.value.status == status
+    assert caught.value.final is final
+    assert all(place in str(caught.value) for place in issuer.places)
+    expected = f"; the metadata of '{issuer.issuer}' was expected at one of them"
+    assert str(caught.value).endswith(expected) is final
 
 
 async def test_an_issuer_on_a_private_network_is_not_asked() -> None:
@@ -299,7 +320,7 @@ async def test_an_outage_is_not_asked_again_before_the_cooldown_ends(issuer: Iss
     assert (await source.get()).issuer == issuer.issuer
 
 
-async def test_old_metadata_serves_while_the_issuer_is_down(issuer: Issuer) -> None:
+async def test_old_metadata_serves_while_the_issuer_is_down(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
     source = MetadataSource(issuer.issuer, OAuthHTTPClient(), lifetime=100, cooldown=10, clock=clock)
     first = await source.get()
@@ -309,6 +330,14 @@ async def test_old_metadata_serves_while_the_issuer_is_down(issuer: Issuer) -> N
     await fetched(source)
     assert await source.get() is first
     assert sum(issuer.asked.values()) == 3
+    assert "could not be fetched" in caplog.text  # nobody else would say it
+
+
+async def test_who_is_told_of_an_outage_is_the_one_to_log_it(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
+    issuer.places = set()
+    with pytest.raises(IssuerUnavailableError, match="cannot be fetched"):
+        await MetadataSource(issuer.issuer, OAuthHTTPClient()).get()
+    assert not caplog.records
 
 
 async def test_metadata_that_turns_wrong_is_told_while_there_is_no_other(issuer: Issuer) -> None:
