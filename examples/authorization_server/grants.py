@@ -187,14 +187,15 @@ class TokenExchange(BaseGrant, TokenEndpointMixin):
             raise InvalidRequestError(description="requested_token_type must be that of an access token.")
         if "actor_token" in form:
             raise InvalidRequestError(description="The actor is the client that asks; actor_token is not supported.")
+        # Before the subject token: whoever starts with a made-up one learns whether the rest is right.
+        self.request.client = client
+        self.request.resource = self.server.resource_of(self.request, among=self.server.resources)
         self.token = self.server.access_tokens.get(form.get("subject_token"))
         if self.token is None or self.token.is_revoked() or not client.is_server_of(self.token.resource):
             raise InvalidRequestError(
                 description="subject_token must be a token of this server for a resource that the client serves."
             )
         self.scope = _granted(client, self.request.payload.scope or self.token.scope)
-        self.request.client = client
-        self.request.resource = self.server.resource_of(self.request, among=self.server.resources)
         self.act: dict[str, Any] = {"sub": client.client_id}
         if self.token.act is not None:
             self.act["act"] = self.token.act
