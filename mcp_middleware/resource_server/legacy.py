@@ -38,6 +38,7 @@ class IssuerMetadata:
         try:
             found = await self._fetch(self.issuer)
         except IssuerUnavailableError as error:
+            logger.info("the metadata of %s cannot be repeated: %s", self.issuer, error)
             return unavailable_answer(error.retry_after)
         except FetchError as error:  # the start has said so, if there was one
             logger.warning("the metadata of %s cannot be repeated: %s", self.issuer, error)
