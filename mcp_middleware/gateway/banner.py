@@ -67,6 +67,8 @@ def capabilities(config: Config) -> dict[str, str]:
     found["authorization"] = f"policy for {len(policed)} of {len(config.servers)} servers" if policed else "off"
     found["credentials"] = _credentials(config)
     found["limits"] = _limits(config)
+    found["costs"] = _costs(config)
+    found["guard"] = _guard(config)
     found["sessions"] = "sealed with a configured key" if config.sessions.keys else "sealed with a key of this process"
     found["state"] = config.state_name
     found["tracing"] = f"OTLP to {config.tracing.otlp}" if config.tracing is not None else "off"
@@ -95,14 +97,38 @@ def _credentials(config: Config) -> str:
 
 def _limits(config: Config) -> str:
     limits = config.limits
-    if limits is None:
+    if limits is None or limits.mode == "off":
         return "off"
     parts = [
         f"{_rate(rate)} {name}" for name, rate in (("requests", limits.requests), ("tokens", limits.tokens)) if rate
     ]
-    if limits.agents:
-        parts.append(f"others for {', '.join(limits.agents)}")
-    return ", ".join(parts) or "off"
+    if limits.concurrency is not None:
+        parts.append(f"{limits.concurrency} at once")
+    for kind, named in (("", limits.agents), ("tools ", limits.tools), ("servers ", limits.servers)):
+        if named:
+            parts.append(f"{'more' if kind else 'others'} for {kind}{', '.join(named)}")
+    shadow = "in shadow mode: " if limits.mode == "shadow" else ""
+    return f"{shadow}{', '.join(parts)}" if parts else "off"
+
+
+def _costs(config: Config) -> str:
+    """Prices and budgets."""
+    prices = config.prices
+    if prices is None or (config.limits is not None and config.limits.mode == "off"):
+        return "off"
+    budgets = []
+    for budget in config.budgets:
+        held = "at most" if budget.action == "refuse" else "a warning at"
+        budgets.append(f"{held} {budget.amount} a {budget.period} for {', '.join(budget.agents)}")
+    return "; ".join([f"prices in {prices.currency}", *budgets])
+
+
+def _guard(config: Config) -> str:
+    guard = config.guard
+    if guard is None:
+        return "off"
+    address = [] if guard.addresses is None else [f"{guard.addresses} of an address without a good token"]
+    return ", ".join([*address, *(f"{rate} calls of {glob}" for glob, rate in guard.tools.items())])
 
 
 def _rate(rate: Rate) -> str:

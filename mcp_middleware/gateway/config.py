@@ -17,12 +17,13 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.member import Bounds
 from mcp_middleware.nodes import Node, read_file, read_mapping
 from mcp_middleware.oauth.urls import is_loopback
-from mcp_middleware.ratelimit.rate import AgentLimits, Rate
+from mcp_middleware.ratelimit import Budget, ExactCounter, Prices
 from mcp_middleware.resource_server.issuers import Issuer
 from mcp_middleware.resource_server.scopes import ScopeHierarchy
 
 from .credentials import CallerConfig, GrantConfig, HeaderConfig
 from .keys import FILE
+from .limits import GuardConfig, LimitsConfig, dangers, unpriced_globs
 from .source import INVALID, Reading, with_environment
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "AuthConfig",
     "Config",
     "ConfigErrors",
-    "LimitsConfig",
     "ServerConfig",
     "SessionsConfig",
     "TLSConfig",
@@ -97,15 +97,6 @@ class AuthConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LimitsConfig:
-    """As ``RateLimitMiddleware`` takes them; None does not limit."""
-
-    requests: Rate | None = None
-    tokens: Rate | None = None
-    agents: Mapping[str, AgentLimits] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionsConfig:
     """As ``SessionAffinityMiddleware`` takes them."""
 
@@ -168,6 +159,9 @@ class Config:
     policies: Mapping[str, Policy | None]
     """For each server the rules that are about it; None where there is no access section."""
     limits: LimitsConfig | None = None
+    prices: Prices | None = None
+    budgets: tuple[Budget, ...] = ()
+    guard: GuardConfig | None = None
     sessions: SessionsConfig = field(default_factory=SessionsConfig)
     tracing: TracingConfig | None = None
     audit: AuditConfig | None = None
@@ -300,12 +294,16 @@ class _Parts:
             "public_url": self.public_url(),
             "auth": self.auth(),
             "limits": self.limits(),
+            "prices": self.prices(),
+            "budgets": self.budgets(),
+            "guard": self.values["guard"],
             "sessions": self.sessions(),
             "tracing": self.tracing(),
             "audit": self.audit(),
             "tls": self.tls(),
         }
-        self.workers(made["limits"], made["sessions"])
+        self.judge_limits(made)
+        self.workers(made)
         if self.reading.problems:
             return None
         host, port = values["listen"]
@@ -337,7 +335,7 @@ class _Parts:
         servers: dict[str, ServerConfig] = {}
         for name, given in found.items():
             given = dict(given)
-            url, instances = given.pop("url"), given.pop("instances")
+            url, instances, _ = given.pop("url"), given.pop("instances"), given.pop("limits")
             servers[name] = server = ServerConfig(name=name, instances=instances or (url,), **given)
             self._judge_credentials(server)
         return servers
@@ -448,15 +446,57 @@ class _Parts:
             self.warn(f"{place}.introspection.cache is above {_PROMPT:g} s: a revoked token is good for so long")
 
     def limits(self) -> Any:
-        limits = self.values["limits"]
-        if limits is None:
+        given, servers = self.values["limits"], self.values["servers"]
+        if given is INVALID or servers is INVALID:
+            return INVALID
+        own = {name: server["limits"] for name, server in servers.items() if server["limits"] is not None}
+        if given is None and len(own) < len(servers):
             self.warn("limits is not given: one agent can take all that the servers have")
-        if limits is None or limits is INVALID:
-            return limits
-        rates = {name: None if limits[name] == "off" else limits[name] for name in ("requests", "tokens")}
-        if not limits["agents"] and rates["requests"] is None and rates["tokens"] is None:
-            return self.reading.at(self.node("limits"), "limits limits nothing; give requests, tokens or agents")
-        return LimitsConfig(agents=limits["agents"], **rates)
+        if given is None:
+            return LimitsConfig(servers=own) if own else None
+        off = {name: None for name in ("requests", "tokens", "concurrency") if given[name] == "off"}
+        limits = LimitsConfig(**{**given, **off}, servers=own)
+        node = self.node("limits")
+        if limits.limit_nothing and self.values["prices"] is None:
+            remedy = "give requests, tokens, concurrency, agents or tools"
+            return self.reading.at(node, f"limits limits nothing; {remedy}")
+        if limits.counter != "estimate":
+            try:
+                ExactCounter(limits.counter)
+            except ConfigurationError as error:
+                return self.reading.at(
+                    self.node("limits", "counter"), f"limits.counter is {limits.counter!r}; {error}, or leave it out"
+                )
+        return limits
+
+    def prices(self) -> Any:
+        prices, servers = self.values["prices"], self.values["servers"]
+        if prices is None or prices is INVALID or servers is INVALID:
+            return prices
+        for number, glob in unpriced_globs(prices, tuple(servers)):
+            node = self.node("prices", "rules").items[number].members["servers"]
+            self.reading.at(
+                node,
+                f"prices.rules[{number}].servers has the glob {glob!r}, which matches no server; the servers are "
+                + ", ".join(servers),
+            )
+        return prices
+
+    def budgets(self) -> Any:
+        budgets = self.values["budgets"]
+        if budgets is None or budgets is INVALID:
+            return () if budgets is None else INVALID
+        if self.values["prices"] is None:
+            self.reading.at(self.node("budgets"), "budgets is of no use without prices, by which calls are paid for")
+        return budgets
+
+    def judge_limits(self, made: Mapping[str, Any]) -> None:
+        """What is dangerous about limits, prices, budgets and the guard."""
+        names = ("limits", "prices", "budgets", "guard", "servers")
+        limits, prices, budgets, guard, servers = (made[name] for name in names)
+        if INVALID not in (limits, prices, budgets, guard, servers):
+            for text in dangers(limits, prices, budgets, guard, tuple(servers)):
+                self.warn(text)
 
     def sessions(self) -> Any:
         sessions = self.values["sessions"]
@@ -497,9 +537,10 @@ class _Parts:
         tls = self.values["tls"]
         return tls if tls is None or tls is INVALID else TLSConfig(**tls)
 
-    def workers(self, limits: Any, sessions: Any) -> None:
+    def workers(self, made: Mapping[str, Any]) -> None:
         """Several workers count together or not at all."""
         workers, state = self.values["workers"], self.values["state"]
+        limits, budgets, sessions = made["limits"], made["budgets"], made["sessions"]
         if workers is INVALID or workers == 1:
             return
         node = self.node("workers")
@@ -509,8 +550,10 @@ class _Parts:
         if state != "memory":
             return
         counted = []
-        if limits is not None:
+        if limits is not None and (limits is INVALID or limits.mode != "off"):
             counted.append("limits")
+        if budgets and (not isinstance(limits, LimitsConfig) or limits.mode != "off"):
+            counted.append("budgets")
         if sessions is not INVALID and sessions.per_agent is not None:
             counted.append("sessions.per_agent")
         if counted:

@@ -11,11 +11,15 @@ from mcp_middleware.authorization.rules import POLICY_KEYS, RULE_KEYS
 from mcp_middleware.member import Bounds
 from mcp_middleware.nodes import Node
 from mcp_middleware.oauth.authentication import ClientAuthentication, ClientSecret, PrivateKeyJWT, SecretMethod
-from mcp_middleware.ratelimit.rate import AgentLimits
+from mcp_middleware.ratelimit import AgentLimits, Budget, PartLimits, Price, Prices, Refusal
+from mcp_middleware.ratelimit.budgets import BudgetAction
+from mcp_middleware.ratelimit.tokens import AUDIO_TOKENS, IMAGE_TOKENS
 from mcp_middleware.resource_server import Claims, Introspection, Issuer
 from mcp_middleware.resource_server.keys import ALGORITHMS
+from mcp_middleware.storage.budgets import Period
 
 from .credentials import CallerConfig, GrantConfig, HeaderConfig
+from .limits import INITIAL_OUTPUT_TOKENS, Counting, GuardConfig, ServerLimits
 from .shapes import (
     Duration,
     Either,
@@ -35,13 +39,18 @@ from .shapes import (
 )
 from .source import Reading
 from .values import (
+    AGENT_GLOB,
     AUDIENCE,
     BAGGAGE_KEY,
+    BUDGET,
+    CALL_PRICE,
     CALLER_KEY,
     CLAIM,
     CLIENT_ID,
     CLIENT_SECRET,
     COLLECTOR,
+    CONCURRENCY,
+    CURRENCY,
     ENDPOINT,
     HEADER_NAME,
     HEADER_VALUE,
@@ -51,16 +60,22 @@ from .values import (
     INSTANCE,
     ISSUER,
     LISTEN,
+    NETWORK,
     ORIGIN,
+    PART_RATE,
     PRIVATE_KEY,
     PUBLIC_URL,
     RATE,
+    RATE_TEXT,
     RESOURCE,
     SCOPE_LIST,
     SCOPES,
+    SERVER_GLOB,
     SERVER_NAME,
     SESSION_KEY,
     STATE,
+    TOKEN_PRICE,
+    TOOL_GLOB,
 )
 
 __all__ = ["FILE"]
@@ -78,6 +93,17 @@ def _some_of(given: Collection[str], *names: str) -> str | None:
 
 def _agent_limits(values: Mapping[str, Any]) -> AgentLimits:
     return AgentLimits(**{name: None if value == "off" else value for name, value in _given(values).items()})
+
+
+def _server_limits(values: Mapping[str, Any]) -> ServerLimits:
+    part = PartLimits(requests=values["requests"], tokens=values["tokens"])
+    return ServerLimits(all=None if part == PartLimits() else part, tools=values["tools"])
+
+
+def _guard_is_of_use(given: Collection[str]) -> str | None:
+    if "trusted_proxies" in given and "addresses" not in given:
+        return "has trusted_proxies without addresses, which alone asks them; give addresses, or leave it out"
+    return _some_of(given, "addresses", "tools")
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,6 +273,26 @@ _CALLER: Final = Section(
     lambda values: CallerConfig(**values),
 )
 
+_PART_KEYS: Final = (
+    Key("requests", PART_RATE, "Requests of each agent there."),
+    Key("tokens", PART_RATE, "Tokens of each agent there."),
+)
+_TOOL_LIMITS: Final = Section(
+    "limits.tools.<glob>",
+    _PART_KEYS,
+    lambda values: PartLimits(**values),
+    lambda given: _some_of(given, "requests", "tokens"),
+)
+_SERVER_LIMITS: Final = Section(
+    "servers.<name>.limits",
+    (
+        *_PART_KEYS,
+        Key("tools", MapOf(TOOL_GLOB, _TOOL_LIMITS), "On tools of this server; asked before `limits.tools`.", {}),
+    ),
+    _server_limits,
+    lambda given: _some_of(given, "requests", "tokens", "tools"),
+)
+
 _SERVER: Final = Section(
     "servers.<name>",
     (
@@ -261,6 +307,7 @@ _SERVER: Final = Section(
         Key(
             "caller", _CALLER, "A signed header in which the gateway says who calls. Without it the server is not told."
         ),
+        Key("limits", _SERVER_LIMITS, "What each agent may ask of this server, on top of its own limits."),
         Key("timeout", Duration(), "How long an answer may take to begin; then 504.", "60s"),
         Key("stream_idle", Duration(), "How long a stream may be silent before it is ended.", "5m"),
         Key(
@@ -367,6 +414,7 @@ _AGENT_LIMITS: Final = Section(
     (
         Key("requests", RATE, "In place of everybody's; `off` does not limit."),
         Key("tokens", RATE, "In place of everybody's; `off` does not limit."),
+        Key("concurrency", CONCURRENCY, "In place of everybody's; `off` does not limit."),
     ),
     _agent_limits,
 )
@@ -376,14 +424,116 @@ _LIMITS: Final = Section(
     (
         Key("requests", RATE, "Requests of each agent."),
         Key("tokens", RATE, "Tokens of each agent's calls, arguments and results."),
+        Key("concurrency", CONCURRENCY, "Requests of each agent that may be open at once, lists and calls."),
         Key(
             "agents",
-            MapOf(Text("glob of client ids", "not be empty"), _AGENT_LIMITS),
+            MapOf(AGENT_GLOB, _AGENT_LIMITS),
             "What differs for agents whose client id matches a glob (`*`, `?`, `[...]`); the first match counts.",
             {},
         ),
+        Key(
+            "tools",
+            MapOf(TOOL_GLOB, _TOOL_LIMITS),
+            "What each agent may ask of the tools whose name matches a glob, on each server by itself, on top of its "
+            "other limits; the first match counts.",
+            {},
+        ),
+        Key(
+            "initial_output_tokens",
+            Whole(least=0),
+            "Tokens to expect of a tool that has not answered yet; later its own last answers tell.",
+            INITIAL_OUTPUT_TOKENS,
+        ),
+        Key("image_tokens", Whole(least=0), "Tokens that an image counts.", IMAGE_TOKENS),
+        Key("audio_tokens", Whole(least=0), "Tokens that a sound counts.", AUDIO_TOKENS),
+        Key(
+            "counter",
+            OneOf(get_args(Counting)),
+            "How tokens are counted: by an estimate, or by a model's vocabulary, which needs the extra `exact`.",
+            "estimate",
+        ),
+        Key(
+            "mode",
+            Either((Off(), OneOf(("enforce", "shadow"))), "be enforce, shadow or off"),
+            "`shadow`: what does not fit goes on, and is only counted and logged. `off`: nothing is limited or "
+            "counted, prices and budgets included; a reload is enough.",
+            "enforce",
+        ),
+        Key(
+            "refuse_with",
+            OneOf(get_args(Refusal)),
+            "How a tool call is refused: by an error, or by a tool's result with `isError`, for agents that see no "
+            "errors.",
+            "error",
+        ),
+        Key(
+            "cut_streams",
+            Flag(),
+            "Whether a stream that has used tokens which are not there ends with an error.",
+            False,
+        ),
     ),
-    judge=lambda given: _some_of(given, "requests", "tokens", "agents"),
+)
+
+_PRICE: Final = Section(
+    "prices.rules[]",
+    (
+        Key("servers", ListOf(SERVER_GLOB), "Globs of servers' names. Without it: calls of every server."),
+        Key(
+            "tools",
+            ListOf(TOOL_GLOB),
+            "Globs of tools' names. Without it: every call, also of prompts and resources.",
+        ),
+        Key("input", TOKEN_PRICE, "For a million tokens of the call's parameters, which the agent's model wrote."),
+        Key("output", TOKEN_PRICE, "For a million tokens of the answer, which it reads."),
+        Key("call", CALL_PRICE, "For each call."),
+    ),
+    lambda values: Price(**values),
+    lambda given: _some_of(given, "input", "output", "call"),
+)
+_PRICES: Final = Section(
+    "prices",
+    (
+        Key("currency", CURRENCY, "A code such as `EUR`, or a word for a unit of your own.", required=True),
+        Key("rules", ListOf(_PRICE), "The prices; the first that holds for a call counts.", required=True),
+    ),
+    lambda values: Prices(**values),
+)
+_BUDGET: Final = Section(
+    "budgets[]",
+    (
+        Key("period", OneOf(get_args(Period)), "Of the calendar, in UTC.", required=True),
+        Key("amount", BUDGET, "In the currency of `prices`.", required=True),
+        Key("agents", ListOf(AGENT_GLOB), "Globs of client ids; each agent has the budget for itself.", ["*"]),
+        Key(
+            "action",
+            OneOf(get_args(BudgetAction)),
+            "`refuse`: calls that would spend more are refused until the period ends. `warn`: it is logged and "
+            "counted, and calls go on.",
+            "refuse",
+        ),
+    ),
+    lambda values: Budget(**values),
+)
+_GUARD: Final = Section(
+    "guard",
+    (
+        Key(
+            "addresses",
+            RATE_TEXT,
+            "Requests of one address whose caller nobody authenticated, to all servers. The metadata documents are not "
+            "counted.",
+        ),
+        Key("tools", MapOf(TOOL_GLOB, RATE_TEXT), "Calls of the tools of a server, by everybody together.", {}),
+        Key(
+            "trusted_proxies",
+            ListOf(NETWORK, least=0),
+            "Addresses and networks of proxies before the gateway, whose `X-Forwarded-For` is believed.",
+            [],
+        ),
+    ),
+    lambda values: GuardConfig(**values),
+    _guard_is_of_use,
 )
 
 _SESSIONS: Final = Section(
@@ -510,6 +660,17 @@ FILE: Final = Section(
         ),
         Key("access", _ACCESS, "Who may see and call what. Without it, everybody may call everything."),
         Key("limits", _LIMITS, "Limits of each agent, over all servers. Without it there are none."),
+        Key("prices", _PRICES, "What calls cost. Each call's cost is then in the audit trail."),
+        Key(
+            "budgets",
+            ListOf(_BUDGET),
+            "What each agent may spend in a day or a month, over all servers. All that match hold.",
+        ),
+        Key(
+            "guard",
+            _GUARD,
+            "Plain limits on requests before anybody looks at their token, in each process by itself.",
+        ),
         Key("sessions", _SESSIONS, "Sessions of the revisions that have them (up to 2025-11-25).", {}),
         Key("tracing", _TRACING, "Traces and metrics by OpenTelemetry. Without it none are made."),
         Key("audit", _AUDIT, "The audit trail. Without it there is none."),

@@ -82,7 +82,7 @@ def _default(key: Key) -> str:
         return "required"
     if key.default is None or key.default in ({}, []):
         return ""
-    return f"`{yaml.safe_dump(key.default).splitlines()[0]}`"
+    return f"`{yaml.safe_dump(key.default, default_flow_style=True).splitlines()[0]}`"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, ClassVar, Final
 
 from mcp_middleware.errors import ConfigurationError
@@ -15,6 +16,7 @@ from mcp_middleware.nodes import Node, read_mapping
 from .source import INVALID, VARIABLE, Reading, join
 
 __all__ = [
+    "Amount",
     "Duration",
     "Either",
     "File",
@@ -41,6 +43,7 @@ _SIZES: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _SIZE: Final = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB)?", re.ASCII)
 _SHARE: Final = re.compile(r"[0-9](?:\.[0-9]{1,9})?", re.ASCII)
 _WHOLE: Final = re.compile(r"[0-9]{1,12}", re.ASCII)
+_NUMBER: Final = re.compile(r"(?=[0-9.])(0|[1-9][0-9]{0,11})?(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?", re.ASCII)
 _TRUE: Final = frozenset({"true", "yes", "on"})
 _FALSE: Final = frozenset({"false", "no", "off"})
 _BOOLEAN: Final = "boolean"
@@ -204,26 +207,51 @@ class Size(Shape):
 
 @dataclass(frozen=True)
 class Whole(Shape):
-    """A whole number from 1."""
+    """A whole number."""
 
     label = "whole number"
     most: int = 10**9
+    least: int = 1
     kinds: ClassVar[tuple[str, ...]] = ("number",)
 
     def accepts(self, node: Node) -> bool:
         return node.kind == "number" or node.written is not None
 
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
-        number = int(node.text) if self.accepts(node) and _WHOLE.fullmatch(node.text) else 0
+        number = int(node.text) if self.accepts(node) and _WHOLE.fullmatch(node.text) else -1
         return (
             number
-            if 1 <= number <= self.most
-            else reading.wrong(node, path, f"be a whole number from 1 to {self.most}")
+            if self.least <= number <= self.most
+            else reading.wrong(node, path, f"be a whole number from {self.least} to {self.most}")
         )
 
     def schema(self) -> dict[str, Any]:
         variable = {"type": "string", "pattern": VARIABLE}
-        return {"anyOf": [{"type": "integer", "minimum": 1, "maximum": self.most}, variable]}
+        return {"anyOf": [{"type": "integer", "minimum": self.least, "maximum": self.most}, variable]}
+
+
+@dataclass(frozen=True)
+class Amount(Shape):
+    """An amount of money, read as the decimal that was written. ``check`` may refuse it, as a ``Text``'s does."""
+
+    must: str
+    check: Callable[[Decimal], Any]
+    label = "amount"
+    kinds: ClassVar[tuple[str, ...]] = ("string", "number")
+
+    def _read(self, node: Node, path: str, reading: Reading) -> Any:
+        try:
+            if node.kind not in self.kinds or not _NUMBER.fullmatch(node.text):
+                raise ValueError
+            amount = Decimal(node.text)
+            self.check(amount)
+        except (ValueError, ArithmeticError):
+            return reading.wrong(node, path, self.must)
+        return amount
+
+    def schema(self) -> dict[str, Any]:
+        text = {"type": "string", "pattern": rf"^{_NUMBER.pattern}$|{VARIABLE}"}
+        return {"anyOf": [{"type": "number", "minimum": 0}, text]}
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ import asyncio
 import base64
 import logging
 import secrets
+from collections import defaultdict
 from typing import Any
 
 from mcp_middleware.audit import JSONLinesSink, SQLiteSink
 from mcp_middleware.oauth import OAuthHTTPClient
+from mcp_middleware.ratelimit import Forecast
 from mcp_middleware.storage import (
     LimitStorage,
     MemorySessions,
@@ -42,6 +44,8 @@ class Shared:
         self.sinks = _sinks(config)
         self.connection = None if config.state == "memory" else RedisConnection(config.state)
         self.storage: LimitStorage = MemoryStorage()
+        self.forecasts: defaultdict[str, Forecast] = defaultdict(Forecast)
+        """By server: tools of one name on two servers have nothing to do with each other."""
         self.sessions: SessionStore = MemorySessions()
         if self.connection is not None:
             self.storage = RedisStorage(self.connection, replicas=config.workers * config.replicas)

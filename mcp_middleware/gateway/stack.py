@@ -1,6 +1,7 @@
 """The members that a configuration asks for, around the forwarder to one server. What each member is told of the
 configuration is said here and nowhere else."""
 
+from functools import cache
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -10,7 +11,13 @@ from mcp_middleware.authorization import ToolAuthorizationMiddleware
 from mcp_middleware.member import ASGIApp
 from mcp_middleware.oauth import OAuthHTTPClient
 from mcp_middleware.oauth.urls import is_loopback
-from mcp_middleware.ratelimit import RateLimitMiddleware
+from mcp_middleware.ratelimit import (
+    EstimatingCounter,
+    ExactCounter,
+    RateLimitMiddleware,
+    RequestGuardMiddleware,
+    TokenCounter,
+)
 from mcp_middleware.resource_server import IssuersVerifier, OAuthResourceServerMiddleware
 from mcp_middleware.resource_server.origins import AllowedOrigins
 from mcp_middleware.tracing import TraceContextMiddleware
@@ -19,6 +26,7 @@ from .config import AuthConfig, Config, ServerConfig, TracingConfig
 from .credentials import GrantConfig, ServerCredentials
 from .edge import Edge
 from .forwarder import Forwarder
+from .limits import Counting, LimitsConfig
 from .shared import Shared
 from .telemetry import Telemetry
 from .upstream import Upstream
@@ -39,7 +47,7 @@ def stack(
     credentials: ServerCredentials | None,
 ) -> ASGIApp:
     """The application that serves the server ``name``, from the forwarder outwards. Raises ConfigurationError."""
-    bounds, policy, limits, audit = config.bounds, config.policies[name], config.limits, config.audit
+    bounds, policy, audit = config.bounds, config.policies[name], config.audit
     sessions, tracing, telemetry = config.sessions, config.tracing or _RELAYED, shared.telemetry
     app: ASGIApp = Forwarder(
         upstream,
@@ -61,15 +69,7 @@ def stack(
         store=shared.sessions,
         bounds=bounds,
     )
-    if limits is not None:
-        app = RateLimitMiddleware(
-            app,
-            requests=limits.requests,
-            tokens=limits.tokens,
-            agents=limits.agents,
-            storage=shared.storage,
-            bounds=bounds,
-        )
+    app = _limited(app, config, name, shared)
     if config.auth is not None and verifier is not None:
         resource = config.resource(name)
         app = OAuthResourceServerMiddleware(
@@ -81,6 +81,15 @@ def stack(
             legacy_metadata=config.auth.legacy_metadata,
             allowed_origins=config.origins,
             tell_server=False,
+            bounds=bounds,
+        )
+    if config.guard is not None:
+        guard = config.guard
+        app = RequestGuardMiddleware(
+            app,
+            addresses=guard.addresses,
+            tools=guard.tools,
+            trusted_proxies=guard.trusted_proxies,
             bounds=bounds,
         )
     app = Edge(
@@ -105,6 +114,42 @@ def stack(
     if audit is not None:
         app = AuditLogMiddleware(app, sinks=shared.sinks, server=name, on_failure=audit.on_failure, bounds=bounds)
     return app
+
+
+def _limited(app: ASGIApp, config: Config, name: str, shared: Shared) -> ASGIApp:
+    """``app`` with a limiter around it, where anything is limited or has a price."""
+    limits = config.limits or LimitsConfig()
+    if limits.mode == "off" or not (limits.hold_for(name) or config.prices is not None):
+        return app
+    return RateLimitMiddleware(
+        app,
+        requests=limits.requests,
+        tokens=limits.tokens,
+        concurrency=limits.concurrency,
+        agents=limits.agents,
+        tools=limits.of_tools(name),
+        server=name,
+        server_limits=limits.of_server(name),
+        prices=config.prices,
+        budgets=config.budgets or None,
+        storage=shared.storage,
+        forecast=shared.forecasts[name],
+        counter=_counter(limits.counter),
+        initial_output_tokens=limits.initial_output_tokens,
+        image_tokens=limits.image_tokens,
+        audio_tokens=limits.audio_tokens,
+        mode=limits.mode,
+        refuse_with=limits.refuse_with,
+        cut_streams=limits.cut_streams,
+        meter_provider=shared.telemetry.meter_provider,
+        bounds=config.bounds,
+    )
+
+
+@cache
+def _counter(counting: Counting) -> TokenCounter:
+    """One of each kind, since a vocabulary takes memory and time."""
+    return EstimatingCounter() if counting == "estimate" else ExactCounter(counting)
 
 
 def verifier(auth: AuthConfig, resource: str) -> IssuersVerifier:

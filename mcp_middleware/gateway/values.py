@@ -3,6 +3,7 @@ with what it must be, the check that reads it, and a pattern for editors."""
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -11,6 +12,8 @@ from mcp_middleware.affinity.sealing import KeyRing
 from mcp_middleware.credentials import CallerSigner
 from mcp_middleware.oauth.authentication import ClientSecret, PrivateKeyJWT
 from mcp_middleware.oauth.urls import absolute_url
+from mcp_middleware.ratelimit import Budget, Price, Prices
+from mcp_middleware.ratelimit.addresses import read_networks
 from mcp_middleware.ratelimit.rate import Rate
 from mcp_middleware.resource_server.claims import Claims
 from mcp_middleware.resource_server.origins import AllowedOrigins
@@ -18,16 +21,21 @@ from mcp_middleware.resource_server.scopes import scope_names
 from mcp_middleware.tracing.propagation import is_baggage_key
 
 from .headers import HOP_BY_HOP
-from .shapes import Either, Key, ListOf, MapOf, Off, Secret, Section, Text, Whole
+from .shapes import Amount, Either, Key, ListOf, MapOf, Off, Secret, Section, Text, Whole
 
 __all__ = [
+    "AGENT_GLOB",
     "AUDIENCE",
     "BAGGAGE_KEY",
+    "BUDGET",
     "CALLER_KEY",
+    "CALL_PRICE",
     "CLAIM",
     "CLIENT_ID",
     "CLIENT_SECRET",
     "COLLECTOR",
+    "CONCURRENCY",
+    "CURRENCY",
     "ENDPOINT",
     "HEADERS",
     "HEADER_NAME",
@@ -37,16 +45,22 @@ __all__ = [
     "INSTANCE",
     "ISSUER",
     "LISTEN",
+    "NETWORK",
     "ORIGIN",
+    "PART_RATE",
     "PRIVATE_KEY",
     "PUBLIC_URL",
     "RATE",
+    "RATE_TEXT",
     "RESOURCE",
     "SCOPES",
     "SCOPE_LIST",
+    "SERVER_GLOB",
     "SERVER_NAME",
     "SESSION_KEY",
     "STATE",
+    "TOKEN_PRICE",
+    "TOOL_GLOB",
 ]
 
 _MAX_NAME: Final = 64
@@ -215,6 +229,21 @@ def _rate(values: Mapping[str, Any]) -> Rate:
     return rate if values["burst"] is None else Rate(rate.rate, values["burst"])
 
 
+def _glob(text: str) -> str:
+    text.encode()  # buckets are named by it
+    return text
+
+
+def _currency(text: str) -> str:
+    Prices(text, [Price(call=0)])
+    return text
+
+
+def _network(text: str) -> str:
+    read_networks("", [text])
+    return text
+
+
 def _text(label: str, must: str, check: Callable[[str], Any] = str, pattern: str = ".", *examples: str) -> Text:
     return Text(label, must, check, pattern, examples)
 
@@ -302,28 +331,45 @@ _CLAIM: Final = _text(
     "claim", "be the name of a claim, or a path of names with dots", _claim, ".", "azp", "realm_access.roles"
 )
 CLAIM: Final = Either((_CLAIM, ListOf(_CLAIM)), "be the name of a claim, or a list of names")
-_RATE_TEXT: Final = _text(
+RATE_TEXT: Final = _text(
     "rate",
     "be a rate such as 60/minute or 100 per 2 hours, of an amount and periods from 1",
-    Rate,
+    lambda text: Rate(text).rate,
     r"^\s*[0-9]+\s*(/|per)\s*([0-9]+\s*)?[a-zA-Z]+\s*$",
     "60/minute",
     "100 per 2 hours",
 )
-RATE: Final = Either(
+_RATE: Final = replace(RATE_TEXT, check=Rate)
+_BURST: Final = Section(
+    "a rate with a burst",
     (
-        Off(),
-        _RATE_TEXT,
-        Section(
-            "a rate with a burst",
-            (
-                Key("rate", _RATE_TEXT, "How fast the bucket refills.", required=True),
-                Key("burst", Whole(), "How much of it may come at once. Without it: the amount of the rate."),
-            ),
-            _rate,
-        ),
+        Key("rate", _RATE, "How fast the bucket refills.", required=True),
+        Key("burst", Whole(), "How much of it may come at once. Without it: the amount of the rate."),
     ),
-    "be a rate such as 60/minute, a mapping with rate and burst, or off",
+    _rate,
+)
+RATE: Final = Either((Off(), _RATE, _BURST), "be a rate such as 60/minute, a mapping with rate and burst, or off")
+PART_RATE: Final = Either((_RATE, _BURST), "be a rate such as 60/minute, or a mapping with rate and burst")
+CONCURRENCY: Final = Either((Off(), Whole()), "be a whole number from 1, or off")
+AGENT_GLOB: Final = _text("glob of client ids", "be a glob of client ids, not empty", _glob)
+TOOL_GLOB: Final = _text("glob of tools", "be a glob of tools' names, not empty", _glob)
+SERVER_GLOB: Final = _text("glob of servers", "be a glob of servers' names, not empty", _glob)
+CURRENCY: Final = _text(
+    "currency",
+    "be a code such as EUR: a letter, then at most 15 letters, digits, - and _",
+    _currency,
+    r"^[A-Za-z][A-Za-z0-9_-]{0,15}$",
+    "EUR",
+)
+TOKEN_PRICE: Final = Amount(
+    "be a number from 0 to 1000000, with at most 6 decimals", lambda amount: Price(input=amount)
+)
+CALL_PRICE: Final = Amount("be a number from 0 to 1000000, with at most 9 decimals", lambda amount: Price(call=amount))
+BUDGET: Final = Amount(
+    "be a number above 0, to 1000000000, with at most 9 decimals", lambda amount: Budget("day", amount)
+)
+NETWORK: Final = _text(
+    "address or network", "be an address, or a network such as 10.0.0.0/8", _network, r"^[0-9A-Fa-f:./]+$", "10.0.0.0/8"
 )
 SESSION_KEY: Final = Secret(
     "secret",

@@ -204,7 +204,7 @@ ISSUERS = "{issuers: [https://login.example.com]}"
         ("zebra: {}", "gateway.yaml:4: zebra is no key of this place; allowed are listen,"),
         ("'a b\\n': 1", "is no key of this place"),
         ("auth: off", "gateway.yaml:4: the key 'auth' is there twice; keep one"),
-        ("limits: {}", "gateway.yaml:4: limits is of no use without requests or tokens or agents; give one"),
+        ("limits: {}", "gateway.yaml:4: limits limits nothing; give requests, tokens, concurrency, agents or tools"),
         ("limits: {requests: off}", "limits limits nothing"),
         ("limits: {requests: 60/fortnight}", "limits.requests is '60/fortnight'; it must be a rate such as 60/minute"),
         ("limits: {requests: 60}", "limits.requests is 60 (a number); it must be a rate"),

@@ -1,6 +1,8 @@
 """The schema and the reference of the gateway's file: they say what the reader takes."""
 
 import base64
+import functools
+import operator
 import re
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "configuration.md"
 VALIDATOR = jsonschema.Draft202012Validator(schema())
 KEYS = [base64.b64encode(bytes([number]) * 32).decode() for number in range(3)]
 SECRET = "s" * 32
-ENVIRON = {"SESSION_KEY": KEYS[0], "FILES_KEY": "k", "ON": "true", "FIVE": "5"}
+ENVIRON = {"SESSION_KEY": KEYS[0], "FILES_KEY": "k", "ON": "true", "FIVE": "5", "LAN": "10.1.0.0/16"}
 
 
 def listed(*items: Any) -> st.SearchStrategy[list[Any]]:
@@ -57,6 +59,7 @@ GRANTS = [
     )
 ]
 CREDENTIALS = [{"type": "none"}, {"type": "header", "name": "X-Own", "value": "${FILES_KEY}"}, *GRANTS]
+BUCKETS = section({"requests": RATES}, tokens=RATES)
 TIMES: dict[str, st.SearchStrategy[Any]] = {
     "timeout": DURATIONS,
     "stream_idle": DURATIONS,
@@ -64,6 +67,7 @@ TIMES: dict[str, st.SearchStrategy[Any]] = {
     "headers": HEADERS,
     "credentials": st.sampled_from(CREDENTIALS),
     "caller": st.sampled_from([{"key": SECRET}, {"header": "X-Caller", "key": PEM}]),
+    "limits": BUCKETS | section({"tools": st.dictionaries(st.just("s*"), BUCKETS)}),
 }
 URLS = listed("http://127.0.0.1:9001/mcp", "https://files.example.com", "http://[::1]:9/mcp", "http://h:${FIVE}/mcp")
 ANONYMOUS = {
@@ -112,7 +116,23 @@ REST = section(
     allow_unauthenticated=FLAGS,
     access=section(default=st.sampled_from(["allow", "deny"]), rules=RULES),
     limits=section(
-        {"requests": RATES}, tokens=RATES | OFF, agents=st.dictionaries(st.just("b-*"), section(requests=RATES | OFF))
+        {"requests": RATES},
+        tokens=RATES | OFF,
+        concurrency=COUNTS | OFF,
+        agents=st.dictionaries(st.just("b-*"), section(requests=RATES | OFF, concurrency=COUNTS | OFF)),
+        tools=st.dictionaries(st.just("s*"), BUCKETS),
+        initial_output_tokens=COUNTS | st.just(0),
+        image_tokens=COUNTS | st.just(0),
+        audio_tokens=COUNTS | st.just(0),
+        counter=st.just("estimate"),
+        mode=st.sampled_from(["enforce", "shadow"]) | OFF,
+        refuse_with=st.sampled_from(["error", "tool_result"]),
+        cut_streams=FLAGS,
+    ),
+    guard=section(
+        {"addresses": st.sampled_from(["600/minute", "${FIVE}/second"])},
+        tools=st.dictionaries(st.just("s*"), st.just("5/hour")),
+        trusted_proxies=listed("10.0.0.0/8", "::1", "${LAN}"),
     ),
     sessions=section(keys=listed(*KEYS), idle=DURATIONS, lifetime=DURATIONS, per_agent=COUNTS | OFF),
     tracing=section(
@@ -138,7 +158,26 @@ REST = section(
     access_log=FLAGS,
 )
 
-CONFIGURATIONS = st.builds(dict[str, Any].__or__, CALLERS, REST)
+AMOUNTS = st.sampled_from([1, 0.5, "0.000001", 1e-6, "${FIVE}", "0.${FIVE}"])
+PRICES = section(
+    {
+        "currency": st.sampled_from(["EUR", "credits"]),
+        "rules": st.lists(
+            section({"output": AMOUNTS}, input=AMOUNTS, call=AMOUNTS, servers=listed("s*"), tools=listed("a", "b*")),
+            min_size=1,
+            max_size=2,
+            unique_by=repr,
+        ),
+    }
+)
+BUDGET = section(
+    {"period": st.sampled_from(["day", "month"]), "amount": AMOUNTS},
+    agents=listed("*", "b-*"),
+    action=st.sampled_from(["refuse", "warn"]),
+)
+COSTS = section({}) | section({"prices": PRICES}, budgets=st.lists(BUDGET, min_size=1, max_size=1))
+
+CONFIGURATIONS = st.builds(lambda *parts: functools.reduce(operator.or_, parts), CALLERS, REST, COSTS)
 
 
 def test_the_schema_is_one() -> None:
