@@ -230,6 +230,8 @@ def _rate(values: Mapping[str, Any]) -> Rate:
 
 
 def _glob(text: str) -> str:
+    if not text:
+        raise ValueError
     text.encode()  # buckets are named by it
     return text
 
