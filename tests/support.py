@@ -9,7 +9,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, Literal
 
 import httpx2
@@ -45,11 +45,16 @@ _NAMED: Final = {
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that leaves the process's signals alone and says when it listens."""
+    """A uvicorn server that leaves the process's signals alone, says when it listens, and ends when it is told to.
+
+    Uvicorn itself looks ten times a second whether it is to end, and waits as long for connections to close: 0.2 s for
+    each server, which would be most of what many tests take.
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._told = asyncio.Event()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -61,6 +66,31 @@ class _Server(uvicorn.Server):
         except SystemExit:
             raise RuntimeError("the app failed in its lifespan start-up") from None
         self.listening.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # once a second, for the Date header
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._told.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110 (it has no event)
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            for task in self.server_state.tasks:
+                task.cancel()
+        await self.lifespan.shutdown()
+
+    def end(self) -> None:
+        """End now; ``serve()`` returns once it has."""
+        self.should_exit = True
+        self._told.set()
 
 
 def listener() -> socket.socket:
@@ -111,7 +141,7 @@ async def serve(
         yield origin_of(bound).replace("http:", "https:" if tls else "http:")
     finally:
         listening.cancel()
-        server.should_exit = True
+        server.end()
         await asyncio.wait({running})
         bound.close()
     await running
