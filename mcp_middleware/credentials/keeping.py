@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
-from mcp_middleware.oauth.http import BusyError, FetchError, IssuerUnavailableError
+from mcp_middleware.oauth.http import OVERLOADED, BusyError, FetchError, IssuerUnavailableError
 from mcp_middleware.oauth.tokens import IssuedToken, TokenRequestError
 from mcp_middleware.types import Clock
 
@@ -42,8 +42,6 @@ to be replaced: one that rejects new ones would have a token fetched for each re
 _PATIENCE: Final = 1.0
 """Seconds that a request waits for a better token than the one that a server rejected, or for an authorization server
 that did not answer the last time."""
-_OVERLOADED: Final = frozenset({429, 502, 503, 504})
-"""Statuses that say it of the whole server; others are about the one request."""
 _REFUSED_FOR: Final = 30.0
 """Seconds that a refusal holds."""
 _MAX_REFUSALS: Final = 1024
@@ -199,7 +197,7 @@ class TokenKeeper:
         except CredentialRefusedError as error:
             self._refuse(key, str(error), error.caller)
         except TokenRequestError as error:
-            if error.status in _OVERLOADED:
+            if error.status in OVERLOADED:
                 self._be_silent(str(error))
             else:
                 self._silent_since = None

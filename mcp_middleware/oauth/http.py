@@ -31,7 +31,18 @@ from .urls import absolute_url, is_loopback, why_refused
 if TYPE_CHECKING:
     import httpcore2
 
-__all__ = ["BusyError", "FetchError", "IssuerUnavailableError", "OAuthHTTPClient", "RefusedAddressError", "Resolver"]
+__all__ = [
+    "OVERLOADED",
+    "BusyError",
+    "FetchError",
+    "IssuerUnavailableError",
+    "OAuthHTTPClient",
+    "RefusedAddressError",
+    "Resolver",
+]
+
+OVERLOADED: Final = frozenset({429, 502, 503, 504})
+"""Statuses that say of the whole server that it is in trouble; others are about the one request."""
 
 _MAX_BODY_BYTES: Final = 256 * 1024
 _TIMEOUT: Final = 5.0

@@ -20,7 +20,7 @@ __all__ = ["MetadataSource", "ServerMetadata", "WrongMetadataError", "discover",
 
 logger = logging.getLogger("mcp_middleware.oauth")
 
-Endpoint: TypeAlias = Literal["token_endpoint", "introspection_endpoint", "jwks_uri", "revocation_endpoint"]
+Endpoint: TypeAlias = Literal["token_endpoint", "introspection_endpoint", "jwks_uri"]
 
 _ENDPOINTS: Final[tuple[Endpoint, ...]] = get_args(Endpoint)
 
@@ -44,7 +44,6 @@ class ServerMetadata:
     token_endpoint: str | None
     introspection_endpoint: str | None
     jwks_uri: str | None
-    revocation_endpoint: str | None
     token_endpoint_auth_methods: tuple[str, ...]
     """How a client may prove itself there; a server that says nothing of it means ``client_secret_basic``."""
     introspection_endpoint_auth_methods: tuple[str, ...]

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.oauth.http import FetchError, IssuerUnavailableError, OAuthHTTPClient
+from mcp_middleware.oauth.http import OVERLOADED, FetchError, IssuerUnavailableError, OAuthHTTPClient
 from mcp_middleware.oauth.metadata import MetadataSource
 from mcp_middleware.types import Clock
 
@@ -46,8 +46,6 @@ _SILENT: Final = 1.0
 """Seconds without an answer after which nobody waits for the next one."""
 _PATIENCE: Final = 0.03
 """Seconds that a caller waits for an issuer which was silent."""
-_OVERLOADED: Final = frozenset({429, 502, 503, 504})
-"""Answers that say the issuer is in trouble; others are about this one question."""
 _MADE_UP: Final = "mcp-middleware-asks-whether-you-answer"
 """A token that nobody issued."""
 
@@ -168,8 +166,9 @@ class Introspector:
         except IssuerUnavailableError as error:
             raise self._metadata.failure or FetchError(str(error)) from None
         status, body = await self._post(endpoint, _MADE_UP)
-        if status in _OVERLOADED or status >= 500:
-            raise FetchError(f"{endpoint} answered {status}", status=status)
+        failure = FetchError(f"{endpoint} answered {status}", status=status)
+        if not failure.final:
+            raise failure
         said = ascii(body[:200].decode("utf-8", "replace"))
         client = self._options.authentication.client_id
         if status != 200:
@@ -237,7 +236,7 @@ class Introspector:
         except Exception:
             logger.exception("introspection failed in a way that is not foreseen")
             return self._note_failure("an error of our own", 0.0)
-        if status in _OVERLOADED:
+        if status in OVERLOADED:
             return self._note_failure(f"{endpoint} answered {status}", 0.0)
         if status != 200:  # 401 means us: the caller's token was not judged
             return self._note_strange(f"the introspection endpoint {endpoint} answered {status}")

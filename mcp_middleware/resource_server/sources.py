@@ -19,10 +19,10 @@ __all__ = ["Source", "Sources"]
 logger = logging.getLogger("mcp_middleware.resource_server")
 
 _METADATA_COOLDOWN: Final = 1.0
+"""Seconds after a failed fetch of metadata; what needs them has a longer pause of its own."""
 _FIRST_RETRY: Final = 1.0
 _LONGEST_RETRY: Final = 30.0
 """Seconds between two attempts to reach an issuer that has not answered yet."""
-_TRY_AGAIN: Final = frozenset({408, 425, 429})
 
 
 class Source:
@@ -69,8 +69,7 @@ class Source:
         try:
             await self.asked.check()
         except FetchError as error:
-            wrong = error.status is not None and error.status < 500 and error.status not in _TRY_AGAIN
-            if wrong or isinstance(error, WrongMetadataError | RefusedAddressError):
+            if error.final or isinstance(error, WrongMetadataError | RefusedAddressError):
                 raise ConfigurationError(f"the issuer {self.issuer.issuer}: {error}") from None
             raise
 

@@ -57,7 +57,7 @@ def test_what_a_server_says_of_itself() -> None:
     assert metadata.endpoint("token_endpoint") == metadata.token_endpoint == f"{ISSUER}/token"
     assert metadata.endpoint("jwks_uri") == "https://keys.example.com/jwks?p=1"
     assert metadata.token_endpoint_auth_methods == ("private_key_jwt",)
-    assert metadata.document["revocation_endpoint"] == metadata.revocation_endpoint
+    assert metadata.document["revocation_endpoint"] == f"{ISSUER}/revoke"
     assert json.loads(metadata.body) == metadata.document
     assert repr(metadata.body) not in repr(metadata)
 
