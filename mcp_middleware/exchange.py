@@ -140,7 +140,8 @@ class Exchange:
         self.response_bytes = 0
         self.disconnected = False
         self.ended = False
-        """A member's pipeline has ended the stream that the server sends: whatever more it says is for nobody."""
+        """The stream that the server sends has been ended, by the pipeline or the limiter: whatever more the server
+        says is for nobody."""
         self.failed: BaseException | None = None
         self.overhead = 0.0
         """Seconds spent in members so far: without the body's arrival, the server, and sending."""

@@ -513,6 +513,9 @@ class _Answer:
                     self.exchange.failed = UnknownOutcomeError(_TOO_LARGE)  # the words below are ours, as in cut_off
                 await self.end_stream(INTERNAL_ERROR, _TOO_LARGE, b"".join(out))
                 return
+            if self.exchange.ended:  # by a member, whose last word was among these events
+                more = False
+                break
         if not more:
             self.ended = True
             if self.dropped and self.exchange.answer is None and self.exchange.request_id is not None:

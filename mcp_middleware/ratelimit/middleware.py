@@ -385,6 +385,7 @@ class RateLimitMiddleware(Member):
         self._counts.cut += 1
         text = "the limit on tokens is reached; the stream was cut off, and the server may go on with the call"
         unanswered = ServerMessage(id=exchange.request_id)
+        exchange.ended = True
         return unanswered.with_error(RATE_LIMITED, text, {"dimension": "tokens", "cut": True})
 
     async def on_finish(self, exchange: Exchange) -> None:

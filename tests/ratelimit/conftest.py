@@ -28,6 +28,8 @@ class Server:
         self.sse = False
         self.notices: list[dict[str, Any]] = []
         """Sent before the answer, each as an event of its own, in a stream."""
+        self.last: asyncio.Event | None = None
+        """Waited for before a stream is ended."""
         self.raises: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -60,6 +62,8 @@ class Server:
         for event in events:
             await send({"type": "http.response.body", "body": b"data: " + event + b"\n\n", "more_body": True})
             await asyncio.sleep(0)  # so that what the limiter does of itself is done before the next
+        if self.last is not None:
+            await self.last.wait()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Any, body: bytes, media: str) -> None:

@@ -653,6 +653,22 @@ async def test_a_stream_without_tokens_left_goes_on_unless_it_is_to_be_cut(make:
         assert (await stack.call()).status == 429
 
 
+async def test_a_stream_that_is_cut_ends_although_its_server_goes_on(make: Make) -> None:
+    stack, goes_on = make(tokens="1000/day", concurrency=1, cut_streams=True), asyncio.Event()
+    stack.server.notices = [notice("x" * 400) for _ in range(12)]
+    stack.server.last = goes_on
+    call = stack.prepare()
+    running = asyncio.create_task(call.run())
+    async with asyncio.timeout(10), call.arrived:
+        await call.arrived.wait_for(lambda: call.events and call.events[-1].get("more_body") is False)
+    assert call.body.count(b'"cut":true') == 1
+    assert not running.done()
+    assert (await stack.call("tools/list")).json["error"]["data"]["dimension"] == "concurrency"  # it still runs
+    goes_on.set()
+    await running
+    assert (await stack.call("tools/list")).status == 200
+
+
 async def test_images_and_sounds_count_what_was_configured(make: Make) -> None:
     stack = make(requests="60/minute", tokens="5000/minute", image_tokens=70, audio_tokens=300)
     image = {"type": "image", "data": "A" * 900, "mimeType": "image/png"}
