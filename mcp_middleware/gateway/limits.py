@@ -7,8 +7,9 @@ from ipaddress import ip_network
 from typing import Final, Literal, TypeAlias
 
 from mcp_middleware.ratelimit import Budget, LimiterMode, PartLimits, Prices, Refusal
-from mcp_middleware.ratelimit.prices import Price, matches_any
+from mcp_middleware.ratelimit.prices import Price
 from mcp_middleware.ratelimit.rate import AgentLimits, Rate
+from mcp_middleware.ratelimit.reading import matches_any
 from mcp_middleware.ratelimit.tokens import AUDIO_TOKENS, IMAGE_TOKENS
 
 __all__ = [

@@ -10,7 +10,8 @@ from mcp_middleware.errors import RATE_LIMITED, ConfigurationError
 from mcp_middleware.storage.budgets import Overspending, Period, Wallet
 from mcp_middleware.types import Rejection
 
-from .prices import Amount, amount_in_nanos, globs, list_of, matches_any, read_mapping
+from .prices import Amount, amount_in_nanos
+from .reading import globs, list_of, matches_any, read_mapping
 
 __all__ = ["Allowance", "Budget", "BudgetAction", "Budgets", "Threshold", "overspent"]
 

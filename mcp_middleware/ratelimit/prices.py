@@ -5,10 +5,9 @@ price is a whole number, and rounded once, half up, to the billionth that ``Mone
 order, and a call's cost differs from the exact one by half a billionth at most.
 """
 
-import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
@@ -17,18 +16,9 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.message import Request
 from mcp_middleware.types import Money, Usage
 
-__all__ = [
-    "Amount",
-    "Price",
-    "Prices",
-    "PricesOption",
-    "amount_in_nanos",
-    "globs",
-    "list_of",
-    "matches_any",
-    "read_mapping",
-    "read_prices",
-]
+from .reading import globs, list_of, matches_any, read_mapping
+
+__all__ = ["Amount", "Price", "Prices", "PricesOption", "amount_in_nanos", "read_prices"]
 
 Amount: TypeAlias = str | int | float | Decimal
 """An amount as a user writes it. A float counts as the shortest decimal that reads as it: 0.1 is a tenth."""
@@ -152,44 +142,6 @@ def read_prices(place: str, option: PricesOption, *, server: str | None) -> Pric
     except ConfigurationError as error:
         raise ConfigurationError(f"{place}: {error}") from None
     return prices
-
-
-def read_mapping(place: str, option: Any, kind: Callable[..., Any]) -> Any:
-    """A mapping as the values of a dataclass ``kind``, whose fields name what is allowed."""
-    allowed = [one.name for one in fields(kind) if one.init]  # type: ignore[arg-type]
-    needed = [one.name for one in fields(kind) if one.init and one.default is MISSING]  # type: ignore[arg-type]
-    if not isinstance(option, Mapping):
-        raise ConfigurationError(f"{place} is {option!r}; it must be a mapping with {', '.join(allowed)}")
-    for key in option:
-        if key not in allowed:
-            raise ConfigurationError(f"{place}: {key!r} is not known; allowed are {', '.join(allowed)}")
-    for key in needed:
-        if key not in option:
-            raise ConfigurationError(f"{place}: {key!r} is missing")
-    try:
-        return kind(**option)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{place}: {error}") from None
-
-
-def list_of(place: str, option: Any, what: str) -> Sequence[Any]:
-    """``option``, if it is a list with something in it."""
-    if not isinstance(option, list | tuple) or not option:
-        raise ConfigurationError(f"{place} is {option!r}; it must be a list of {what}")
-    return option
-
-
-def globs(place: str, option: Any) -> tuple[str, ...]:
-    """A list of globs (``*``, ``?``, ``[...]``)."""
-    for one in list_of(place, option, "globs"):
-        if not isinstance(one, str) or not one:
-            raise ConfigurationError(f"{place} has {one!r}; it must be a glob such as 'search*'")
-    return tuple(option)
-
-
-def matches_any(patterns: Iterable[str], name: str) -> bool:
-    """Whether one of the globs matches the whole name, whatever the case rules of the operating system."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def amount_in_nanos(place: str, option: Any, *, most: int) -> int:

@@ -9,6 +9,8 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.options import whole_number
 from mcp_middleware.storage import Limit
 
+from .reading import read_mapping
+
 __all__ = ["AgentLimits", "PartLimits", "Rate", "RateOption", "Rates", "read_agent_limits", "read_part", "read_rate"]
 
 DEFAULT: Final = "default"
@@ -89,11 +91,11 @@ def _parse(notation: str) -> tuple[int, int]:
 
 def read_rate(place: str, option: RateOption) -> Rate | None:
     """The rate an option means; ``place`` names the option in the error."""
+    if option is None or isinstance(option, Rate):
+        return option
+    if isinstance(option, Mapping):
+        return read_mapping(place, option, Rate)
     try:
-        if option is None or isinstance(option, Rate):
-            return option
-        if isinstance(option, Mapping):
-            return Rate(**_known(option, ("rate", "burst"), needed=("rate",)))
         return Rate(option)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place}: {error}") from None
@@ -110,14 +112,7 @@ class Rates(NamedTuple):
 def read_agent_limits(place: str, option: Mapping[str, Any] | AgentLimits, everybody: Rates) -> Rates:
     """The limits of some agents, with ``everybody``'s where they say nothing."""
     if not isinstance(option, AgentLimits):
-        if not isinstance(option, Mapping):
-            raise ConfigurationError(
-                f"{place} is {option!r}; it must be a mapping with requests, tokens, concurrency or several of them"
-            )
-        try:
-            option = AgentLimits(**_known(option, ("requests", "tokens", "concurrency")))
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{place}: {error}") from None
+        option = read_mapping(place, option, AgentLimits)
     return Rates(
         everybody.requests if option.requests == DEFAULT else read_rate(f"{place}.requests", option.requests),
         everybody.tokens if option.tokens == DEFAULT else read_rate(f"{place}.tokens", option.tokens),
@@ -130,12 +125,7 @@ def read_agent_limits(place: str, option: Mapping[str, Any] | AgentLimits, every
 def read_part(place: str, option: Mapping[str, Any] | PartLimits) -> Rates:
     """The limits of a tool or a server."""
     if not isinstance(option, PartLimits):
-        if not isinstance(option, Mapping):
-            raise ConfigurationError(f"{place} is {option!r}; it must be a mapping with requests, tokens or both")
-        try:
-            option = PartLimits(**_known(option, ("requests", "tokens")))
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{place}: {error}") from None
+        option = read_mapping(place, option, PartLimits)
     rates = Rates(read_rate(f"{place}.requests", option.requests), read_rate(f"{place}.tokens", option.tokens))
     if rates.requests is None and rates.tokens is None:
         raise ConfigurationError(f"{place} limits nothing; give requests, tokens or both")
@@ -145,13 +135,3 @@ def read_part(place: str, option: Mapping[str, Any] | PartLimits) -> Rates:
 def read_concurrency(place: str, option: Any) -> int | None:
     """A number of open requests, or None for any number."""
     return None if option is None else whole_number(place, option)
-
-
-def _known(option: Mapping[str, Any], allowed: tuple[str, ...], needed: tuple[str, ...] = ()) -> dict[str, Any]:
-    unknown = [key for key in option if key not in allowed]
-    if unknown:
-        raise ConfigurationError(f"{unknown[0]!r} is not known; allowed are {', '.join(allowed)}")
-    missing = [key for key in needed if key not in option]
-    if missing:
-        raise ConfigurationError(f"{missing[0]!r} is missing")
-    return dict(option)

@@ -1,0 +1,51 @@
+"""Options that hold options: mappings, lists and globs. What is wrong is named with its place (ConfigurationError)."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+from mcp_middleware.errors import ConfigurationError
+
+__all__ = ["globs", "list_of", "matches_any", "read_mapping"]
+
+
+Options = TypeVar("Options")
+
+
+def read_mapping(place: str, option: Any, kind: type[Options]) -> Options:
+    """A mapping as the values of a dataclass ``kind``, whose fields name what is allowed, and what is needed."""
+    allowed = [one.name for one in fields(kind) if one.init]  # type: ignore[arg-type]
+    needed = [one.name for one in fields(kind) if one.init and one.default is MISSING]  # type: ignore[arg-type]
+    if not isinstance(option, Mapping):
+        raise ConfigurationError(f"{place} is {option!r}; it must be a mapping with {', '.join(allowed)}")
+    for key in option:
+        if key not in allowed:
+            raise ConfigurationError(f"{place}: {key!r} is not known; allowed are {', '.join(allowed)}")
+    for key in needed:
+        if key not in option:
+            raise ConfigurationError(f"{place}: {key!r} is missing")
+    try:
+        return kind(**option)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place}: {error}") from None
+
+
+def list_of(place: str, option: Any, what: str) -> Sequence[Any]:
+    """``option``, if it is a list with something in it."""
+    if not isinstance(option, list | tuple) or not option:
+        raise ConfigurationError(f"{place} is {option!r}; it must be a list of {what}")
+    return option
+
+
+def globs(place: str, option: Any) -> tuple[str, ...]:
+    """A list of globs (``*``, ``?``, ``[...]``)."""
+    for one in list_of(place, option, "globs"):
+        if not isinstance(one, str) or not one:
+            raise ConfigurationError(f"{place} has {one!r}; it must be a glob such as 'search*'")
+    return tuple(option)
+
+
+def matches_any(patterns: Iterable[str], name: str) -> bool:
+    """Whether one of the globs matches the whole name, whatever the case rules of the operating system."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
