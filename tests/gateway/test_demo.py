@@ -232,11 +232,13 @@ class TestStory:
         assert path.parent.stat().st_mode & 0o077 == 0
 
     def test_the_audit_trail_has_the_same_story(self, output: str) -> None:
-        trail = output.partition("The audit trail")[2]
+        trail, _, costs = output.partition("The audit trail")[2].partition("What it cost")
         for word in ("allowed", "denied", "limited", "unauthenticated", "insufficient_scope", "session_instance_down"):
             assert word in trail
         for what in ("assistant", "crawler", "purge_tickets", "open_file", "count_words"):
             assert what in trail
+        for what in ("assistant  files", "crawler    search", "EUR", "(total)"):
+            assert what in costs
 
 
 @pytest.mark.slow

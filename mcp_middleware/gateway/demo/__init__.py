@@ -62,7 +62,8 @@ async def _tell(*, once: bool, port: int | None, otlp: str | None) -> int:
         _introduce(stage)
         story = Story(stage)
         await story.tell()
-        await _print_trail(stage)
+        await _print_trail(stage, "The audit trail")
+        await _print_trail(stage, "What it cost", "report", "--by", "agent,server")
         if story.surprises:
             print(f"\n{len(story.surprises)} surprises; the gateway's log says more:", file=sys.stderr)
             print((stage.home / "gateway.log").read_text(errors="replace"), file=sys.stderr)
@@ -83,10 +84,10 @@ def _introduce(stage: "Stage") -> None:
     print(indent(stage.configuration, "  "), end="", flush=True)
 
 
-async def _print_trail(stage: "Stage") -> None:
+async def _print_trail(stage: "Stage", title: str, *arguments: str) -> None:
     """What the audit trail has of all this, by the package's own command."""
-    command = ["-m", "mcp_middleware.audit", str(stage.home / "audit.db")]
-    print(f"\nThe audit trail: python {' '.join(command)}\n", flush=True)
+    command = ["-m", "mcp_middleware.audit", *arguments, str(stage.home / "audit.db")]
+    print(f"\n{title}: python {' '.join(command)}\n", flush=True)
     process = await asyncio.create_subprocess_exec(sys.executable, "-P", *command)
     if await process.wait():
         raise DemoError("the audit trail cannot be read")

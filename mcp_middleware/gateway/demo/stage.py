@@ -43,6 +43,8 @@ limits:
   requests: 300/minute
   tokens: 50000/minute
   agents: {{crawler: {{requests: {{rate: 60/minute, burst: 10}}}}}}
+prices: {{currency: EUR, rules: [{{input: 15, output: 3, call: 0.002}}]}}
+budgets: [{{period: day, amount: 5}}]
 sessions: {{keys: [{{file: session.key}}], idle: 30m}}
 {tracing}
 audit: {{sqlite: audit.db}}
