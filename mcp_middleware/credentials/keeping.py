@@ -4,8 +4,8 @@
 2. In the last quarter of that time, the next request has a new one fetched and goes on with the old one.
 3. Without a token a request waits for one; all requests for the same one wait for one fetch.
 4. What was said of one token is remembered for that one for a while, so that nobody's token can keep others from
-   theirs. A server that does not answer, or says that it has too much to do, is left alone for a while by all; then
-   one request tries whether it is back, and nobody waits long for that one.
+   theirs. A server that does not answer, or says that it has too much to do, is left alone for a while by all, also by
+   those who wait for their turn; then one request tries whether it is back, and nobody waits long for that one.
 5. A token that a server rejected is replaced; while no other can be had it is still the best there is.
 6. The number of tokens and of refusals is bounded; those not used for longest go first.
 """
@@ -109,6 +109,8 @@ class TokenKeeper:
         self._fetches: dict[Hashable, asyncio.Task[KeptToken | None]] = {}
         self._silent_since: float | None = None
         """When the server did not answer, if that was the last that is known of it."""
+        self._silence: asyncio.Future[None] | None = None
+        """Done once it does not answer."""
 
     async def get(self, key: Hashable, issue: Issue, *, until: float = math.inf) -> KeptToken:
         """The token for ``key``; ``issue`` asks for one. Nothing is used at or after ``until`` (Unix seconds).
@@ -127,11 +129,20 @@ class TokenKeeper:
             return kept
         why_not = self._why_not(key)
         if why_not is None:
-            kept = await _result(self._fetch(key, issue, until), None if self._silent_since is None else _PATIENCE)
+            kept = await self._wait(self._fetch(key, issue, until))
             if kept is not None:
                 return kept
             why_not = self._why_not(key)
         raise why_not or CredentialUnavailableError(f"{self._issuer} gives no token now")
+
+    async def _wait(self, fetch: asyncio.Task[KeptToken | None]) -> KeptToken | None:
+        """What ``fetch`` brings. It is not waited for long once the server does not answer others."""
+        loop = asyncio.get_running_loop()
+        if self._silent_since is None:
+            if self._silence is None or self._silence.get_loop() is not loop:
+                self._silence = loop.create_future()
+            await asyncio.wait({fetch, self._silence}, return_when=asyncio.FIRST_COMPLETED)
+        return await _result(fetch, _PATIENCE)
 
     def put(self, key: Hashable, token: KeptToken) -> None:
         """Keep ``token``, which shows that the server issues some."""
@@ -155,6 +166,7 @@ class TokenKeeper:
     async def aclose(self) -> None:
         """Stop the fetches that run."""
         fetches, self._fetches = self._fetches, {}
+        self._end_waiting()
         for fetch in fetches.values():
             fetch.cancel()
         if fetches:
@@ -228,6 +240,12 @@ class TokenKeeper:
     def _be_silent(self, message: str) -> None:
         logger.warning("%s gives no tokens: %s", self._issuer, message)
         self._silent_since = self._clock()
+        self._end_waiting()
+
+    def _end_waiting(self) -> None:
+        silence, self._silence = self._silence, None
+        if silence is not None:
+            silence.set_result(None)
 
 
 def _left(since: float, seconds: float, now: float) -> float:

@@ -242,6 +242,22 @@ async def test_a_crowd_at_the_start_is_no_outage(
     assert await credential.token(caller("later")) == "token-51"
 
 
+async def test_case_42_nobody_waits_for_a_turn_at_a_server_that_does_not_answer(
+    issuer: TokenIssuer, make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found out by those who have one: the crowd behind them would learn it turn by turn."""
+    monkeypatch.setattr(http, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(keeping, "_PATIENCE", 0.01)
+    issuer.exchanges_anything = True
+    credential = make.exchange()
+    assert await credential.token(caller()) == "token-1"
+    issuer.open.clear()
+    crowd = [credential.token(caller(f"c{number}")) for number in range(3 * http._MAX_CONNECTIONS)]
+    outcomes = await asyncio.gather(*crowd, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {CredentialUnavailableError}
+    assert issuer.asked["token"] < 3 * http._MAX_CONNECTIONS
+
+
 async def test_a_refusal_is_remembered_for_whom_it_was_said(issuer: TokenIssuer, make: Made, clock: FakeClock) -> None:
     credential = make.exchange()
     stranger = caller("eve")
