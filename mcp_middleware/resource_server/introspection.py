@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.oauth.http import OVERLOADED, FetchError, IssuerUnavailableError, OAuthHTTPClient
+from mcp_middleware.oauth.http import OVERLOADED, BusyError, FetchError, IssuerUnavailableError, OAuthHTTPClient
 from mcp_middleware.oauth.metadata import MetadataSource
 from mcp_middleware.types import Clock
 
@@ -46,6 +46,8 @@ _SILENT: Final = 1.0
 """Seconds without an answer after which nobody waits for the next one."""
 _PATIENCE: Final = 0.03
 """Seconds that a caller waits for an issuer which was silent."""
+_MOVED: Final = frozenset({*range(300, 400), 404, 405, 410})
+"""Answers of whatever stands where the endpoint was."""
 _MADE_UP: Final = "mcp-middleware-asks-whether-you-answer"
 """A token that nobody issued."""
 
@@ -229,13 +231,20 @@ class Introspector:
             status, body = await self._post(endpoint, token)
         except IssuerUnavailableError as error:
             return self._note_failure(str(error), asyncio.get_running_loop().time() - begun)
+        except BusyError as error:  # of others at the same origin; nothing is known of this one
+            logger.warning("%s could not be asked about a token: %s", self.issuer.issuer, error)
+            return self._unavailable()
         except FetchError as error:
+            if error.status is None or error.status in _MOVED:
+                self._metadata.doubt()
             if error.status is None:
                 return self._note_failure(str(error), asyncio.get_running_loop().time() - begun)
             return self._note_strange(str(error))
         except Exception:
             logger.exception("introspection failed in a way that is not foreseen")
             return self._note_failure("an error of our own", 0.0)
+        if status in _MOVED:
+            self._metadata.doubt()
         if status in OVERLOADED:
             return self._note_failure(f"{endpoint} answered {status}", 0.0)
         if status != 200:  # 401 means us: the caller's token was not judged

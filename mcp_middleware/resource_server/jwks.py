@@ -84,6 +84,8 @@ class IssuerKeys:
         self._missing: OrderedDict[str, tuple[float, float]] = OrderedDict()
         """Names of keys that were searched for in vain: until when not again, and after what pause."""
         self._fetch: asyncio.Task[None] | None = None
+        self._checking = False
+        """Who asks for the fetch tells of its failure, so that it is not told twice."""
 
     def usable(self, now: float) -> KeySet | None:
         """The keys, if a request may use them without waiting. Has them fetched again where it is time; ``now`` is
@@ -155,7 +157,11 @@ class IssuerKeys:
     async def check(self) -> None:
         """Fetch the keys, unless they are there. Raises FetchError."""
         if self._keys is None:
-            await self._wait_for_fetch(None)
+            self._checking = True
+            try:
+                await self._wait_for_fetch(None)
+            finally:
+                self._checking = False
         if self._keys is None:
             raise self._failure or FetchError("the fetch was broken off")
 
@@ -233,11 +239,15 @@ class IssuerKeys:
 
     async def _fetch_keys(self) -> KeySet:
         uri = self._configured_uri or await self._discovered_uri()
-        body = await self._client.get(uri, allow_private=self._private)
         try:
-            return parse_jwks(body)
+            return parse_jwks(await self._client.get(uri, allow_private=self._private))
         except ValueError as error:
-            raise FetchError(f"{uri}: {error}", status=200) from None
+            failure = FetchError(f"{uri}: {error}", status=200)
+        except FetchError as error:
+            if not error.final:
+                raise
+            failure = error
+        raise FetchError(f"{failure}; the keys of {self.issuer} were expected there", status=failure.status)
 
     async def _discovered_uri(self) -> str:
         if self._failure is None:
@@ -248,4 +258,5 @@ class IssuerKeys:
     def _fail(self, failure: FetchError) -> None:
         self._failed_at = self._clock()
         self._failure = failure
-        logger.warning("the keys of %s could not be fetched: %s", self.issuer, failure)
+        level = logging.DEBUG if self._checking else logging.WARNING
+        logger.log(level, "the keys of %s could not be fetched: %s", self.issuer, failure)

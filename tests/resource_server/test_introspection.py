@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from starlette.responses import JSONResponse, Response
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.oauth import http
 from mcp_middleware.resource_server import (
     Claims,
     ClientSecret,
@@ -424,6 +425,39 @@ async def test_one_strange_answer_stops_no_other_token(issuer: LoopbackIssuer, a
     with pytest.raises(IssuerUnavailableError):
         await verifier.verify_token("poison")
     assert await verifier.verify_token(issuer.opaque()) is not None
+
+
+@pytest.mark.parametrize("elsewhere", [None, "http://127.0.0.1:9"], ids=["404", "nobody"])
+async def test_an_endpoint_that_moved_is_found_again(issuer: LoopbackIssuer, elsewhere: str | None) -> None:
+    monotonic = FakeClock()
+    verifier = verifier_for(issuer, monotonic)
+    token, place = issuer.opaque(), "/.well-known/oauth-authorization-server"
+    issuer.metadata_changes = {"introspection_endpoint": f"{elsewhere or issuer.url}/old"}
+    with pytest.raises(IssuerUnavailableError):
+        await verifier.verify_token(token)
+    monotonic.advance(2)
+    with pytest.raises(IssuerUnavailableError):
+        await verifier.verify_token(token)
+    issuer.metadata_changes = {}
+    monotonic.advance(2)
+    assert await verifier.verify_token(token) is not None
+    assert issuer.fetches[place] == 2
+
+
+async def test_a_crowd_at_the_same_origin_is_no_outage(issuer: LoopbackIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = verifier_for(issuer)
+    assert await verifier.verify_token(issuer.opaque()) is not None
+    issuer.open.clear()
+    issuer.asked.clear()
+    client = verifier._sources._client
+    crowd = [asyncio.create_task(client.get(f"{issuer.url}/jwks")) for _ in range(20)]
+    await issuer.asked.wait()
+    monkeypatch.setattr(http, "_QUEUE_TIMEOUT", 0.01)
+    with pytest.raises(IssuerUnavailableError):
+        await verifier.verify_token(issuer.opaque("late"))
+    issuer.open.set()
+    await asyncio.gather(*crowd)
+    assert await verifier.verify_token("late") is not None, "without a pause"
 
 
 async def test_metadata_that_do_not_come_are_an_outage(issuer: LoopbackIssuer) -> None:

@@ -173,9 +173,9 @@ async def test_start_finds_everything_in_order(
         ({"metadata_changes": {"jwks_uri": None}}, "names no jwks_uri"),
         ({"metadata_changes": {"jwks_uri": "http://keys.example.com/"}}, "jwks_uri"),
         ({"metadata_changes": {"jwks_uri": "https://169.254.169.254/"}}, r"169\.254.*link-local"),
-        ({"published": []}, "/jwks: .*no key"),
+        ({"published": []}, "/jwks: .*no key.*; the keys of http.* were expected there"),
         ({"published": [{"kty": "oct", "k": "c2VjcmV0"}]}, "/jwks: .*no key"),
-        ({"path": "/realm", "form": "nowhere"}, "answered 404"),
+        ({"path": "/realm", "form": "nowhere"}, "answered 404; the metadata of .* was expected at one of them"),
         ({"status": 302}, "answered 302"),
         ({"status": 401}, "answered 401"),
     ],
@@ -198,7 +198,7 @@ async def test_a_place_of_keys_that_has_none_is_refused_at_the_start(
     issuer: LoopbackIssuer, verifier: Verifiers
 ) -> None:
     made = verifier(Issuer(issuer.issuer, jwks_uri=f"{issuer.url}/nothing"))
-    with pytest.raises(ConfigurationError, match="/nothing answered 404"):
+    with pytest.raises(ConfigurationError, match=r"/nothing answered 404; the keys of http.* were expected there"):
         await made.start()
 
 
@@ -270,9 +270,13 @@ async def test_case_42_an_issuer_that_is_down_at_the_start_is_waited_for(
     assert made.waiting == (f"The issuer {issuer.issuer} has not answered yet",)
     assert made.for_resource("https://files.example.com/other").waiting == made.waiting
     assert await made.verify_token(other.token()) is not None
+    (warned,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned.startswith(f"the issuer {issuer.issuer} does not answer, and is waited for: http")
+    await until(lambda: "does not answer: http" in caplog.text)
     issuer.status = 200
     await until(lambda: not made.waiting)
     await until(lambda: f"the issuer {issuer.issuer} answers" in caplog.text)
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING][1:], "one is enough"
     token = issuer.opaque() if introspecting else issuer.token()
     assert await made.verify_token(token) is not None
 
