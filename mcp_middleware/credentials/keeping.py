@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from mcp_middleware.oauth.http import OVERLOADED, BusyError, FetchError, IssuerUnavailableError
 from mcp_middleware.oauth.tokens import IssuedToken, TokenRequestError
@@ -141,7 +141,8 @@ class TokenKeeper:
         if self._silent_since is None:
             if self._silence is None or self._silence.get_loop() is not loop:
                 self._silence = loop.create_future()
-            await asyncio.wait({fetch, self._silence}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {fetch, self._silence}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         return await _result(fetch, _PATIENCE)
 
     def put(self, key: Hashable, token: KeptToken) -> None:
