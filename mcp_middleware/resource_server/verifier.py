@@ -14,7 +14,7 @@ from mcp_middleware.oauth.metadata import ServerMetadata
 from mcp_middleware.oauth.urls import absolute_url
 from mcp_middleware.types import Clock, Principal
 
-from .allowance import Allowance
+from .allowance import Forgeries
 from .cache import TokenCache
 from .challenge import MAX_TOKEN_BYTES
 from .claims import Identity, InvalidTokenError, shown
@@ -35,14 +35,6 @@ MAX_LEEWAY: Final = 60.0
 """Seconds."""
 _REFUSED_FOR: Final = 10.0
 """Seconds for which a token that it cost something to refuse stays refused."""
-_FORGED: Final = 0.005
-"""The part of the time that may go into checking signatures which turn out to be forged, so that hardly one good
-request in a hundred meets such a check. Beyond it, tokens that are not known are answered "not now"."""
-_FORGED_AS_FAMILIAR: Final = 0.05
-"""The same for tokens in the name of somebody who has had a good one. Who does not know such a name cannot keep these
-callers from their next token."""
-_FORGED_BURST: Final = 0.25
-"""Seconds of it that can be saved up: some thousand signatures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +143,7 @@ class IssuersVerifier:
         self._cache: TokenCache[_Verified] = TokenCache(int(cache_size))
         self._refused: TokenCache[str] = TokenCache(int(cache_size))
         """Why, for tokens that were refused a moment ago. Kept apart, so that junk pushes out no good token."""
-        self._forged = Allowance(_FORGED, most=_FORGED_BURST, clock=monotonic)
-        self._forged_as_familiar = Allowance(_FORGED_AS_FAMILIAR, most=_FORGED_BURST, clock=monotonic)
-        self._familiar: dict[tuple[str, str, str], None] = {}
-        """Issuer, client and subject of those who have had a good token, the latest last."""
+        self._forgeries = Forgeries(most=int(cache_size), clock=monotonic)
         client = OAuthHTTPClient()
         self._sources = Sources(
             client,
@@ -273,7 +262,7 @@ class IssuersVerifier:
             parsed.claims, issuer, resource=self.resource, now=self._clock(), leeway=self._leeway
         )
         who = (issuer.issuer, identity.client, identity.subject)
-        allowance = self._forged_as_familiar if who in self._familiar else self._forged
+        allowance = self._forgeries.allowance(who)
         if not allowance.left:
             raise IssuerUnavailableError("too many tokens with forged signatures")
         forged = False
@@ -292,10 +281,7 @@ class IssuersVerifier:
             # Without a check, or without a name, the key may be one that is about to be published.
             kind = _RefusedTokenError if forged else InvalidTokenError
             raise kind("no key of its issuer made its signature")
-        self._familiar.pop(who, None)
-        self._familiar[who] = None
-        if len(self._familiar) > self._cache.size:
-            del self._familiar[next(iter(self._familiar))]
+        self._forgeries.meet(who)
         until = self._monotonic() + ends - self._clock()
         verified = self._verified(token, identity, ends, parsed.claims)
         return _Verified(verified, until, source, *found)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mcp_middleware.resource_server import IssuerUnavailableError, JWTVerifier, jwks, verifier
+from mcp_middleware.resource_server import IssuerUnavailableError, JWTVerifier, allowance, jwks
 from mcp_middleware.testing import FakeClock
 from tests.resource_server.issuer import RESOURCE, LoopbackIssuer, SigningKey
 
@@ -240,7 +240,7 @@ async def test_case_42_an_unknown_key_at_a_silent_issuer_is_no_refusal(
 async def test_case_6_a_flood_of_forged_signatures_leaves_good_callers_alone(
     issuer: LoopbackIssuer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifier, "_FORGED_BURST", 0.001)
+    monkeypatch.setattr(allowance, "_FORGED_BURST", 0.001)
     clock = FakeClock()
     made = make(clock)
     token = issuer.token()
@@ -261,7 +261,7 @@ async def test_case_6_a_flood_of_forged_signatures_leaves_good_callers_alone(
 async def test_case_6_forging_a_known_name_is_bounded_too_and_costs_newcomers_nothing(
     issuer: LoopbackIssuer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifier, "_FORGED_BURST", 0.001)
+    monkeypatch.setattr(allowance, "_FORGED_BURST", 0.001)
     made = make(FakeClock())
     token = issuer.token()
     first = await made.verify_token(token)
