@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth import OAuthHTTPClient
+from mcp_middleware.resource_server import Issuer, IssuersVerifier
 
 from .client import UpstreamClient
 from .config import Config
-from .stack import credentials, verifier
+from .stack import credentials
 from .upstream import Upstream
 
 __all__ = ["Finding", "ask"]
@@ -30,7 +31,8 @@ async def ask(config: Config) -> list[Finding]:
     http, client = OAuthHTTPClient(), UpstreamClient()
     await client.start()
     try:
-        questions: list[Awaitable[list[Finding]]] = [_ask_issuers(config)]
+        issuers = () if config.auth is None else config.auth.issuers
+        questions: list[Awaitable[list[Finding]]] = [_ask_issuer(config, issuer) for issuer in issuers]
         for name in config.servers:
             questions += [_ask_credentials(config, name, http), _ask_instances(config, name, client)]
         return [finding for found in await asyncio.gather(*questions) for finding in found]
@@ -39,17 +41,15 @@ async def ask(config: Config) -> list[Finding]:
         await http.aclose()
 
 
-async def _ask_issuers(config: Config) -> list[Finding]:
-    if config.auth is None:
-        return []
-    made = verifier(config.auth, config.resource(next(iter(config.servers))))
+async def _ask_issuer(config: Config, issuer: Issuer) -> list[Finding]:
+    made = IssuersVerifier(resource=config.resource(next(iter(config.servers))), issuers=[issuer])
     try:
         await made.start()
     except ConfigurationError as error:
-        return [Finding(line, wrong=True) for line in str(error).splitlines()]
+        return [Finding(str(error), wrong=True)]
     else:
         waiting = [Finding(sentence, silent=True) for sentence in made.waiting]
-        return waiting or [Finding(f"{issuer.issuer} answers as expected") for issuer in config.auth.issuers]
+        return waiting or [Finding(f"{issuer.issuer} answers as expected")]
     finally:
         await made.aclose()
 

@@ -338,6 +338,16 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another client": ({}, {"type": "client_credentials", **GRANT, "client_id": "nobody"}, "client_id=nobody"),
     "another resource": ({}, {"type": "client_credentials", **GRANT, "resource": f"{ELSEWHERE}/2"}, f"{ELSEWHERE}/2"),
     "another scope": ({}, {"type": "client_credentials", **GRANT, "scope": "root"}, "scope=root"),
+    "an issuer that is not there": (
+        {},
+        {"type": "client_credentials", **GRANT, "issuer": "{issuer}/x"},
+        "{issuer}/x' was",
+    ),
+    "an exchange to elsewhere": (
+        {},
+        {"type": "token_exchange", **GRANT, "resource": f"{ELSEWHERE}/2"},
+        f"{ELSEWHERE}/2",
+    ),
     "an exchange for nobody": ({}, {"type": "token_exchange", **GRANT, "client_secret": "hunter2"}, "invalid_client"),
 }
 
@@ -359,7 +369,8 @@ async def test_what_an_authorization_server_does_not_do_is_refused_at_the_start(
         sections = configured({"files": "http://127.0.0.1:9"}, 8080)
         sections["auth"] = {"issuers": [{"issuer": server.issuer, **issuer}]}
         if credentials:
-            sections["servers"]["files"]["credentials"] = {"issuer": server.issuer, **credentials}
+            grant = {name: here(value) for name, value in credentials.items()}
+            sections["servers"]["files"]["credentials"] = {"issuer": server.issuer, **grant}
         app = create_app(from_mapping(sections))
         with pytest.raises(ConfigurationError) as refused:
             await app.startup()
@@ -492,6 +503,12 @@ async def test_check_asks_whom_the_file_names_when_told_to(tmp_path: Path, capsy
         sections["auth"]["issuers"] = [other.issuer]
         status, _, err = await check()
         assert (status, f"'{other.issuer}' was expected" in err) == (2, True)
+
+        sections["auth"]["issuers"] = ["http://127.0.0.1:9", other.issuer, issuer.issuer]
+        status, out, err = await check()
+        assert (status, f"'{other.issuer}' was expected" in err) == (2, True)
+        assert "online: The issuer http://127.0.0.1:9 has not answered yet" in out
+        assert f"online: {issuer.issuer} answers as expected" in out, "each is said, whatever the others are"
 
         sections["auth"]["issuers"] = ["http://127.0.0.1:9"]
         del sections["servers"]["files"]["credentials"]
