@@ -115,7 +115,7 @@ _NOT_RETURNED: Final = HOP_BY_HOP | {
 
 def for_server(headers: Headers, own: frozenset[bytes]) -> bytes | None:
     """The header lines of a request; None where one would be several. ``own``: names of those that the configuration
-    sets."""
+    sets, with hyphens for underscores."""
     named: frozenset[bytes] = frozenset()
     parts: list[bytes] = []
     for name, value in headers:

@@ -67,8 +67,9 @@ class Upstream:
             (name.lower().encode("latin-1"), value.encode()) for name, value in config.fixed_headers.items()
         ]
         names = [name for name, _ in own] + ([config.caller.header.encode()] if config.caller is not None else [])
-        self.own_headers = frozenset(names)
-        """Names of the headers that the gateway sets; a caller's are replaced."""
+        self.own_headers = frozenset(name.replace(b"_", b"-") for name in names)
+        """Names of the headers that the gateway sets, with hyphens for underscores, which some servers take for one
+        another; a caller's are replaced."""
         self._urls = {instance_name(url): url for url in config.instances}
         self._endpoints = {name: Endpoint(url, own) for name, url in self._urls.items()}
         self._balancer = Balancer(tuple(self._endpoints), retry=config.probe_interval, clock=clock)
