@@ -5,9 +5,11 @@ resource the token was issued for. It leaves the request's headers all the same,
 accident.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import product
 from typing import Final, TypeAlias
 
 from mcp_middleware.exchange import Scope
@@ -15,30 +17,33 @@ from mcp_middleware.types import AccessToken, Principal
 
 __all__ = ["IDENTITY_HEADERS", "HandOn", "hand_on", "principal_of"]
 
+_NAMES: Final = (
+    b"authorization",
+    b"proxy-authorization",
+    b"remote-user",
+    b"x-remote-user",
+    b"x-forwarded-user",
+    b"x-forwarded-email",
+    b"x-forwarded-groups",
+    b"x-forwarded-preferred-username",
+    b"x-forwarded-access-token",
+    b"x-auth-request-user",
+    b"x-auth-request-email",
+    b"x-auth-request-groups",
+    b"x-auth-request-preferred-username",
+    b"x-auth-request-access-token",
+    b"x-authenticated-user",
+    b"x-user",
+    b"x-user-id",
+    b"x-user-email",
+)
 IDENTITY_HEADERS: Final = frozenset(
-    {
-        b"authorization",
-        b"proxy-authorization",
-        b"remote-user",
-        b"x-remote-user",
-        b"x-forwarded-user",
-        b"x-forwarded-email",
-        b"x-forwarded-groups",
-        b"x-forwarded-preferred-username",
-        b"x-forwarded-access-token",
-        b"x-auth-request-user",
-        b"x-auth-request-email",
-        b"x-auth-request-groups",
-        b"x-auth-request-preferred-username",
-        b"x-auth-request-access-token",
-        b"x-authenticated-user",
-        b"x-user",
-        b"x-user-id",
-        b"x-user-email",
-    }
+    b"".join(spelled)
+    for name in _NAMES
+    for spelled in product(*((b"-", b"_") if part == b"-" else (part,) for part in re.split(b"(-)", name)))
 )
 """What proxies say of a caller they have authenticated. Here the token alone says who calls, so a caller who sends one
-of these has made it up."""
+of these has made it up. With underscores as well: applications in the manner of CGI read them as hyphens."""
 
 HandOn: TypeAlias = Callable[[Scope, AccessToken], Callable[[], None] | None]
 """Makes the caller known to the server, and returns what undoes it after the request."""

@@ -24,6 +24,7 @@ async def test_case_8_identity_headers_that_a_caller_invents_stop_here(batch: bo
         authorization_servers=["https://login.example.com"],
     )
     invented = ["x-forwarded-user", "x-remote-user", "remote-user", "x-auth-request-email", "proxy-authorization"]
+    invented += ["x_forwarded_user", "x_forwarded-user", "remote_user"]  # one to whoever reads headers as CGI does
     headers = [("authorization", "Bearer good"), ("x-kept", "1"), *((name, "root") for name in invented)]
     if batch:
         headers.append(("mcp-protocol-version", "2025-03-26"))
