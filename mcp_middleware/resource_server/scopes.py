@@ -37,7 +37,7 @@ class ScopeHierarchy:
     more likely a mistake that gives everybody the greater one.
     """
 
-    __slots__ = ("_contained",)
+    __slots__ = ("_direct",)
 
     def __init__(self, implied: Mapping[str, Sequence[str]]) -> None:
         if not isinstance(implied, Mapping):
@@ -45,29 +45,37 @@ class ScopeHierarchy:
                 f"implied_scopes is {implied!r}; it must be a mapping from a scope to a list of those it contains"
             )
         _scopes("implied_scopes", list(implied))
-        direct = {scope: _scopes(f"implied_scopes[{scope!r}]", several) for scope, several in implied.items()}
-        self._contained = {scope: _contained(scope, direct) for scope in direct}
+        self._direct = {scope: _scopes(f"implied_scopes[{scope!r}]", several) for scope, several in implied.items()}
+        circle = _circle(self._direct)
+        if circle:
+            shown = " contains ".join(circle)
+            raise ConfigurationError(f"implied_scopes[{circle[0]!r}]: {shown}; no scope may contain itself")
 
     def widened(self, scopes: frozenset[str]) -> frozenset[str]:
         """``scopes`` with all that they contain; the same object where that is nothing new."""
-        found = [self._contained[scope] for scope in scopes if scope in self._contained]
-        wide = scopes.union(*found)
-        return scopes if len(wide) == len(scopes) else wide
+        found, waiting = set(scopes), list(scopes)
+        for holder in waiting:
+            for held in self._direct.get(holder, ()):
+                if held not in found:
+                    found.add(held)
+                    waiting.append(held)
+        return scopes if len(found) == len(scopes) else frozenset(found)
 
 
-def _contained(scope: str, direct: Mapping[str, Sequence[str]]) -> frozenset[str]:
-    """All that ``scope`` contains, by whatever way."""
-    found: dict[str, str] = {}  # and by what it was found first
-    waiting = [scope]
-    for holder in waiting:
-        for held in direct.get(holder, ()):
-            if held == scope:
-                way = [scope, holder]
-                while way[-1] != scope:
-                    way.append(found[way[-1]])
-                circle = " contains ".join(reversed(way))
-                raise ConfigurationError(f"implied_scopes[{scope!r}]: {circle}; no scope may contain itself")
-            if held not in found:
-                found[held] = holder
-                waiting.append(held)
-    return frozenset(found)
+def _circle(direct: Mapping[str, Sequence[str]]) -> list[str]:
+    """The way from a scope through those that it contains back to itself; nothing where there is none."""
+    done = set[str]()
+    for first in direct:
+        way = {first: iter(direct[first])} if first not in done else {}
+        while way:
+            holder = next(reversed(way))
+            held = next(way[holder], None)
+            if held is None:
+                done.add(holder)
+                del way[holder]
+            elif held in way:
+                scopes = list(way)
+                return [*scopes[scopes.index(held) :], held]
+            elif held not in done:
+                way[held] = iter(direct.get(held, ()))
+    return []
