@@ -14,13 +14,6 @@ from tests.flows.targets import Target, targets
 TYPESCRIPT: Final = ("@modelcontextprotocol/sdk@1.32.2", "@modelcontextprotocol/client@2.4.0")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One event loop for this folder, so that one issuer and the servers behind it serve all its tests."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent) and pytest_asyncio.is_async_test(item):
-            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
-
-
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     async with serve_site(tmp_path_factory.mktemp("site")) as started:
