@@ -280,11 +280,17 @@ class _Pipeline:
         return _check_method(exchange)
 
     async def _finish(self, exchange: Exchange) -> None:
+        """Neither one member's failure nor the end of the task may keep the others from settling and recording."""
+        cancelled: asyncio.CancelledError | None = None
         for on_finish in self.on_finish:
             try:
                 await on_finish(exchange)
-            except Exception:  # one member's failure must not keep the others from settling and recording
+            except asyncio.CancelledError as error:
+                cancelled = error
+            except Exception:
                 logger.exception("a member failed while finishing a request")
+        if cancelled is not None:
+            raise cancelled
 
     async def _serve_batch(self, exchange: Exchange, batch: Batch, send: Send, cutoff: Cutoff) -> None:
         """Judge and serve each message by itself, one after the other, and put the answers together (A16)."""

@@ -866,3 +866,22 @@ def test_wrong_bounds_are_refused_with_their_name(value: Any) -> None:
 def test_something_that_is_no_application_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="ASGI application"):
         Audit(5, [])
+
+
+async def test_case_41_a_task_that_is_cancelled_while_one_member_settles_lets_the_others_settle_too() -> None:
+    log: list[str] = []
+    settling = asyncio.Event()
+
+    class Slow(Recorder):
+        stage = "affinity"
+
+        async def on_finish(self, exchange: Exchange) -> None:
+            settling.set()
+            await asyncio.Event().wait()
+
+    running = asyncio.create_task(Call(Audit(Limiter(Slow(EchoServer(), log), log), log), CALL).run())
+    await settling.wait()
+    running.cancel()
+    await asyncio.wait({running})
+    assert running.cancelled()
+    assert log[-2:] == ["limiter.finish", "audit.finish"]
