@@ -128,6 +128,16 @@ class LimitStorageContract(ABC):
         await storage.settle(reservation, 900)
         assert (await _admitted(storage, 0)).remaining_tokens == 700
 
+    async def test_what_was_refused_for_another_reason_goes_back_whole(self) -> None:
+        storage = self.storage(FakeClock())
+        await _admitted(storage, 100, _WITH_A_TOOL)
+        for _ in range(4):
+            reservation = await _admitted(storage, 400, _WITH_A_TOOL)
+            await storage.settle(reservation, 0, requests=0)
+            await storage.settle(reservation, 0, requests=0)  # counts once
+        after = await _admitted(storage, 0, _WITH_A_TOOL)
+        assert (after.remaining_requests, after.remaining_tokens, after.parts) == (8, 900, ((0, 1, 400),))
+
     async def test_case_30_what_is_never_settled_stays_taken(self) -> None:
         clock = FakeClock()
         storage = self.storage(clock)

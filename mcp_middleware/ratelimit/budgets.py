@@ -25,14 +25,14 @@ _CACHED: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What each of some agents may spend in a day or a month. Raises ConfigurationError."""
+    """What each of some agents may spend in a day or a month, all its users together. Raises ConfigurationError."""
 
     period: Period
     """``day`` or ``month`` of the calendar, in UTC."""
     amount: Amount
     """Above 0, in the currency of the prices, with at most 9 decimals."""
     agents: Sequence[str] = ("*",)
-    """Globs of client ids. Each principal (issuer, client, subject) has the budget for itself."""
+    """Globs of client ids. Each agent (issuer and client id) has the budget for itself."""
     action: BudgetAction = "refuse"
     nanos: int = field(init=False, repr=False, compare=False)
     """The amount in billionths."""

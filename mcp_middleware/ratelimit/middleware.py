@@ -22,7 +22,7 @@ from mcp_middleware.types import Headers, Rejection, Usage
 from .budgets import Budget, Budgets, overspent
 from .counts import counts_for
 from .forecast import Forecast
-from .payments import Payment, Payments, Unpaid
+from .payments import Due, Payment, Payments, Unpaid
 from .prices import PricesOption, read_prices
 from .rate import AgentLimits, PartLimits, RateOption
 from .refusals import as_tool_result, never, not_now, remaining
@@ -103,8 +103,8 @@ class RateLimitMiddleware(Member):
         server: the name of this server, where several share a storage: its tools' buckets are its own.
         server_limits: limits of each principal on this server, on top of its own.
         prices: what calls cost; each call's cost is then in its audit record. ``Prices``, or a mapping of its fields.
-        budgets: what each principal may spend in a day or a month, at these prices; every one that holds for an agent
-            counts. A list of ``Budget``, or of mappings of its fields.
+        budgets: what each agent may spend in a day or a month, at these prices, all its users together; every one that
+            holds for it counts. A list of ``Budget``, or of mappings of its fields.
         storage: where the buckets are kept, and what was spent.
         forecast: what earlier limiters have learnt of the tools' answers.
         counter: counts tokens.
@@ -272,27 +272,26 @@ class RateLimitMiddleware(Member):
         payments = self._payments
         due = None
         if payments is not None and forecast is not None:
-            due = payments.estimate(exchange.caller.client, request, Usage(known, guess))
+            due = payments.estimate(exchange.caller, request, Usage(known, guess))
         paid: Payment | Unpaid | None = None
         answer: Reservation | Shortage | None = None
         if payments is None or due is None:
             if profile.policy:
                 answer = await self._reserve(key, profile, known + guess)
         elif not profile.policy:
-            paid = await payments.take(key, due)
-        elif not self._is_timed:
-            paid = await payments.take(key, due)
-            answer = await self._reserve(key, profile, known + guess)
-        else:  # on a shared store, in one round trip
-            paid, answer = await asyncio.gather(payments.take(key, due), self._reserve(key, profile, known + guess))
+            paid = await payments.take(due)
+        else:
+            paid, answer = await self._take_both(payments, due, key, profile, known + guess)
         if isinstance(paid, Unpaid) or isinstance(answer, Shortage):
             enforced = self._mode == "enforce"
             rejection = self._refuse(exchange, profile, paid, answer, enforced=enforced)
+            if payments is not None and isinstance(paid, Payment):
+                await payments.settle(paid, 0)
+                paid = None
+            if isinstance(answer, Reservation):
+                await self._storage.settle(answer, 0, requests=0)
+                answer = None
             if enforced:
-                if payments is not None and isinstance(paid, Payment):
-                    await payments.settle(paid, 0)
-                if isinstance(answer, Reservation):
-                    await self._storage.settle(answer, 0)
                 return self._answer(rejection, request, exchange)
         if isinstance(answer, Reservation):
             self._counts.admitted += 1
@@ -306,6 +305,23 @@ class RateLimitMiddleware(Member):
             paid if isinstance(paid, Payment) else None,
         )
         return None
+
+    async def _take_both(
+        self, payments: Payments, due: Due, key: bytes, profile: Profile, tokens: int
+    ) -> tuple[Payment | Unpaid, Reservation | Shortage]:
+        if not self._is_timed:
+            return await payments.take(due), await self._reserve(key, profile, tokens)
+        reserving = asyncio.ensure_future(self._reserve(key, profile, tokens))
+        try:  # on a shared store, in one round trip
+            return await asyncio.gather(payments.take(due), reserving)
+        except BaseException:
+            if reserving.cancel():
+                await asyncio.wait({reserving})
+            if not reserving.cancelled() and reserving.exception() is None:
+                answer = reserving.result()
+                if isinstance(answer, Reservation):  # nobody else knows of its place among the open requests
+                    await self._storage.settle(answer, None)
+            raise
 
     async def _reserve(self, key: bytes, profile: Profile, tokens: float) -> Reservation | Shortage:
         began = time.monotonic() if self._is_timed else 0.0
@@ -393,10 +409,10 @@ class RateLimitMiddleware(Member):
         charge: _Charge | None = exchange.state.pop(self, None)
         if charge is None:
             return
-        if charge.topping is not None:
-            await asyncio.wait({charge.topping})
         actual = None
         try:
+            if charge.topping is not None:
+                await asyncio.wait({charge.topping})
             if charge.forecast is not None:
                 actual = await self._actual_tokens(exchange, charge, charge.forecast)
         finally:

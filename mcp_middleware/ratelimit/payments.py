@@ -1,13 +1,16 @@
 """What a call costs its agent: taken from budgets before it, told and settled after it."""
 
+import json
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Final, NamedTuple
 
 from mcp_middleware.message import Request
 from mcp_middleware.storage.budgets import BudgetStorage, Overspending, Spending
-from mcp_middleware.types import Money, Usage
+from mcp_middleware.types import Money, Principal, Usage
 
 from .budgets import Allowance, Budgets, Threshold
 from .counts import Counts
@@ -18,11 +21,14 @@ __all__ = ["Due", "Payment", "Payments", "Unpaid"]
 logger = logging.getLogger("mcp_middleware.ratelimit")
 
 _MOST_WARNED: Final = 4096
+_CACHED: Final = 4096
 
 
 class Due(NamedTuple):
     """What is to be taken for one call."""
 
+    key: bytes
+    """The agent's."""
     client: str
     allowance: Allowance
     nanos: int
@@ -61,18 +67,20 @@ class Payments:
         self._counts = counts
         self._warned: OrderedDict[tuple[bytes, Threshold, int], None] = OrderedDict()
 
-    def estimate(self, client: str, request: Request, usage: Usage) -> Due | None:
+    def estimate(self, caller: Principal, request: Request, usage: Usage) -> Due | None:
         """What has to be taken from the agent's budgets for a call that takes ``usage``; None: nothing."""
         if self._budgets is None:
             return None
         budgets, storage = self._budgets
-        allowance = budgets.allowance(client)
+        allowance = budgets.allowance(caller.client)
         cost = None if allowance is None else self._prices.cost(self._server, request, usage)
-        return None if allowance is None or cost is None else Due(client, allowance, cost.nanos, storage)
+        if allowance is None or cost is None:
+            return None
+        return Due(_agent_key(caller.issuer, caller.client), caller.client, allowance, cost.nanos, storage)
 
-    async def take(self, key: bytes, due: Due) -> Payment | Unpaid:
+    async def take(self, due: Due) -> Payment | Unpaid:
         """Take it from every budget, or from none."""
-        answer = await due.storage.spend(key, due.allowance.wallets, due.nanos)
+        answer = await due.storage.spend(due.key, due.allowance.wallets, due.nanos)
         if answer.local:
             self._counts.fallbacks += 1
         if isinstance(answer, Overspending):
@@ -108,3 +116,9 @@ class Payments:
             self._counts.warnings[wallet.period] += 1
             amount = threshold.nanos / 10**9
             logger.warning("client %r has reached %s: %s for %s", client, threshold.budget, amount, wallet.name)
+
+
+@lru_cache(_CACHED)
+def _agent_key(issuer: str | None, client: str) -> bytes:
+    """By what the budgets of an agent are kept: all its users together, as reports and invoices add them up."""
+    return blake2b(json.dumps((issuer, client)).encode(), digest_size=20).digest()

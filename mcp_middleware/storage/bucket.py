@@ -255,12 +255,17 @@ def _wait(level: float, at: float, limit: Limit, cost: float, now: float, turn: 
     return enough
 
 
-def settle(levels: Levels, limits: Limits, taken: float, actual: float, now: float) -> Levels:
-    """Put the ``actual`` tokens in place of the ``taken`` ones: the difference goes back, or is taken too."""
-    requests, tokens, at = refill(levels, limits, now)
+def settle(levels: Levels, limits: Limits, taken: float, actual: float, now: float, *, requests: int = 1) -> Levels:
+    """Put the ``actual`` tokens in place of the ``taken`` ones: the difference goes back, or is taken too. With 0
+    ``requests`` the request goes back as well."""
+    requests_there, tokens, at = refill(levels, limits, now)
     tokens += taken - actual
     limit = limits.tokens
-    return (requests, tokens if limit is None or tokens < limit.capacity else limit.capacity, at)
+    if limit is not None and tokens > limit.capacity:
+        tokens = limit.capacity
+    if not requests and limits.requests is not None:
+        requests_there = min(requests_there + 1, limits.requests.capacity)
+    return (requests_there, tokens, at)
 
 
 def seconds_until_full(levels: Levels, limits: Limits, now: float) -> float:

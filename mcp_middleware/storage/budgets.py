@@ -1,4 +1,4 @@
-"""What principals have spent in a day or a month, in this process or for all replicas together.
+"""What agents have spent in a day or a month, in this process or for all replicas together.
 
 An amount is taken before a call, from all budgets that hold for it or from none, and what the call cost is put in its
 place afterwards. Amounts are whole numbers of billionths (``Money``), so nothing is lost by adding. Periods are those
@@ -39,11 +39,11 @@ _SPENT: Final = Script("bucket.lua", "spent.lua")
 _LATE: Final = -1
 _OVER: Final = -1
 _CANDIDATES: Final = 8
-"""Longest unused principals looked at for the one to forget when there is no more room."""
+"""Longest unused agents looked at for the one to forget when there is no more room."""
 
 
 class Wallet(NamedTuple):
-    """What one principal may spend in one period, in one currency."""
+    """What one agent may spend in one period, in one currency."""
 
     name: str
     """Names the sum that is kept: a currency and the period. Budgets of one name are one sum."""
@@ -125,7 +125,7 @@ def _current(sums: _Sums, wallet: Wallet, now: float) -> tuple[int, int]:
 class MemoryBudgets:
     """A ``BudgetStorage`` for one process and one event loop; a step is atomic because it never awaits.
 
-    ``max_keys``: the most principals to keep; of the eight longest unused the one that spent least is forgotten.
+    ``max_keys``: the most agents to keep; of the eight longest unused the one that spent least is forgotten.
     ``clock``: Unix seconds.
     """
 
@@ -178,7 +178,7 @@ class MemoryBudgets:
 
 
 class _Known:
-    """What this replica knows of one principal's wallet."""
+    """What this replica knows of one agent's wallet."""
 
     __slots__ = ("owed", "spent", "until")
 
@@ -195,7 +195,7 @@ class RedisBudgets:
 
     While the store is away each of ``replicas`` goes on from what the store last said was spent, and counts for all of
     them. What it let through is told to the store when it is back; a store that lost its data starts from what the
-    replicas remember (``max_keys`` principals). ``clock``: Unix seconds, in place of the store's; for tests.
+    replicas remember (``max_keys`` agents). ``clock``: Unix seconds, in place of the store's; for tests.
     """
 
     def __init__(
@@ -322,7 +322,6 @@ class RedisBudgets:
         return [known.setdefault(wallet.name, _Known()) for wallet in wallets]
 
     def _name(self, key: bytes) -> bytes:
-        """Beside the principal's buckets in a cluster."""
         return b"%b:budget:{%b}" % (self._prefix, key.hex().encode())
 
     def _given_clock(self) -> bytes:

@@ -64,12 +64,13 @@ class LimitStorage(Protocol):
         """
         ...
 
-    async def settle(self, reservation: Reservation, tokens: float | None) -> float:
+    async def settle(self, reservation: Reservation, tokens: float | None, *, requests: int = 1) -> float:
         """Put the true number of tokens in place of the reserved one, and free the request's place; the bucket may go
         into debt. What is then left in the tokens bucket, or in the emptiest of several; infinity where nobody knows.
 
         Counts once: settling again, or after the reservation has expired, changes nothing, and the estimate stands.
         It stands with None as well, which only frees the place. ``tokens`` is finite and not negative (ValueError).
+        With 0 ``requests`` the request is given back too: it was refused for another reason, and has used nothing.
         """
         ...
 

@@ -177,7 +177,7 @@ class MemoryStorage:
         reservation.parts = tuple((taken + tokens, requests, left) for taken, requests, left in reservation.parts)
         return left
 
-    async def settle(self, reservation: Reservation, tokens: float | None) -> float:
+    async def settle(self, reservation: Reservation, tokens: float | None, *, requests: int = 1) -> float:
         """See ``LimitStorage.settle``."""
         if tokens is not None and not 0 <= tokens < math.inf:
             check_tokens(tokens)
@@ -194,9 +194,9 @@ class MemoryStorage:
         if tokens is None:
             return math.inf
         limits = reservation.limits
-        left = self._put(key, None, limits, reservation.tokens, tokens, now)
+        left = self._put(key, None, limits, reservation.tokens, tokens, now, requests)
         for (part, figures), (taken, *_) in zip(limits.parts, reservation.parts, strict=True):
-            left = min(left, self._put(key, part, figures, taken, tokens, now))
+            left = min(left, self._put(key, part, figures, taken, tokens, now, requests))
         return left
 
     async def aclose(self) -> None:
@@ -232,8 +232,10 @@ class MemoryStorage:
         else:
             self._parts.setdefault(key, {})[part] = pair
 
-    def _put(self, key: bytes, part: str | None, limits: Limits, taken: float, actual: float, now: float) -> float:
-        """Put ``actual`` tokens in the place of the ``taken`` ones; what is left."""
+    def _put(
+        self, key: bytes, part: str | None, limits: Limits, taken: float, actual: float, now: float, requests: int = 1
+    ) -> float:
+        """Put ``actual`` tokens in the place of the ``taken`` ones, and of the request ``requests``; what is left."""
         found = self._find(key, part)
         turn = None
         if found is not None:
@@ -242,7 +244,7 @@ class MemoryStorage:
             levels = self._new(key, part, limits, now)
         else:
             return math.inf
-        levels = settle(levels, limits, taken, actual, now)
+        levels = settle(levels, limits, taken, actual, now, requests=requests)
         if found is not None and part is None:
             self._buckets[key] = (levels, limits, turn)
         else:

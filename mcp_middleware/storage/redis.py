@@ -216,7 +216,7 @@ class RedisStorage:
         reservation.parts = tuple((taken + tokens, requests, rest) for taken, requests, rest in reservation.parts)
         return left
 
-    async def settle(self, reservation: Reservation, tokens: float | None) -> float:
+    async def settle(self, reservation: Reservation, tokens: float | None, *, requests: int = 1) -> float:
         """See ``LimitStorage.settle``."""
         if tokens is not None:
             check_tokens(tokens)
@@ -231,10 +231,16 @@ class RedisStorage:
         if tokens is None and not place:
             return math.inf
         taken = [reservation.tokens, *(taken for taken, *_ in reservation.parts)]
-        return await self._settle(reservation, tokens, taken, expires_at, place)
+        return await self._settle(reservation, tokens, taken, expires_at, place, requests)
 
     async def _settle(
-        self, reservation: Reservation, tokens: float | None, taken: list[float], expires_at: float, place: bytes = b""
+        self,
+        reservation: Reservation,
+        tokens: float | None,
+        taken: list[float],
+        expires_at: float,
+        place: bytes = b"",
+        requests: int = 1,
     ) -> float:
         key, asked = reservation.key, _asked(reservation.limits)
         principal = self._known_of(key)
@@ -245,9 +251,10 @@ class RedisStorage:
                 for one, was in zip(asked, taken, strict=True):
                     known = principal.pair(one.part)
                     if known.share is not None:
-                        known.share = settle(known.share, self._share(one.limits), was, tokens, now)
+                        known.share = settle(known.share, self._share(one.limits), was, tokens, now, requests=requests)
                         left = min(left, known.share[1])
                     known.owed_tokens += tokens - was
+                    known.owed_requests += requests - 1
             tokens = None
             if not place or not self._connection.is_up:
                 return left
@@ -260,18 +267,20 @@ class RedisStorage:
             reply = await self._connection.run(
                 _SETTLE,
                 (name, self._open_name(key)) if place else (name,),
-                (self._given_clock(), b"%r" % expires_at, used, place, *pairs),
+                (self._given_clock(), b"%r" % expires_at, used, place, b"%d" % (1 - requests), *pairs),
             )
         except StorageUnavailableError as error:
             if not error.sent and tokens is not None:  # what may have been counted is not told again
                 for one, was in zip(asked, taken, strict=True):
-                    principal.pair(one.part).owed_tokens += tokens - was
+                    known = principal.pair(one.part)
+                    known.owed_tokens += tokens - was
+                    known.owed_requests += requests - 1
             return left
         for index, one in enumerate(asked[: (len(reply) - 1) // 3]):
-            counted, requests, rest = reply[1 + 3 * index : 4 + 3 * index]
+            counted, there, rest = reply[1 + 3 * index : 4 + 3 * index]
             known = principal.pair(one.part)
             if int(counted) and known.levels is not None:
-                known.levels = (float(requests), float(rest), self._now())
+                known.levels = (float(there), float(rest), self._now())
                 left = min(left, float(rest))
         return left
 

@@ -1,7 +1,7 @@
 -- Put the tokens that were used in place of those that were taken, and free a place.
 -- KEYS: the principal's buckets, its open requests.
--- ARGV: clock or '', when the reservation expires, tokens used ('': what was taken stands), the place ('': none); then
--- for each pair its name, its limits when they were taken, tokens taken.
+-- ARGV: clock or '', when the reservation expires, tokens used ('': what was taken stands), the place ('': none), how
+-- many requests go back; then for each pair its name, its limits when they were taken, tokens taken.
 -- Reply: now; then for each pair 1 (counted) or 0 (too late, or nothing to count), and its levels.
 
 if ARGV[4] ~= '' then
@@ -13,7 +13,7 @@ local reply = {text(now)}
 if not used or now >= tonumber(ARGV[2]) then
   return reply
 end
-for first = 5, #ARGV, 3 do
+for first = 6, #ARGV, 3 do
   local name, taken = ARGV[first], tonumber(ARGV[first + 2])
   local requests, tokens, at, stated = load(KEYS[1], name)
   local limits = read(stated or ARGV[first + 1])
@@ -23,7 +23,7 @@ for first = 5, #ARGV, 3 do
       redis.call('HSET', KEYS[1], name .. 'limits', ARGV[first + 1])
     end
     local there = math.max(now, at)
-    requests = refill(requests, limits[1], limits[2], there - at)
+    requests = clamp(refill(requests, limits[1], limits[2], there - at) + tonumber(ARGV[5]), limits[1])
     tokens = clamp(refill(tokens, limits[3], limits[4], there - at) + (taken - used), limits[3])
     local requests_text, tokens_text = keep(KEYS[1], name, requests, tokens, there, limits, ARGV[1] == '')
     reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = 1, requests_text, tokens_text

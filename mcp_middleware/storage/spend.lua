@@ -1,5 +1,5 @@
--- Take an amount from every budget of a principal: from all or from none.
--- KEYS: what the principal has spent.
+-- Take an amount from every budget of a agent: from all or from none.
+-- KEYS: what the agent has spent.
 -- ARGV: clock or '', deadline (0: none), the amount; then for each budget its name, its period, its most ('': any), what
 -- the replica let through by itself in the period that it knows, and the end and sum of that ('': it knows none).
 -- Amounts are whole numbers. Redis adds them as such; here they are compared, for which doubles are near enough.

@@ -1,5 +1,5 @@
 -- Put what a call cost in place of what was taken for it.
--- KEYS: what the principal has spent.
+-- KEYS: what the agent has spent.
 -- ARGV: clock or '', what it cost, what was taken, both whole; their difference; then for each budget its name and the
 -- end of the period that it was taken in.
 -- Reply: for each budget what is spent, or -1 where that period is over.

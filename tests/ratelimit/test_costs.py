@@ -1,10 +1,11 @@
 """What a call costs, from its answer to the audit trail and the metrics; and budgets, from a first call to the 429."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fastmcp import FastMCP
@@ -20,7 +21,7 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.ratelimit import RateLimitMiddleware, counts, payments
 from mcp_middleware.ratelimit.budgets import Budget
 from mcp_middleware.ratelimit.prices import Price, Prices
-from mcp_middleware.storage import RedisConnection, RedisStorage
+from mcp_middleware.storage import LimitStorage, RedisConnection, RedisStorage
 from mcp_middleware.storage.budgets import MemoryBudgets
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Era
@@ -314,16 +315,75 @@ async def test_of_two_refusals_the_longer_is_told_and_neither_takes_from_the_oth
     clock.now = DAY - 100
     stack = make(requests="2/hour", tokens="1000000/hour", budgets=[{"period": "day", "amount": 0.003}])
     assert (await stack.call()).status == 200
-    answer = await stack.call()  # takes the second request
-    assert (data(answer)["dimension"], answer.headers["retry-after"]) == ("budget", "100")
-    answer = await stack.call()
-    assert (data(answer)["dimension"], answer.headers["retry-after"]) == ("requests", "1800")
-    clock.now = DAY
-    assert data(await stack.call())["dimension"] == "requests"
+    for _ in range(3):
+        answer = await stack.call()
+        assert (data(answer)["dimension"], answer.headers["retry-after"]) == ("budget", "100")
+    assert (await stack.call("tools/list")).headers["ratelimit"].startswith('"requests";r=0, "tokens";r=9')
+    for _ in range(3):
+        answer = await stack.call()
+        assert (data(answer)["dimension"], answer.headers["retry-after"]) == ("requests", "1800")
     clock.now = DAY + 1700
-    left = (await stack.call()).headers["ratelimit"]
-    assert left.startswith('"requests";r=0, "tokens";r=9')
-    assert (await stack.call(name="unpriced")).status == 429
+    assert (await stack.call()).status == 200
+    clock.now = DAY + 3600
+    assert data(await stack.call())["dimension"] == "budget"
+
+
+async def test_a_shadow_charges_what_would_have_been_refused_to_nothing(make: Make) -> None:
+    stack = make(mode="shadow", requests="9/day", tokens="9000/day", budgets=[{"period": "day", "amount": 0.003}])
+    sink = audited(stack)
+    for _ in range(4):
+        assert (await stack.call()).status == 200
+    assert all(record.cost for record in sink.records)
+    stack.limiter.mode = "enforce"
+    assert (await stack.call("tools/list")).headers["ratelimit"].startswith('"requests";r=7, ')
+
+
+async def test_an_agent_has_one_budget_for_all_its_users(make: Make) -> None:
+    stack = make(budgets=[{"period": "day", "amount": 0.003}])
+    assert (await stack.call(caller="desktop ann https://a.example")).status == 200
+    assert data(await stack.call(caller="desktop bob https://a.example"))["dimension"] == "budget"
+    assert (await stack.call(caller="desktop ann https://b.example")).status == 200  # that is another agent
+    assert (await stack.call(caller="laptop ann https://a.example")).status == 200
+
+
+async def test_a_call_whose_caller_goes_away_while_it_is_paid_for_is_not_open(make: Make) -> None:
+    stack = make(concurrency=1, budgets=[{"period": "day", "amount": 1}])
+    reserved, never = asyncio.Event(), asyncio.Event()
+
+    class Shared:
+        """As a store that is shared: one of its two answers comes, the other does not."""
+
+        aclose, top_up, settle = stack.storage.aclose, stack.storage.top_up, stack.storage.settle
+
+        class budgets:  # noqa: N801  # the attribute's name
+            @staticmethod
+            async def spend(*_: Any) -> None:
+                await never.wait()
+
+            settle = None
+
+        @staticmethod
+        async def reserve(*arguments: Any) -> Any:
+            answer = await stack.storage.reserve(*arguments)
+            reserved.set()
+            return answer
+
+    stack.app.app = RateLimitMiddleware(
+        stack.server,
+        storage=cast("LimitStorage", Shared()),
+        concurrency=1,
+        server="files",
+        prices=PRICES,
+        budgets=[{"period": "day", "amount": 1}],
+    )
+    running = asyncio.create_task(stack.call())
+    await reserved.wait()
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait({running})
+    assert running.cancelled()
+    stack.app.app = stack.limiter
+    assert (await stack.call()).status == 200
 
 
 async def test_a_refusal_further_in_gives_a_budget_back(make: Make) -> None:
