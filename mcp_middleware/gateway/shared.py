@@ -5,11 +5,12 @@ import base64
 import logging
 import secrets
 from collections import defaultdict
+from functools import cached_property
 from typing import Any
 
 from mcp_middleware.audit import JSONLinesSink, SQLiteSink
 from mcp_middleware.oauth import OAuthHTTPClient
-from mcp_middleware.ratelimit import Forecast
+from mcp_middleware.ratelimit import Forecast, GuardStorage
 from mcp_middleware.storage import (
     LimitStorage,
     MemorySessions,
@@ -52,6 +53,11 @@ class Shared:
             self.sessions = RedisSessions(self.connection)
         self.session_keys: tuple[str, ...] = (base64.b64encode(secrets.token_bytes(32)).decode(),)
         """For a configuration without keys: good for this process alone."""
+
+    @cached_property
+    def guarded(self) -> GuardStorage:
+        """Made when it is first asked for: most configurations have no guard."""
+        return GuardStorage()
 
     async def start(self) -> None:
         await self.client.start()

@@ -90,6 +90,8 @@ def stack(
             addresses=guard.addresses,
             tools=guard.tools,
             trusted_proxies=guard.trusted_proxies,
+            server=name,
+            storage=shared.guarded,
             bounds=bounds,
         )
     app = Edge(

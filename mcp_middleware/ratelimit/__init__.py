@@ -3,7 +3,7 @@
 from .budgets import Budget
 from .exact import ExactCounter
 from .forecast import Forecast
-from .guard import RequestGuardMiddleware
+from .guard import GuardStorage, RequestGuardMiddleware
 from .middleware import LimiterMode, RateLimitMiddleware, Refusal
 from .prices import Price, Prices
 from .rate import AgentLimits, PartLimits, Rate
@@ -15,6 +15,7 @@ __all__ = [
     "EstimatingCounter",
     "ExactCounter",
     "Forecast",
+    "GuardStorage",
     "LimiterMode",
     "PartLimits",
     "Price",

@@ -22,10 +22,31 @@ from .rate import Rate
 
 if TYPE_CHECKING:
     from limits import RateLimitItem
+    from limits.strategies import FixedWindowRateLimiter
 
-__all__ = ["RequestGuardMiddleware"]
+__all__ = ["GuardStorage", "RequestGuardMiddleware"]
 
 _WELL_KNOWN: Final = "/.well-known/"
+_MAX_TOOLS: Final = 10_000
+
+
+class GuardStorage:
+    """Where guards count, in this process's memory. Several that have the same one count an address together, and one
+    that takes another's place goes on.
+
+    ``max_addresses``: the most addresses to count; IPv6 counts by /64. ``clock``: seconds.
+    """
+
+    def __init__(self, *, max_addresses: int = 100_000, clock: Clock = time.monotonic) -> None:
+        from limits.strategies import FixedWindowRateLimiter  # 0.1 s that only who asks for it should pay
+
+        from .windows import Windows
+
+        self.clock = clock
+        self.addresses = Windows(whole_number("GuardStorage: max_addresses", max_addresses), clock)
+        self.address_limiter = FixedWindowRateLimiter(self.addresses)
+        self.tool_limiter = FixedWindowRateLimiter(Windows(_MAX_TOOLS, clock))
+        """By itself, so that no flood of addresses drives the tools out."""
 
 
 class RequestGuardMiddleware(Member):
@@ -43,8 +64,8 @@ class RequestGuardMiddleware(Member):
         addresses: a rate such as ``"600/minute"``; None does not limit.
         tools: globs of tool names to rates; the first that matches counts, all its tools together.
         trusted_proxies: addresses and networks whose ``X-Forwarded-For`` is believed.
-        max_addresses: the most addresses to count; IPv6 counts by /64.
-        clock: seconds.
+        server: the name of this server, where several share a storage: its tools are its own.
+        storage: where it is counted.
         bounds: what one request may take.
 
     Raises:
@@ -60,8 +81,8 @@ class RequestGuardMiddleware(Member):
         addresses: str | None = None,
         tools: Mapping[str, str] | None = None,
         trusted_proxies: Sequence[str] = (),
-        max_addresses: int = 100_000,
-        clock: Clock = time.monotonic,
+        server: str = "",
+        storage: GuardStorage | None = None,
         bounds: Bounds | None = None,
     ) -> None:
         super().__init__(app, bounds=bounds)
@@ -71,13 +92,8 @@ class RequestGuardMiddleware(Member):
         self._addresses = None if addresses is None else _item(f"{name}: addresses", addresses)
         self._tools = _tools(name, tools)
         self._trusted = read_networks(f"{name}: trusted_proxies", trusted_proxies)
-        from limits.strategies import FixedWindowRateLimiter  # 0.1 s that only who asks for it should pay
-
-        from .windows import Windows
-
-        self._clock = clock
-        self._windows = Windows(whole_number(f"{name}: max_addresses", max_addresses) + len(self._tools), clock)
-        self._limiter = FixedWindowRateLimiter(self._windows)
+        self._server_name = server
+        self._storage = GuardStorage() if storage is None else storage
 
     async def on_headers(self, exchange: Exchange) -> Rejection | None:
         """Count the address, or refuse it."""
@@ -86,10 +102,15 @@ class RequestGuardMiddleware(Member):
             return None
         peer = exchange.scope.get("client")
         address = address_of(peer[0] if peer else None, exchange.scope["headers"], self._trusted)
-        if not self._limiter.hit(item, address):
-            return self._too_many(item, address, "address")
+        limiter = self._storage.address_limiter
+        if not limiter.hit(item, address):
+            return self._too_many(limiter, item, (address,), "address")
         exchange.state[self] = address
         return None
+
+    async def on_request(self, exchange: Exchange) -> None:
+        """Take a request off again whose caller is known, however long it will run."""
+        self._take_back(exchange)
 
     def on_forward(self, exchange: Exchange) -> Rejection | None:
         """Count a call that every member has accepted, or keep it."""
@@ -98,20 +119,27 @@ class RequestGuardMiddleware(Member):
             return None
         for glob, pattern, item in self._tools:
             if pattern.match(message.target or ""):
-                if not self._limiter.hit(item, glob):
-                    return self._too_many(item, glob, "tool")
+                limiter, names = self._storage.tool_limiter, (self._server_name, glob)
+                if not limiter.hit(item, *names):
+                    return self._too_many(limiter, item, names, "tool")
                 break
         return None
 
     async def on_finish(self, exchange: Exchange) -> None:
-        """Take a request off again whose caller is known."""
-        address = exchange.state.pop(self, None)
-        if address is not None and self._addresses is not None and exchange.principal is not None:
-            self._windows.take_back(self._addresses.key_for(address))
+        """The same for one that was no single good message."""
+        self._take_back(exchange)
 
-    def _too_many(self, item: "RateLimitItem", key: str, kind: str) -> Rejection:
-        reset = self._limiter.get_window_stats(item, key).reset_time
-        wait = max(1, math.ceil((reset - self._clock()) * 1000))
+    def _take_back(self, exchange: Exchange) -> None:
+        if self._addresses is not None and exchange.principal is not None:
+            address = exchange.state.pop(self, None)
+            if address is not None:
+                self._storage.addresses.take_back(self._addresses.key_for(address))
+
+    def _too_many(
+        self, limiter: "FixedWindowRateLimiter", item: "RateLimitItem", names: tuple[str, ...], kind: str
+    ) -> Rejection:
+        reset = limiter.get_window_stats(item, *names).reset_time
+        wait = max(1, math.ceil((reset - self._storage.clock()) * 1000))
         seconds = -(-wait // 1000)
         data: dict[str, Any] = {
             "dimension": "requests",

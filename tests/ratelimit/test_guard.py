@@ -1,5 +1,6 @@
 """Plain limits on requests, by address and by tool."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from mcp_middleware.errors import INVALID_PARAMS, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import Member
-from mcp_middleware.ratelimit import RequestGuardMiddleware
+from mcp_middleware.ratelimit import GuardStorage, RequestGuardMiddleware
 from mcp_middleware.ratelimit.addresses import address_of, read_networks
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Principal, Rejection
@@ -40,7 +41,10 @@ class Guarded:
 
     def __init__(self, clock: FakeClock, **options: Any) -> None:
         self.server = Server()
-        self.guard = RequestGuardMiddleware(Gate(self.server), clock=clock, **options)
+        self.storage = options.pop("storage", None) or GuardStorage(
+            clock=clock, max_addresses=options.pop("max_addresses", 1000)
+        )
+        self.guard = RequestGuardMiddleware(Gate(self.server), storage=self.storage, **options)
 
     async def call(
         self,
@@ -88,14 +92,39 @@ async def test_good_callers_do_not_use_up_their_address(clock: FakeClock) -> Non
     assert [(await guarded.call()).status for _ in range(4)] == [401, 401, 401, 429]
 
 
+async def test_a_good_call_is_taken_off_while_it_runs(clock: FakeClock) -> None:
+    guarded = Guarded(clock, addresses="2/minute")
+    guarded.server.gate.clear()
+    running = [asyncio.create_task(guarded.call(token=f"agent {number}")) for number in range(9)]
+    await guarded.server.entered.wait()
+    assert [(await guarded.call()).status for _ in range(3)] == [401, 401, 429]
+    clock.advance(60)  # another window, from which nothing is taken back
+    assert [(await guarded.call()).status for _ in range(2)] == [401, 401]
+    guarded.server.gate.set()
+    assert [call.status for call in await asyncio.gather(*running)] == [200] * 9
+    assert (await guarded.call()).status == 429
+
+
+async def test_guards_of_one_storage_count_an_address_together_and_tools_apart(clock: FakeClock) -> None:
+    first = Guarded(clock, addresses="4/minute", tools={"t": "1/minute"}, server="a")
+    others = [
+        Guarded(clock, addresses="4/minute", tools={"t": "1/minute"}, server=name, storage=first.storage)
+        for name in ("b", "a")
+    ]
+    assert [(await one.call()).status for one in (first, *others, first)] == [401] * 4
+    assert [(await one.call()).status for one in others] == [429, 429]
+    clock.advance(60)
+    assert [(await one.call(token="good")).status for one in (first, *others)] == [200, 200, 429]
+
+
 async def test_case_26_a_million_addresses_are_bounded(clock: FakeClock) -> None:
     guarded = Guarded(clock, addresses="3/minute", max_addresses=50)
     for number in range(500):
         await guarded.call(address=f"198.51.{number // 250}.{number % 250}")
-    assert len(guarded.guard._windows) == 50
+    assert len(guarded.storage.addresses) == 50
     for number in range(500):
         await guarded.call(address=f"2001:db8:1:1::{number:x}")
-    assert len([key for key in guarded.guard._windows._windows if "2001:db8:1:1" in key]) == 1
+    assert len([key for key in guarded.storage.addresses._windows if "2001:db8:1:1" in key]) == 1
 
 
 async def test_a_tool_has_so_many_calls_from_everybody_and_only_those_that_reach_it_count(clock: FakeClock) -> None:
@@ -146,6 +175,11 @@ def test_whatever_stands_in_the_header_there_is_an_address(values: list[bytes]) 
     assert address_of("10.0.0.1", [(b"x-forwarded-for", value) for value in values], trusted)
 
 
+def test_a_wrong_number_of_addresses_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="GuardStorage: max_addresses is 0; it must be a whole number from 1"):
+        GuardStorage(max_addresses=0)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -158,7 +192,6 @@ def test_whatever_stands_in_the_header_there_is_an_address(values: list[bytes]) 
         ({"addresses": "1/day", "trusted_proxies": "10.0.0.1"}, "trusted_proxies is '10.0.0.1'; it must be a list"),
         ({"addresses": "1/day", "trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies has '10.0.0.1/8'; it must be an"),
         ({"addresses": "1/day", "trusted_proxies": [7]}, "trusted_proxies has 7"),
-        ({"addresses": "1/day", "max_addresses": 0}, "max_addresses is 0"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
