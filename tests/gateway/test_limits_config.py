@@ -197,7 +197,7 @@ budgets: [{period: "${S}", amount: "${S}", agents: ["${S}"], action: "${S}"}]
 guard: {addresses: "${S}", tools: {t: "${S}"}, trusted_proxies: ["${S}"]}
 """
     lines = refused(tmp_path, SMALL + text, S="hunter2")
-    assert len(lines) == 13
+    assert len(lines) == 12
     assert not any("hunter2" in line for line in lines)
 
 
