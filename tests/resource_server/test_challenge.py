@@ -1,5 +1,7 @@
 import re
+from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,8 +66,6 @@ def test_case_1_no_error_where_no_credential_came() -> None:
 @pytest.mark.parametrize("error", ["invalid_request", "invalid_token", "insufficient_scope"])
 def test_the_official_client_reads_every_parameter(error: str) -> None:
     """B12: it takes the first match of ``name=value`` in the whole header."""
-    import httpx2
-
     _, value = challenge(URL, ["mcp:use"], error)  # type: ignore[arg-type]
     response = httpx2.Response(401, headers={"www-authenticate": value.decode()})
     assert extract_field_from_www_auth(response, "error") == error
@@ -74,6 +74,19 @@ def test_the_official_client_reads_every_parameter(error: str) -> None:
     description = extract_field_from_www_auth(response, "error_description") or ""
     assert description
     assert "=" not in description
+
+
+SCOPES = st.lists(st.text([*map(chr, {*range(0x21, 0x7F)} - set(b'"=\\'))], min_size=1, max_size=20), max_size=5)
+
+
+@given(SCOPES, st.sampled_from([None, "invalid_request", "invalid_token", "insufficient_scope"]))
+def test_any_scopes_reach_the_official_client_as_they_are(scopes: list[str], error: Any) -> None:
+    """B12: one line, whatever is in it, and every parameter found."""
+    _, value = challenge(URL, scopes, error)
+    response = httpx2.Response(401, headers={"www-authenticate": value.decode("ascii")})
+    assert extract_field_from_www_auth(response, "scope") == (" ".join(scopes) or None)
+    assert extract_field_from_www_auth(response, "resource_metadata") == URL
+    assert extract_field_from_www_auth(response, "error") == error
 
 
 def test_no_scope_parameter_where_none_is_needed() -> None:
