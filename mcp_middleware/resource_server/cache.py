@@ -26,13 +26,18 @@ class TokenCache(Generic[Value]):
     def get(self, digest: bytes, now: float) -> Value | None:
         """The value kept for ``digest``, unless its time is up by ``now``."""
         entry = self._entries.get(digest)
-        if entry is None:
-            return None
-        if entry[0] <= now:
-            del self._entries[digest]
+        if entry is None or entry[0] <= now:
             return None
         self._entries.move_to_end(digest)
         return entry[1]
+
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether a value is kept for ``digest``, be its time up or not."""
+        return digest in self._entries
+
+    def drop(self, digest: bytes) -> None:
+        """Keep nothing for ``digest``."""
+        self._entries.pop(digest, None)
 
     def put(self, digest: bytes, value: Value, until: float) -> None:
         """Keep ``value`` until the time ``until``, on the clock that ``get`` is asked by."""

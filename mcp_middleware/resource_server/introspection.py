@@ -4,7 +4,8 @@ The issuer is protected from us, and our callers from the issuer:
 
 1. One question for each token at a time, whoever asks; few questions at once; a bounded number of them waiting.
 2. Tokens that turn out to be none use up an allowance. When it is gone, tokens that are not known are answered "not
-   now" for a moment, so that a flood of them drowns neither the issuer nor this process.
+   now" for a moment, so that a flood of them drowns neither the issuer nor this process. A token that was good the
+   last time is asked about again all the same, and does not wait behind the others.
 3. An issuer that does not answer is left alone for a second, then two, and so on up to ten; one question then tries
    whether it is back. Nobody waits for one that is known to be silent.
 """
@@ -34,6 +35,8 @@ _MAX_BODY_BYTES: Final = 32 * 1024
 """Of an answer about one token; thousands of them are kept."""
 _AT_ONCE: Final = 16
 """Questions to one issuer."""
+_RESERVED: Final = 4
+"""More of them, about tokens that were good the last time, where those wait for others."""
 _WAITING: Final = 512
 """Questions that wait for their turn; more are answered "not now"."""
 _FRUITLESS: Final = 50.0
@@ -126,7 +129,7 @@ class Introspector:
         self._clock = clock
         self._monotonic = monotonic
         self._asking: dict[bytes, asyncio.Task[_Answer | IssuerUnavailableError]] = {}
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._turns, self._reserved = asyncio.Semaphore(_AT_ONCE), asyncio.Semaphore(_RESERVED)
         self._fruitless = Allowance(_FRUITLESS, most=_FRUITLESS_BURST, clock=monotonic)
         self._failures = 0
         """In a row."""
@@ -137,14 +140,15 @@ class Introspector:
         """One question is under way that tries whether the issuer is back."""
         self._silent = False
 
-    async def ask(self, token: str, digest: bytes) -> tuple[bytes, float]:
+    async def ask(self, token: str, digest: bytes, *, was_good: bool) -> tuple[bytes, float]:
         """The body of the issuer's answer about ``token``, whose hash is ``digest``, and when it was asked, on the
-        monotonic clock. Raises IssuerUnavailableError."""
+        monotonic clock. ``was_good``: the last answer called it so. Raises IssuerUnavailableError."""
         asking = self._asking.get(digest)
         if asking is None:
-            trial = self._admit()
+            trial = self._admit(was_good)
             # A task: a caller that goes away does not end it for the others.
-            asking = asyncio.create_task(self._answer(token, trial), name=f"introspection at {self.issuer.issuer}")
+            question = self._answer(token, trial, was_good)
+            asking = asyncio.create_task(question, name=f"introspection at {self.issuer.issuer}")
             self._asking[digest] = asking
             asking.add_done_callback(lambda _: self._asking.pop(digest, None))
         await asyncio.wait({asking}, timeout=_PATIENCE if self._silent else None)
@@ -201,11 +205,12 @@ class Introspector:
             await asyncio.wait(asking)
         self._asking.clear()
         self._trying = False
-        self._turns = asyncio.Semaphore(_AT_ONCE)  # an old one belongs to an event loop that may have ended
+        # Old ones belong to an event loop that may have ended.
+        self._turns, self._reserved = asyncio.Semaphore(_AT_ONCE), asyncio.Semaphore(_RESERVED)
 
-    def _admit(self) -> bool:
+    def _admit(self, was_good: bool) -> bool:
         """Whether a new question tries if the issuer is back. Raises IssuerUnavailableError where none may be asked."""
-        if len(self._asking) >= _WAITING or not self._fruitless.left:
+        if not was_good and (len(self._asking) >= _WAITING or not self._fruitless.left):
             raise IssuerUnavailableError(f"too many tokens that {self.issuer.issuer} would have to be asked about")
         if not self._failures:
             return False
@@ -214,16 +219,17 @@ class Introspector:
         self._trying = True
         return True
 
-    async def _answer(self, token: str, trial: bool) -> _Answer | IssuerUnavailableError:
+    async def _answer(self, token: str, trial: bool, was_good: bool) -> _Answer | IssuerUnavailableError:
+        turns = self._reserved if was_good and self._turns.locked() else self._turns
         try:
-            async with self._turns:
-                return await self._answer_now(token, trial)
+            async with turns:
+                return await self._answer_now(token, trial, was_good)
         finally:
             if trial:
                 self._trying = False
 
-    async def _answer_now(self, token: str, trial: bool) -> _Answer | IssuerUnavailableError:
-        if not trial and (self._failures or not self._fruitless.left):
+    async def _answer_now(self, token: str, trial: bool, was_good: bool) -> _Answer | IssuerUnavailableError:
+        if not trial and (self._failures or not (was_good or self._fruitless.left)):
             return self._unavailable()  # that became so while it waited
         begun, asked_at = asyncio.get_running_loop().time(), self._monotonic()
         try:

@@ -295,7 +295,7 @@ class IssuersVerifier:
             if not isinstance(introspector, Introspector) or options is None:
                 continue
             try:
-                body, asked_at = await introspector.ask(token, digest)
+                body, asked_at = await introspector.ask(token, digest, was_good=digest in self._cache)
                 asked.append(introspector)
                 claims = parse_introspection(body)
                 if claims is None:
@@ -319,6 +319,7 @@ class IssuersVerifier:
                 return _Verified(verified, until)
         if unavailable is not None:
             raise unavailable
+        self._cache.drop(digest)
         for each in asked:
             each.refused()
         raise _RefusedTokenError("; ".join(reasons))
