@@ -4,8 +4,8 @@
 2. While the issuer does not answer, they stay usable for a stated time, and nobody waits for one that is known to be
    down.
 3. An unknown key has them fetched again at once, so that a rotation refuses no good token; but if that brought
-   nothing, not again for a while, and for that key for longer and longer, so that invented and forgotten keys cost the
-   issuer nothing.
+   nothing, not again for a while, and for that key for longer and longer, up to a minute, so that invented and
+   forgotten keys cost the issuer nothing.
 4. A key that is withdrawn counts no longer than keys are fresh (or usable, while the issuer is down).
 """
 
@@ -36,6 +36,9 @@ _SILENT: Final = 1.0
 """Seconds without an answer after which nobody waits for the next one."""
 _MAX_MISSING: Final = 256
 """Names of keys that are remembered as missing, and the characters of one."""
+_LONGEST_PAUSE: Final = 60.0
+"""Seconds between two searches for such a name. Who guesses the name of an issuer's next key keeps its tokens out no
+longer."""
 _AHEAD: Final = 0.75
 """The part of the keys' time after which they are fetched again in the background."""
 
@@ -118,7 +121,7 @@ class IssuerKeys:
         if kid is None or len(kid) > _MAX_MISSING:
             return
         _, pause = self._missing.pop(kid, (0.0, self._cooldown / 2))
-        pause = min(2 * pause, max(self._cooldown, self._lifetime))
+        pause = min(2 * pause, max(self._cooldown, _LONGEST_PAUSE))
         self._missing[kid] = (self._clock() + pause, pause)
         if len(self._missing) > _MAX_MISSING:
             self._missing.popitem(last=False)
