@@ -143,7 +143,7 @@ class RedisConnection:
 
         ``keys`` live together. ``arguments`` may depend on the node that is asked (``deadline``).
         """
-        from redis.exceptions import MovedError, RedisError
+        from redis.exceptions import MovedError, ReadOnlyError, RedisError
 
         for _ in range(_MOST_REDIRECTIONS):
             node = self.node_of(keys[0])
@@ -156,6 +156,9 @@ class RedisConnection:
                 if time.monotonic() >= self._next_complaint:
                     self._next_complaint = time.monotonic() + _COMPLAIN_EVERY
                     logger.error("Redis at %s refused a command: %s", node.place, error)
+                if isinstance(error, ReadOnlyError) or "READONLY" in str(error):  # 6.2 puts it into other words
+                    node._pause = _LONGEST_PAUSE  # by then its name may be another's
+                    node._lose("it has become a replica")
                 break
         raise StorageUnavailableError(f"Redis at {self.place} refused a command", sent=False)
 

@@ -23,6 +23,7 @@ from mcp_middleware.storage import (
     RedisStorage,
     Reservation,
     Shortage,
+    connection,
 )
 from mcp_middleware.storage import redis as redis_storage
 from mcp_middleware.testing import FakeClock, LimitStorageContract
@@ -427,6 +428,22 @@ async def test_a_redis_that_refuses_is_no_redis(storages: Storages, caplog: pyte
             client.config_set("maxmemory", "0")
     assert len([record for record in caplog.records if "refused a command" in record.getMessage()]) == 1
     assert await admitted(storage, 20) == 5
+
+
+async def test_case_42_a_redis_that_has_become_a_replica_is_left_for_whoever_took_its_name(
+    own: Storages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_LONGEST_PAUSE", 0.01)
+    storage = own.make(replicas=2)
+    assert await admitted(storage, 4) == 4
+    with own.server.client() as client:
+        client.replicaof("127.0.0.1", 1)
+        assert await admitted(storage, 20) == 3
+        assert not storage._connection.is_up
+        client.replicaof("NO", "ONE")
+        while not storage._connection.is_up:
+            await storage._connection.connect()
+    assert await admitted(storage, 20) == 3
 
 
 async def test_places_of_a_replica_that_died_are_free_after_a_minute(storages: Storages) -> None:
