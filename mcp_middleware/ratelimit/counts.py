@@ -20,9 +20,11 @@ __all__ = ["Counts", "counts_for"]
 _SCOPE: Final = "mcp_middleware"
 _TOOL_NAME: Final = "gen_ai.tool.name"
 _MOST_TOOLS: Final = 1024
+_LONG: Final = 256
+"""Characters of a tool's name that becomes no label."""
 _BOUNDARIES: Final = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 
-Step = Literal["reserve", "settle", "top_up"]
+Step = Literal["reserve", "settle"]
 
 
 class Counts:
@@ -85,7 +87,7 @@ class Counts:
     def add_cost(self, cost: Money, server: str | None, tool: str | None) -> None:
         """A call was paid for. ``tool``: its name, if its server is known to have it."""
         if tool is not None and tool not in self._tools:
-            if len(self._tools) < _MOST_TOOLS:
+            if len(self._tools) < _MOST_TOOLS and len(tool) <= _LONG:
                 self._tools.add(tool)
             else:
                 tool = None

@@ -12,6 +12,8 @@ _WINDOW: Final = 32
 _QUANTILE: Final = 0.9
 """The share of them that was not longer than the guess: high, so that few calls end in debt."""
 _MAX_NAMES: Final = 1024
+_LONG: Final = 512
+"""Characters of a name that is not kept: there are servers that answer whatever name a caller invents."""
 _MAX_TOKENS: Final = 2**32 - 1
 _OTHERS: Final = ""
 """All names beyond the bound share this window; there is none before."""
@@ -64,7 +66,7 @@ class Forecast:
         """Remember what an answer had."""
         window = self._windows.get(name)
         if window is None:
-            if len(self._windows) >= _MAX_NAMES:
+            if len(self._windows) >= _MAX_NAMES or len(name) > _LONG:
                 name = _OTHERS
             window = self._windows.setdefault(name, _Window())
         window.add(tokens if tokens < _MAX_TOKENS else _MAX_TOKENS)

@@ -34,6 +34,8 @@ _PER_NANO: Final = 1000
 """Parts of a billionth that are counted in: a price for a million tokens, with its decimals, is a whole number of them
 for each token."""
 _CACHED: Final = 4096
+_LONG: Final = 256
+"""Characters of a tool's name that is not cached: a caller invents it, and it may be megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,10 @@ class Prices:
         def find(server: str | None, tool: str | None) -> Price | None:
             return next((price for price in read if price.holds_for(server, tool)), None)
 
-        object.__setattr__(self, "_find", lru_cache(_CACHED)(find))
+        cached = lru_cache(_CACHED)(find)
+        object.__setattr__(
+            self, "_find", lambda server, tool: (find if len(tool or "") > _LONG else cached)(server, tool)
+        )
 
     def check_server(self, server: str | None) -> None:
         """Raise ConfigurationError if a price is for certain servers and this one has no name."""

@@ -28,6 +28,8 @@ from .rate import (
 __all__ = ["Profile", "Rules"]
 
 _CACHED: Final = 4096
+_LONG: Final = 256
+"""Characters of a tool's name that is not cached: a caller invents it, and it may be megabytes."""
 
 _UNITS: Final = {"requests": "", "tokens": ';qu="tokens"'}
 """Quota units. The draft registers none for tokens, and takes a policy without one for a number of requests."""
@@ -98,7 +100,9 @@ class Rules:
     def find(self, principal_key: tuple[str | None, str, str | None], tool: str | None) -> tuple[bytes, Profile]:
         """The storage's key for a principal, and the limits of its call of ``tool``; None is another request."""
         key, profiles = self._caller(principal_key)
-        return key, profiles[0] if tool is None or self._tool is None else profiles[self._tool(tool)]
+        if tool is None or self._tool is None:
+            return key, profiles[0]
+        return key, profiles[self._tool(tool) if len(tool) <= _LONG else self._find_tool(tool)]
 
     def _find_caller(self, principal_key: tuple[str | None, str, str | None]) -> tuple[bytes, tuple[Profile, ...]]:
         """The key is of one size whatever a token says."""

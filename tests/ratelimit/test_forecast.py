@@ -39,6 +39,14 @@ def test_nine_of_ten_of_the_last_answers_were_not_longer(outputs: list[int]) -> 
     assert sum(tokens <= guess for tokens in last) >= 0.9 * len(last)
 
 
+def test_case_39_a_name_of_megabytes_is_not_kept() -> None:
+    forecast = Forecast()
+    for number in range(5):
+        forecast.add(f"{number}" * 1_000_000, 300)
+    assert forecast.guess("0" * 1_000_000, 1000) == 300
+    assert len(forecast) == 1
+
+
 def test_case_26_names_beyond_the_bound_share_one_memory() -> None:
     forecast = Forecast()
     for number in range(3000):

@@ -1,12 +1,18 @@
 """Limits as users write them."""
 
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.ratelimit import AgentLimits, Rate, RateLimitMiddleware
+from mcp_middleware.ratelimit.prices import Price, Prices
 from mcp_middleware.ratelimit.rate import Rates, read_agent_limits, read_rate
+from mcp_middleware.ratelimit.rules import Rules
+from mcp_middleware.types import Usage
+
+from .test_prices import call
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -125,3 +131,19 @@ def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         RateLimitMiddleware(app, **options)
     assert said in str(refused.value)
+
+
+def test_case_39_invented_names_of_megabytes_are_not_kept() -> None:
+    rules = Rules("limiter", tools={"*a*b*c": {"requests": "1/day"}})
+    prices = Prices("EUR", [Price(tools=["*a*b*c"], call=1)])
+    principal = (None, "agent", None)
+    tracemalloc.start()
+    try:
+        for number in range(30):
+            name = f"{number}" + "ab" * 100_000
+            assert rules.find(principal, name)[1] is rules.find(principal, None)[1]
+            assert prices.cost(None, call(name), Usage(1, 1)) is None
+            assert rules.find(principal, name + "c")[1] is not rules.find(principal, None)[1]
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
