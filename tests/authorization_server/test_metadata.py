@@ -34,7 +34,7 @@ async def test_metadata_is_what_others_read(issuer: RunningServer, name: str) ->
 async def test_the_package_discovers_it(issuer: RunningServer) -> None:
     found = await discover(OAuthHTTPClient(), issuer.issuer)
     assert found.introspection_endpoint == f"{issuer.issuer}/introspect"
-    assert found.revocation_endpoint == f"{issuer.issuer}/revoke"
+    assert found.document["revocation_endpoint"] == f"{issuer.issuer}/revoke"
     assert "private_key_jwt" in found.token_endpoint_auth_methods
 
 
