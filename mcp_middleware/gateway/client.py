@@ -453,14 +453,18 @@ class UpstreamClient:
 
         Raises NotSentError.
         """
-        idle = None if fresh else self._idle.get(endpoint)
-        while idle:
-            connection = idle.pop()
-            if not connection.lost:
-                return connection
         if self._loop is None:
             await self.start()
         loop = cast(asyncio.AbstractEventLoop, self._loop)
+        idle = None if fresh else self._idle.get(endpoint)
+        oldest = loop.time() - KEEP_ALIVE
+        while idle:
+            connection = idle.pop()
+            if connection.lost:
+                continue
+            if connection.idle_since > oldest:
+                return connection
+            connection.abort()  # the tick is late where the loop is busy, and a server closes in time
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 _, connection = await loop.create_connection(

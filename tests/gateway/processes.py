@@ -124,7 +124,7 @@ class Process:
     async def wrote(self, pattern: str, *, times: int = 1) -> list[str]:
         """Wait until that many lines match; those lines."""
         try:
-            async with asyncio.timeout(15), self._news:
+            async with asyncio.timeout(40), self._news:
                 while True:
                     found = [line for line in self.lines if re.search(pattern, line)]
                     if len(found) >= times or self.lines[-1:] == [END]:
@@ -141,7 +141,7 @@ class Process:
 
     async def ended(self) -> int:
         """Wait for its end; the exit status."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             await self._reading
             return await self.process.wait()
 

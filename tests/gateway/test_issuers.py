@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -471,7 +472,10 @@ async def test_a_secret_in_a_file_is_changed_while_calls_go_on(tmp_path: Path) -
 
 def checked(file: Path, sections: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     file.write_text(json.dumps(sections))
+    handlers = logging.getLogger().handlers
+    before = handlers[:]
     status = main(["check", "--online", str(file)])
+    handlers[:] = before  # its own writes to a stream that ends with the test
     said = capsys.readouterr()
     return status, said.out, said.err
 
