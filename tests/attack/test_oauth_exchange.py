@@ -1,4 +1,4 @@
-"""Tokens exchanged for many callers at once, who come, go and come back when theirs have ended: nobody gets another's."""
+"""Tokens exchanged for many callers at once, who come, go and return when theirs have ended: nobody gets another's."""
 
 import asyncio
 import random
