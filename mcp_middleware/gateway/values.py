@@ -165,7 +165,8 @@ def _server_name(text: str) -> str:
 
 def _header_name(text: str) -> str:
     name = text.lower()
-    if not _FIELD_NAME.fullmatch(text) or name in _OURS or name.startswith("mcp-"):
+    read = name.replace("_", "-")  # by servers that take one for the other
+    if not _FIELD_NAME.fullmatch(text) or read in _OURS or read.startswith("mcp-"):
         raise ValueError
     return name
 
