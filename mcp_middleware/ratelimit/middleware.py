@@ -424,7 +424,8 @@ class RateLimitMiddleware(Member):
         if payments is None or payment is None or nanos is None:
             await self._give_back(charge, tokens)
         elif self._is_timed:  # on a shared store, in one round trip
-            await asyncio.gather(self._give_back(charge, tokens), payments.settle(payment, nanos))
+            both = asyncio.gather(self._give_back(charge, tokens), payments.settle(payment, nanos))
+            await asyncio.shield(both)  # else who is cancelled now would not even have begun
         else:
             await self._give_back(charge, tokens)
             await payments.settle(payment, nanos)
