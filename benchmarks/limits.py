@@ -308,7 +308,8 @@ def be_greedy(port: int) -> None:
         begins = time.perf_counter()
         await asyncio.gather(*(caller(begins) for _ in range(8)))
 
-    os.nice(5)  # its calls are to cost the server, not whoever measures
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # its calls are to cost the server, not who measures
+    os.nice(5)
     uvloop.run(run())
     print(calls, flush=True)
 
