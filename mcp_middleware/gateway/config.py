@@ -497,6 +497,14 @@ class _Parts:
         if INVALID not in (limits, prices, budgets, guard, servers):
             for text in dangers(limits, prices, budgets, guard, tuple(servers)):
                 self.warn(text)
+        listen, url = self.values["listen"], made["public_url"]
+        if INVALID in (listen, url, guard) or guard is None or guard.addresses is None or guard.trusted_proxies:
+            return
+        if is_loopback(listen[0]) and not is_loopback(urlsplit(url).hostname or ""):
+            self.warn(
+                "guard.trusted_proxies is not given, and only this machine reaches listen: all callers have the "
+                "address of the proxy, and one of them locks out all"
+            )
 
     def sessions(self) -> Any:
         sessions = self.values["sessions"]

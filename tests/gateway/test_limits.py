@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import io
+import json
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,14 +18,16 @@ from mcp.shared.exceptions import MCPError
 from examples.authorization_server import Client
 from mcp_middleware.errors import RATE_LIMITED
 from mcp_middleware.gateway.config import from_mapping
+from mcp_middleware.ratelimit import EstimatingCounter, ExactCounter
 from mcp_middleware.types import Era
 from tests.authorization_server.running import running as issuing
 from tests.integration.stack import Kind
 from tests.storage.redis_server import RedisServer, running_redis
-from tests.support import answer_of, connect, headers_for, initialize, message, post, serve
+from tests.support import TIMEOUT, answer_of, connect, headers_for, initialize, message, post, serve
 
 from .gateways import CI, OTHER, SCOPES, Running, gateway, sections
-from .processes import Backend, backend
+from .processes import Backend, backend, configured
+from .processes import running as process
 from .test_gateway import ECHO, before
 from .test_telemetry import Collector
 
@@ -147,10 +150,12 @@ async def test_an_agents_buckets_span_servers_and_those_of_tools_and_servers_are
             assert (said["dimension"], said["of"], said["limit"]) == ("requests", "tool", 2)
         assert left(await call(running, tool="whoami")) == {"requests": 4}
         files = {"requests": "1/hour", "tools": {"who*": {"requests": "1/hour"}}}
+        upstream = running.app._generation.upstreams["files"]
         await change(running, limits=limits, of_servers={"files": files})
         assert left(await call(running, tool="whoami")) == {"requests": 3, "server-requests": 0, "tool-requests": 0}
         assert refusal(await call(running, tool="whoami"))["of"] in ("server", "tool")
         assert left(await call(running, "notes", tool="whoami")) == {"requests": 2}
+        assert running.app._generation.upstreams["files"] is upstream, "its instances are no others"
         assert left(await call(running, client=OTHER)) == {"requests": 8, "server-requests": 0, "tool-requests": 1}
 
 
@@ -349,6 +354,44 @@ async def test_the_guard_refuses_floods_of_bad_tokens_before_anybody_looks_at_th
             assert refusal(replies[-1])["of"] == "tool"
     reasons = [record.reason for record in running.records() if record.reason is not None]
     assert reasons == ["bad_host", *["invalid_token"] * 4, "rate_limited", "invalid_token", *["rate_limited"] * 4]
+
+
+async def test_a_gateways_process_believes_its_proxies_and_takes_up_the_kill_switch(tmp_path: Path) -> None:
+    limits, guard = {"requests": "3/hour"}, {"addresses": "2/hour", "trusted_proxies": ["127.0.0.1"]}
+    async with AsyncExitStack() as stack:
+        behind = await stack.enter_async_context(backend())
+        written: dict[str, Any] = {"limits": limits, "guard": guard}
+        gateway = await stack.enter_async_context(process(tmp_path, {"files": behind.origin}, **written))
+        http = await stack.enter_async_context(httpx2.AsyncClient(timeout=TIMEOUT))
+
+        async def ask(address: str | None = None) -> tuple[int, str]:
+            headers = {} if address is None else {"x-forwarded-for": f"203.0.113.9, {address}"}
+            reply = await post(http, f"{gateway.origin}/files/mcp", "tools/call", ECHO, headers=headers)
+            if reply.status_code == 200:
+                return 200, ""
+            data = refusal(reply)
+            return 429, data.get("of", "agent")
+
+        assert [await ask("192.0.2.1") for _ in range(3)] == [(200, ""), (200, ""), (429, "address")]
+        assert [await ask("192.0.2.2") for _ in range(3)] == [(200, ""), (429, "agent"), (429, "address")]
+        assert await ask() == (429, "agent")
+        gateway.write(configured({"files": behind.origin}, gateway.port, limits=limits | {"mode": "off"}))
+        await gateway.wrote("was reloaded")
+        assert [await ask("192.0.2.1") for _ in range(5)] == [(200, "")] * 5
+
+
+async def test_a_vocabulary_counts_where_it_is_configured(tmp_path: Path) -> None:
+    pytest.importorskip("bpe_openai")
+    text = "c2VjcmV0IGJ5dGVzIGFyZSBoZXJl" * 9
+    limits = {"tokens": "90000/hour"}
+    async with before(tmp_path, limits=limits) as running:
+        assert (await call(running, arguments={"text": text})).status_code == 200
+        await change(running, limits=limits | {"counter": "o200k_base"})
+        assert (await call(running, arguments={"text": text})).status_code == 200
+    told = json.dumps({"result": text}, separators=(",", ":"))
+    counted = [counter.count(told) for counter in (EstimatingCounter(), ExactCounter())]
+    assert counted[0] != counted[1]
+    assert [record.output_tokens for record in running.records()] == counted
 
 
 async def test_limits_metrics_reach_the_gateways_collector(tmp_path: Path) -> None:

@@ -225,7 +225,9 @@ def test_what_limits_less_than_it_seems_is_warned_of(tmp_path: Path) -> None:
             f"guard.trusted_proxies has {proxy}: callers there can name any address as theirs"
         ]
     assert warned(rate + "guard: {addresses: 1/second, trusted_proxies: ['10.0.0.0/8', 'fc00::/7']}") == []
-    assert loaded(tmp_path, WHOLE).warnings[-1].startswith("prices has no rule") is False
+    behind = "public_url: http://mcp.example.com\n" + rate + "guard: {addresses: 1/second"
+    assert [one for one in warned(behind + "}") if one.startswith("guard.trusted_proxies is not given")]
+    assert warned(behind + ", trusted_proxies: ['127.0.0.1']}") == []
     free = WHOLE.replace("    - {call: 0}\n", "")
     assert "prices has no rule for files: no budget counts what is called there" in loaded(tmp_path, free).warnings
 
