@@ -127,7 +127,8 @@ def _guard(config: Config) -> str:
     guard = config.guard
     if guard is None:
         return "off"
-    address = [] if guard.addresses is None else [f"{guard.addresses} of an address without a good token"]
+    counted = "an address" if config.auth is None else "an address without a good token"
+    address = [] if guard.addresses is None else [f"{guard.addresses} of {counted}"]
     return ", ".join([*address, *(f"{rate} calls of {glob}" for glob, rate in guard.tools.items())])
 
 

@@ -249,7 +249,7 @@ def test_the_banner_says_what_is_limited_and_what_it_costs(tmp_path: Path) -> No
         "batch-*, trusted, more for tools s*, *, more for servers search"
     )
     assert told["costs"] == ("prices in EUR; at most 50 a month for batch-*; a warning at 7.50 a day for *")
-    assert told["guard"] == "600/minute of an address without a good token, 30/minute calls of render"
+    assert told["guard"] == "600/minute of an address, 30/minute calls of render"
     off = capabilities(loaded(tmp_path, WHOLE.replace("mode: shadow", "mode: off")))
     assert (off["limits"], off["costs"]) == ("off", "off")
     assert {capabilities(loaded(tmp_path, SMALL))[word] for word in ("limits", "costs", "guard")} == {"off"}
