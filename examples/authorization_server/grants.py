@@ -211,6 +211,7 @@ class TokenExchange(BaseGrant, TokenEndpointMixin):
             client_id=self.request.client.client_id,
             act=self.act,
             until=self.token.expires_at,
+            of=self.token,
         )
         return 200, {**issued, "issued_token_type": ACCESS_TOKEN}, self.TOKEN_RESPONSE_HEADER
 

@@ -173,8 +173,10 @@ class AuthorizationServer(AuthlibServer):
         client_id: str | None = None,
         act: Mapping[str, Any] | None = None,
         until: float | None = None,
+        of: AccessToken | None = None,
     ) -> dict[str, Any]:
-        """An answer with an access token (RFC 6749 section 5.1), which ends at ``until`` at the latest."""
+        """An answer with an access token (RFC 6749 section 5.1), which ends at ``until`` at the latest. ``of`` is the
+        one that it was exchanged for."""
         now = self.clock()
         token = AccessToken(
             authorization,
@@ -184,6 +186,7 @@ class AuthorizationServer(AuthlibServer):
             resource,
             int(now),
             act,
+            of,
         )
         opaque = self.forms.get(resource, self.form) == "opaque"
         value = secrets.token_urlsafe(32) if opaque else self.keys.sign(token.claims(self.issuer))

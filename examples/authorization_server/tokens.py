@@ -142,6 +142,8 @@ class AccessToken(_Token):
     issued_at: int
     act: Mapping[str, Any] | None = None
     """Who acts for the subject, and for whom they act in turn (RFC 8693 section 4.1)."""
+    of: "AccessToken | None" = None
+    """What it was exchanged for. It ends with that."""
     revoked: bool = False
     jti: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -149,7 +151,8 @@ class AccessToken(_Token):
         return bool(self.client_id == client.get_client_id())
 
     def is_revoked(self) -> bool:
-        return self.revoked or self.authorization.revoked
+        exchanged = self.of is not None and self.of.is_revoked()
+        return self.revoked or self.authorization.revoked or exchanged
 
     def claims(self, issuer: str) -> dict[str, Any]:
         """The claims of RFC 9068 section 2.2; an introspection answers the same."""

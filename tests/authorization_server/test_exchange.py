@@ -70,6 +70,20 @@ async def test_exchanged_tokens_end_with_the_consent_they_stand_on(issuer: Runni
     assert error_of(await issuer.post("/token", exchange(gateway, first["access_token"]))) == "invalid_request"
 
 
+async def test_exchanged_tokens_end_with_the_token_they_were_exchanged_for(issuer: RunningServer) -> None:
+    """A machine's token stands on no consent that could be revoked, and neither does what is exchanged in a row."""
+    agent, gateway, mail = issuer.add_client("agent"), issuer.add_client("gateway"), issuer.add_client("mail")
+    first, other = await issuer.token(agent, FILES), await issuer.token(agent, FILES)
+    second = good(await issuer.post("/token", exchange(gateway, first)))["access_token"]
+    third = good(await issuer.post("/token", exchange(mail, second, audience=FILES)))["access_token"]
+    issuer.revoke(second)
+    assert await introspect(issuer, gateway, third) == {"active": False}
+    assert (await introspect(issuer, gateway, first))["active"] is True
+    issuer.revoke(first)
+    assert await introspect(issuer, gateway, second) == {"active": False}
+    assert (await introspect(issuer, gateway, other))["active"] is True
+
+
 async def test_what_is_not_exchanged(issuer: RunningServer, subtests: pytest.Subtests) -> None:
     app = issuer.add_client("app", redirect_uris=[CALLBACK], serves=[])
     gateway, mail = issuer.add_client("gateway", scopes=["mcp:use"]), issuer.add_client("mail", serves=[MAIL])
