@@ -424,7 +424,7 @@ _LIMITS: Final = Section(
     (
         Key("requests", RATE, "Requests of each agent."),
         Key("tokens", RATE, "Tokens of each agent's calls, arguments and results."),
-        Key("concurrency", CONCURRENCY, "Requests of each agent that may be open at once, lists and calls."),
+        Key("concurrency", CONCURRENCY, "Requests of each agent that may be open at once, `subscriptions/listen` too."),
         Key(
             "agents",
             MapOf(AGENT_GLOB, _AGENT_LIMITS),
