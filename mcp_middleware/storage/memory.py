@@ -221,7 +221,7 @@ class MemoryStorage:
     def _remember_refusal(self, key: bytes, part: str | None, pair: _Pair, tokens: float, now: float) -> None:
         levels, limits, turn = pair
         after = after_refusal(turn, levels, limits, tokens, now)
-        if after is not turn:
+        if after is not turn and (part is None or key in self._buckets):
             self._keep(key, part, (levels, limits, after), now)
 
     def _keep(self, key: bytes, part: str | None, pair: _Pair, now: float) -> None:
@@ -247,8 +247,10 @@ class MemoryStorage:
         levels = settle(levels, limits, taken, actual, now, requests=requests)
         if found is not None and part is None:
             self._buckets[key] = (levels, limits, turn)
-        else:
+        elif part is None or key in self._buckets:
             self._keep(key, part, (levels, limits, turn), now)
+        else:  # a part goes with its principal, and could not be let go of without
+            self._remember(key, part, levels, limits)
         return levels[1]
 
     def _make_room(self, now: float) -> None:
@@ -276,8 +278,11 @@ class MemoryStorage:
         pair, parts = self._buckets.pop(key), self._parts.pop(key, {})
         if not remember:
             return
+        self._remember(key, None, *pair[:2])
+        for part, (levels, limits, _) in parts.items():
+            self._remember(key, part, levels, limits)
+
+    def _remember(self, key: bytes, part: str | None, levels: Levels, limits: Limits) -> None:
         if self._dropped is None:
             self._dropped = _Dropped()
-        self._dropped.add((key, None), *pair[:2])
-        for part, (levels, limits, _) in parts.items():
-            self._dropped.add((key, part), levels, limits)
+        self._dropped.add((key, part), levels, limits)
