@@ -81,7 +81,7 @@ class Sources:
         self._client = client
         self.named = {source.issuer.issuer: source for source in sources}
         self.introspecting = tuple(source for source in sources if isinstance(source.asked, Introspector))
-        self._start: asyncio.Task[None] | None = None
+        self._start: asyncio.Task[list[str]] | None = None
         self._retries: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -95,14 +95,18 @@ class Sources:
         if self._start is None:
             self._start = asyncio.create_task(self._ask_all(), name="asking the issuers")
         await asyncio.wait({self._start})
-        self._start.result()
+        wrong = self._start.result()
+        if wrong:
+            raise ConfigurationError("\n".join(wrong))
 
-    async def _ask_all(self) -> None:
+    async def _ask_all(self) -> list[str]:
+        """What is wrong, in sentences. Not raised: nobody may be waiting for it any more, and a task that ends by an
+        error which nobody takes is logged as a failure of ours."""
         sources = list(self.named.values())
         outcomes = await asyncio.gather(*(source.check() for source in sources), return_exceptions=True)
         wrong = [str(outcome) for outcome in outcomes if isinstance(outcome, ConfigurationError)]
         if wrong:
-            raise ConfigurationError("\n".join(wrong))
+            return wrong
         for source, outcome in zip(sources, outcomes, strict=True):
             if isinstance(outcome, FetchError):
                 name = source.issuer.issuer
@@ -110,6 +114,7 @@ class Sources:
                 self._retries[name] = asyncio.create_task(self._retry(source), name=f"waiting for {name}")
             elif outcome is not None:
                 raise outcome
+        return []
 
     async def _retry(self, source: Source) -> None:
         """Ask an issuer again until it answers. One that turns out to be wrong is asked on: it may be mended."""

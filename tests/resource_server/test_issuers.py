@@ -1,6 +1,7 @@
 """Several issuers at once: whose a token is, and what asking all of them at the start says of the configuration."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -319,6 +320,25 @@ async def test_closing_ends_the_waiting_and_leaves_no_task(issuer: LoopbackIssue
     issuer.status = 200
     await made.start()
     assert not made.waiting
+
+
+async def test_a_start_that_nobody_waits_for_any_more_is_no_failure_of_ours(
+    issuer: LoopbackIssuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker is told to stop while an issuer has not answered yet; what it answers then is nobody's any more."""
+    issuer.metadata_changes = {"issuer": "https://evil.example"}
+    issuer.open.clear()
+    made = IssuersVerifier(resource=RESOURCE, issuers=[issuer.issuer])
+    start = asyncio.create_task(made.start())
+    await issuer.asked.wait()
+    [asking] = [task for task in asyncio.all_tasks() if task.get_name() == "asking the issuers"]
+    start.cancel()
+    issuer.open.set()
+    await asyncio.wait({start, asking})
+    await made.aclose()
+    del made, start, asking
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_the_metadata_of_an_issuer(issuer: LoopbackIssuer, verifier: Verifiers) -> None:
