@@ -153,9 +153,7 @@ def answers() -> Iterator[Answers]:
         runner.run(http.aclose())
 
 
-STEPS = ("put", "pop", "get", "wait")
-
-bounded = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+bounded = settings(suppress_health_check=[HealthCheck.too_slow])
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -177,9 +175,7 @@ def test_no_question_makes_it_fail(answers: Answers, form: dict[str, str]) -> No
     response = answers("GET", f"/authorize?{query}")
     assert response.status_code in (200, 303, 400)
     if response.status_code == 303:
-        assert response.headers["location"].startswith(
-            (CALLBACK, "com.example.app:/callback", "http://127.0.0.1:1/callback")
-        )
+        assert response.headers["location"].startswith(CALLBACKS)
 
 
 @bounded
