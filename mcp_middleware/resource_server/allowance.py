@@ -11,8 +11,8 @@ _FORGED: Final = 0.005
 """The part of the time that may go into checking signatures which turn out to be forged, so that hardly one good
 request in a hundred meets such a check. Beyond it, tokens that are not known are answered "not now"."""
 _FORGED_AS_FAMILIAR: Final = 0.05
-"""The same for tokens in the name of somebody who has had a good one. Who does not know such a name cannot keep these
-callers from their next token."""
+"""The same for all tokens together that are in the name of somebody who has had a good one; in each such name it is the
+part above. So who knows no such name keeps none of these callers from their next token, and who knows one, that one."""
 _FORGED_BURST: Final = 0.25
 """Seconds of it that can be saved up: some thousand signatures."""
 
@@ -53,21 +53,36 @@ class Forgeries:
     ``most`` names are remembered of those who have had a good token; the one whose last was longest ago goes first.
     """
 
-    __slots__ = ("_as_familiar", "_as_others", "_familiar", "_most")
+    __slots__ = ("_as_familiar", "_as_others", "_clock", "_familiar", "_most")
 
     def __init__(self, *, most: int, clock: Clock) -> None:
         self._most = most
+        self._clock = clock
         self._as_others = Allowance(_FORGED, most=_FORGED_BURST, clock=clock)
         self._as_familiar = Allowance(_FORGED_AS_FAMILIAR, most=_FORGED_BURST, clock=clock)
-        self._familiar: dict[Hashable, None] = {}  # the latest last
+        self._familiar: dict[Hashable, Allowance | None] = {}
+        """The latest last; with an allowance of its own once somebody has forged a token in that name."""
 
-    def allowance(self, name: Hashable) -> Allowance:
-        """What is left for tokens in this name."""
-        return self._as_familiar if name in self._familiar else self._as_others
+    def may_check(self, name: Hashable) -> bool:
+        """Whether a signature may be checked of a token in this name."""
+        if name not in self._familiar:
+            return self._as_others.left
+        own = self._familiar[name]
+        return (own is None or own.left) and self._as_familiar.left
+
+    def spend(self, name: Hashable, seconds: float) -> None:
+        """Note that a check took so long, and that the signature was forged."""
+        if name not in self._familiar:
+            self._as_others.spend(seconds)
+            return
+        own = self._familiar[name]
+        if own is None:
+            own = self._familiar[name] = Allowance(_FORGED, most=_FORGED_BURST, clock=self._clock)
+        own.spend(seconds)
+        self._as_familiar.spend(seconds)
 
     def meet(self, name: Hashable) -> None:
         """Note that somebody of this name has had a good token."""
-        self._familiar.pop(name, None)
-        self._familiar[name] = None
+        self._familiar[name] = self._familiar.pop(name, None)
         if len(self._familiar) > self._most:
             del self._familiar[next(iter(self._familiar))]

@@ -262,8 +262,7 @@ class IssuersVerifier:
             parsed.claims, issuer, resource=self.resource, now=self._clock(), leeway=self._leeway
         )
         who = (issuer.issuer, identity.client, identity.subject)
-        allowance = self._forgeries.allowance(who)
-        if not allowance.left:
+        if not self._forgeries.may_check(who):
             raise IssuerUnavailableError("too many tokens with forged signatures")
         forged = False
 
@@ -272,7 +271,7 @@ class IssuersVerifier:
             begun = time.perf_counter()
             if key.verifies(algorithm, parsed.signed, parsed.signature):
                 return True
-            allowance.spend(time.perf_counter() - begun)
+            self._forgeries.spend(who, time.perf_counter() - begun)
             forged = kid is not None
             return False
 

@@ -81,6 +81,24 @@ async def test_case_6_forged_signatures_keep_no_known_caller_from_a_new_token(mo
             await made.verify_token(issuer.token(sub="bob"))
 
 
+async def test_case_6_who_forges_tokens_in_a_known_callers_name_keeps_nobody_else_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(allowance, "_FORGED_BURST", 0.001)
+    async with verified(opaque=False) as (issuer, made):
+        for name in ("alice", "bob"):
+            assert await made.verify_token(issuer.token(sub=name)) is not None
+        monkeypatch.setattr(made._forgeries, "_as_familiar", allowance.Allowance(1.0, most=10.0, clock=made._monotonic))
+        stranger = SigningKey("ES256", "k1")
+        forged = [issuer.token(key=stranger, jti=str(number)) for number in range(100)]
+        outcomes = await asyncio.gather(*map(made.verify_token, forged), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {type(None), IssuerUnavailableError}
+        with pytest.raises(IssuerUnavailableError):
+            await made.verify_token(issuer.token(jti="new"))
+        assert await made.verify_token(issuer.token(sub="bob", jti="new")) is not None
+        assert await made.verify_token(issuer.token(sub="carol")) is not None
+
+
 async def test_case_6_who_guesses_the_name_of_the_next_key_keeps_its_tokens_out_for_a_minute_at_most() -> None:
     async with verified(opaque=False) as (issuer, made):
         clock = made._monotonic
