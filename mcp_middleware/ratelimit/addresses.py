@@ -25,7 +25,7 @@ def read_networks(place: str, option: Any) -> Networks:
         try:
             if not isinstance(given, str):
                 raise ValueError
-            networks.append(ip_network(given))
+            networks.append(_unmapped(ip_network(given)))
         except ValueError:
             raise ConfigurationError(
                 f"{place} has {given!r}; it must be an address or a network such as '10.0.0.0/8'"
@@ -67,6 +67,12 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
     except ValueError:
         return None
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """An IPv4 network as it is, also where it is written as one of IPv6 (RFC 4291 section 2.5.5.2)."""
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    return network if mapped is None or network.prefixlen < 96 else IPv4Network((mapped, network.prefixlen - 96))
 
 
 def _is_trusted(address: IPv4Address | IPv6Address, trusted: Networks) -> bool:

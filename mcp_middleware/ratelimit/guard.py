@@ -53,8 +53,9 @@ class RequestGuardMiddleware(Member):
     """Limits requests by where they come from before anybody looks at their token, and calls of a tool by everybody.
 
     An address has so many requests in each window *whose caller nobody authenticated*: one whose token proves good is
-    taken off again, so that an address which many good callers share is not used up by them. Metadata documents are not
-    counted. Without a member that authenticates, every request counts. Refused: 429 with ``Retry-After``.
+    taken off again, so that an address which many good callers share is not used up by them. Metadata documents, asked
+    for without a token, are not counted. Without a member that authenticates, every request counts. Refused: 429 with
+    ``Retry-After``.
 
     A tool has so many calls in each window, whoever makes them. Only what goes on to the server counts, so that nobody
     uses up what he may not call.
@@ -98,8 +99,8 @@ class RequestGuardMiddleware(Member):
     async def on_headers(self, exchange: Exchange) -> Rejection | None:
         """Count the address, or refuse it."""
         item = self._addresses
-        if item is None or _WELL_KNOWN in exchange.path:
-            return None
+        if item is None or (_WELL_KNOWN in exchange.path and b"authorization" not in exchange.headers):
+            return None  # a token that comes with such a path would be judged as any other
         peer = exchange.scope.get("client")
         address = address_of(peer[0] if peer else None, exchange.scope["headers"], self._trusted)
         limiter = self._storage.address_limiter

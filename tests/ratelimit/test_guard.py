@@ -86,6 +86,18 @@ async def test_an_address_that_nobody_authenticates_is_refused_and_others_are_no
     assert (await guarded.call()).status == 401
 
 
+async def test_a_flood_of_tokens_is_counted_whatever_its_path(clock: FakeClock) -> None:
+    class Refusing(Gate):
+        async def on_headers(self, exchange: Exchange) -> Rejection | None:
+            return Rejection(401, INVALID_PARAMS, "a bad token", "bad_token")
+
+    guarded = Guarded(clock, addresses="2/minute")
+    guarded.guard = RequestGuardMiddleware(Refusing(guarded.server), addresses="2/minute", storage=guarded.storage)
+    path = "/mcp/.well-known/oauth-protected-resource"
+    assert [(await guarded.call(path=path, token=f"bad {number}")).status for number in range(3)] == [401, 401, 429]
+    assert (await guarded.call(path=path)).status == 401  # who is refused may still ask where to get a token
+
+
 async def test_good_callers_do_not_use_up_their_address(clock: FakeClock) -> None:
     guarded = Guarded(clock, addresses="3/minute")
     assert [(await guarded.call(token=f"agent {number}")).status for number in range(20)] == [200] * 20
@@ -162,7 +174,7 @@ async def test_a_tool_has_so_many_calls_from_everybody_and_only_those_that_reach
     ],
 )
 def test_proxies_are_believed_where_they_are_trusted(peer: str | None, forwarded: list[str], expected: str) -> None:
-    trusted = read_networks("x", ["10.0.0.0/8", "fd00::/8"])
+    trusted = read_networks("x", ["::ffff:10.0.0.0/104", "fd00::/8"])
     headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
     assert address_of(peer, headers, trusted) == expected
     if peer == "10.0.0.1":
