@@ -59,6 +59,7 @@ async def test_the_copy_is_the_issuers_own_byte_for_byte_and_fetched_once(issuer
             assert copy.status_code == 200
             assert copy.content == original
             assert copy.headers["content-type"] == "application/json"
+            assert copy.headers["x-content-type-options"] == "nosniff"
             assert copy.headers["access-control-allow-origin"] == "*"
             assert copy.headers["cache-control"] == "public, max-age=3600"
         assert issuer.fetches[PATH] == 1
