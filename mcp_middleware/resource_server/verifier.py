@@ -268,10 +268,10 @@ class IssuersVerifier:
 
         def verifies(key: Key) -> bool:
             nonlocal forged
-            begun = time.perf_counter()
+            begun = time.thread_time()
             if key.verifies(algorithm, parsed.signed, parsed.signature):
                 return True
-            self._forgeries.spend(who, time.perf_counter() - begun)
+            self._forgeries.spend(who, time.thread_time() - begun)
             forged = kid is not None
             return False
 
