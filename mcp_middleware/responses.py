@@ -1,6 +1,7 @@
 """Answers as HTTP. A Rejection becomes one that every measured client understands: status, headers, and a JSON-RPC
 error with the request's own id (MCP defines no 413, 415, 429 or 503; those are HTTP's, RFC 9110 and RFC 6585)."""
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import msgspec
 
 from .types import Document, Headers, Rejection
 
-__all__ = ["error_body", "headers_of", "media_type", "rejection_answer", "send_document"]
+__all__ = ["error_body", "headers_of", "media_type", "rejection_answer", "retry_later", "send_document"]
 
 
 def error_body(code: int, message: str, request_id: int | str | None, data: Mapping[str, Any] | None = None) -> bytes:
@@ -17,6 +18,16 @@ def error_body(code: int, message: str, request_id: int | str | None, data: Mapp
     if data is not None:
         error["data"] = data
     return msgspec.json.encode({"jsonrpc": "2.0", "id": request_id, "error": error})
+
+
+def retry_later(status: int, code: int, text: str, reason: str, *, seconds: float) -> Rejection:
+    """A refusal that says when to try again: in ``Retry-After``, and for those who see no header in ``data``.
+
+    ``seconds`` are rounded up, to 1 at least (RFC 9110 section 10.2.3 has whole ones).
+    """
+    wait = max(1, math.ceil(seconds))
+    headers = ((b"retry-after", str(wait).encode("ascii")),)
+    return Rejection(status, code, text, reason, data={"retryAfterMs": wait * 1000}, headers=headers)
 
 
 def rejection_answer(rejection: Rejection, request_id: int | str | None, *, close: bool = False) -> Document:

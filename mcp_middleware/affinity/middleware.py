@@ -6,7 +6,6 @@ learns which ids exist.
 """
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from typing import ClassVar, Final, cast
@@ -16,6 +15,7 @@ from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import LEGACY_VERSIONS, SESSION_HEADER, VERSION_HEADER, Request
 from mcp_middleware.options import seconds, whole_number
+from mcp_middleware.responses import retry_later
 from mcp_middleware.storage import Agent, MemorySessions, Place, SessionStore, StorageUnavailableError, Use
 from mcp_middleware.types import Clock, Headers, Instances, Rejection
 
@@ -205,12 +205,13 @@ class SessionAffinityMiddleware(Member):
             if not isinstance(place, Place) and await self._leave_dead_instances(counted):
                 place = await self._take_place(counted)
         except StorageUnavailableError:
-            return _refused(503, UNAVAILABLE, "Sessions cannot be opened now", "session_store_down", _STORE_RETRY)
+            text = "Sessions cannot be opened now"
+            return retry_later(503, UNAVAILABLE, text, "session_store_down", seconds=_STORE_RETRY)
         if isinstance(place, Place):
             exchange.state[self] = _Opening(place, endpoint)
             return None
         text = "Too many open sessions; end one with DELETE, or wait until one has been idle long enough"
-        return _refused(429, RATE_LIMITED, text, "session_limit", max(1, math.ceil(place)))
+        return retry_later(429, RATE_LIMITED, text, "session_limit", seconds=place)
 
     async def _take_place(self, agent: Agent) -> Place | float:
         now = self._clock()
@@ -300,11 +301,6 @@ class SessionAffinityMiddleware(Member):
     async def aclose(self) -> None:
         """Close the store."""
         await self._store.aclose()
-
-
-def _refused(status: int, code: int, text: str, reason: str, seconds: int) -> Rejection:
-    retry_after = ((b"retry-after", str(seconds).encode()),)
-    return Rejection(status, code, text, reason, data={"retryAfterMs": seconds * 1000}, headers=retry_after)
 
 
 def _is_others(rejection: Rejection | None) -> bool:

@@ -38,8 +38,6 @@ The deprecated HTTP+SSE transport of 2024-11-05 is not forwarded (its event stre
 
 import asyncio
 import logging
-import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -51,7 +49,7 @@ from mcp_middleware.errors import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUES
 from mcp_middleware.exchange import Exchange, Receive, Scope, Send, exchange_of, open_exchange
 from mcp_middleware.member import Bounds
 from mcp_middleware.message import SESSION_HEADER, Request
-from mcp_middleware.responses import error_body, media_type, rejection_answer, send_document
+from mcp_middleware.responses import error_body, media_type, rejection_answer, retry_later, send_document
 from mcp_middleware.sse import encode
 from mcp_middleware.types import Document, Headers, Rejection
 
@@ -264,7 +262,8 @@ class _Call:
         try:
             self.credential = await credentials.headers(self.exchange)
         except CredentialUnavailableError as error:
-            refusal = _no_credential_now(error)
+            text = "the credential for the server cannot be had now; nothing was done there"
+            refusal = retry_later(503, UNAVAILABLE, text, "credential_unavailable", seconds=error.retry_after)
         except CredentialRefusedError as error:
             refusal = _no_credential(error)
         else:
@@ -543,21 +542,7 @@ class _Call:
 
 
 def _unavailable(text: str, seconds: float) -> Rejection:
-    data, headers = _retry_in(seconds)
-    return Rejection(503, UNAVAILABLE, text, "upstream_unavailable", data=data, headers=headers)
-
-
-def _retry_in(seconds: float) -> tuple[Mapping[str, Any], tuple[tuple[bytes, bytes], ...]]:
-    """When to try again, as an error's ``data`` and as a header."""
-    wait = max(1, math.ceil(seconds))
-    return {"retryAfterMs": wait * 1000}, ((b"retry-after", str(wait).encode()),)
-
-
-def _no_credential_now(error: CredentialUnavailableError) -> Rejection:
-    """The authorization server does not answer."""
-    data, headers = _retry_in(error.retry_after)
-    text = "the credential for the server cannot be had now; nothing was done there"
-    return Rejection(503, UNAVAILABLE, text, "credential_unavailable", data=data, headers=headers)
+    return retry_later(503, UNAVAILABLE, text, "upstream_unavailable", seconds=seconds)
 
 
 def _no_credential(error: CredentialRefusedError) -> Rejection:

@@ -10,6 +10,7 @@ from mcp_middleware.errors import INVALID_REQUEST, UNAUTHORIZED, UNAVAILABLE, Co
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.oauth.http import IssuerUnavailableError
+from mcp_middleware.responses import retry_later
 from mcp_middleware.types import AccessToken, Document, Principal, Rejection, TokenVerifier
 
 from .challenge import MalformedAuthorizationError, bearer_token, challenge, without_token
@@ -231,11 +232,5 @@ class OAuthResourceServerMiddleware(Member):
 
 def _unavailable(retry_after: int) -> Rejection:
     """An outage of the issuer is never the caller's fault: a 401 would make clients drop their credentials."""
-    return Rejection(
-        503,
-        UNAVAILABLE,
-        "Access tokens cannot be verified now; try again later",
-        "issuer_unavailable",
-        data={"retryAfterMs": retry_after * 1000},
-        headers=((b"retry-after", str(retry_after).encode("ascii")),),
-    )
+    text = "Access tokens cannot be verified now; try again later"
+    return retry_later(503, UNAVAILABLE, text, "issuer_unavailable", seconds=retry_after)
