@@ -53,14 +53,15 @@ _COMPLAIN_EVERY: Final = 60.0
 
 
 class Script:
-    """A Lua script from files of this package, joined."""
+    """A Lua script from files of this package, joined. ``replies``: what its answer is."""
 
-    __slots__ = ("digest", "source")
+    __slots__ = ("digest", "replies", "source")
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, replies: type[list[Any]] | type[int] = list) -> None:
         self.source = b"\n".join(Path(__file__).with_name(name).read_bytes() for name in names)
         self.digest = hashlib.sha1(self.source, usedforsecurity=False).hexdigest().encode()
         """What ``EVALSHA`` calls it."""
+        self.replies = replies
 
 
 class _Waiting:
@@ -148,7 +149,11 @@ class RedisConnection:
         for _ in range(_MOST_REDIRECTIONS):
             node = self.node_of(keys[0])
             try:
-                return await node._run_here(script, keys, arguments(node) if callable(arguments) else arguments)
+                reply = await node._run_here(script, keys, arguments(node) if callable(arguments) else arguments)
+                if isinstance(reply, script.replies):
+                    return reply
+                node._lose("its answers are out of step")  # so others would be taken for what they are not
+                raise StorageUnavailableError(f"Redis at {node.place} answered nonsense", sent=True)
             except MovedError as moved:
                 self._slots[moved.slot_id] = self._node_at(moved.host or node.host, moved.port)
             except RedisError as error:

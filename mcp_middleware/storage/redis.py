@@ -30,12 +30,12 @@ __all__ = ["RedisSessions", "RedisStorage"]
 
 _RESERVE: Final = Script("bucket.lua", "open.lua", "reserve.lua")
 _SETTLE: Final = Script("bucket.lua", "settle.lua")
-_HOLD: Final = Script("bucket.lua", "open.lua", "hold.lua")
+_HOLD: Final = Script("bucket.lua", "open.lua", "hold.lua", replies=int)
 _LATE: Final = -1
 
 _TAKE_PLACE: Final = Script("places.lua", "take_place.lua")
-_KEEP_PLACE: Final = Script("places.lua", "keep_place.lua")
-_LEAVE_PLACE: Final = Script("places.lua", "leave_place.lua")
+_KEEP_PLACE: Final = Script("places.lua", "keep_place.lua", replies=int)
+_LEAVE_PLACE: Final = Script("places.lua", "leave_place.lua", replies=int)
 _OPENING: Final = 120.0
 """Seconds a place is kept for an ``initialize`` under way. Afterwards it is free; if the session was opened all the
 same, it counts from its next request on."""

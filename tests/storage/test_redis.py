@@ -446,6 +446,26 @@ async def test_case_42_a_redis_that_has_become_a_replica_is_left_for_whoever_too
     assert await admitted(storage, 20) == 3
 
 
+async def test_case_42_answers_that_are_out_of_step_are_not_taken_for_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while asked := await reader.read(65_536):
+            writer.write(b"+OK\r\n" * asked.count(b"SETINFO"))
+            if b"TIME" in asked:
+                writer.write(b"*2\r\n$1\r\n1\r\n$1\r\n0\r\n")
+            elif b"EVAL" in asked:
+                writer.write(b":1\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        storage = RedisStorage(RedisConnection(f"redis://127.0.0.1:{port}", budget=10.0), replicas=2)
+        assert await admitted(storage, 20) == 5
+        assert "out of step" in caplog.text
+        await storage.aclose()
+
+
 async def test_places_of_a_replica_that_died_are_free_after_a_minute(storages: Storages) -> None:
     clock = FakeClock()
     dead, alive = (storages.make(clock=clock) for _ in range(2))
