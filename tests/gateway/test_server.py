@@ -1,8 +1,6 @@
 """The gateway as a process: cases 37 and 43, reloads, workers and TLS, with real signals and sockets."""
 
 import asyncio
-import datetime
-import ipaddress
 import json
 import os
 import signal
@@ -13,12 +11,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from mcp_middleware.audit.query import AuditTrail
+from tests.certificates import certificate
 from tests.support import initialize, post
 
 from .gateways import SESSION_KEY
@@ -184,34 +179,14 @@ async def test_what_cannot_change_while_it_runs_is_said(tmp_path: Path) -> None:
         assert await served(http, f"{process.origin}/files/mcp")
 
 
-def certificate(directory: Path, name: str) -> ssl.SSLContext:
-    """A certificate for 127.0.0.1 in ``directory``; who trusts it and nothing else."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = made.public_bytes(serialization.Encoding.PEM)
-    (directory / "cert.pem").write_bytes(pem)
-    (directory / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return ssl.create_default_context(cadata=pem.decode())
+def trusting(directory: Path) -> ssl.SSLContext:
+    """A new certificate for 127.0.0.1 in ``directory``; who trusts it and nothing else."""
+    return ssl.create_default_context(cafile=certificate(directory, "127.0.0.1")[0])
 
 
 @pytest.mark.slow
 async def test_tls_and_a_renewed_certificate_without_a_dropped_connection(tmp_path: Path) -> None:
-    first = certificate(tmp_path, "first")
+    first = trusting(tmp_path)
     tls = {"cert": "cert.pem", "key": "key.pem"}
     async with backend() as files, running(tmp_path, {"files": files.origin}, tls=tls) as process:
         url = f"{process.origin}/files/mcp"
@@ -221,7 +196,7 @@ async def test_tls_and_a_renewed_certificate_without_a_dropped_connection(tmp_pa
             await process.wrote("tls.cert")
             async with client(first) as still:
                 assert await served(still, url)
-            second = certificate(tmp_path, "second")
+            second = trusting(tmp_path)
             await process.wrote("was reloaded")
             async with client(second) as after:
                 assert await served(after, url)
@@ -232,7 +207,7 @@ async def test_tls_and_a_renewed_certificate_without_a_dropped_connection(tmp_pa
 
 
 async def test_plain_http_to_a_tls_port_and_the_other_way_round_end_at_once(tmp_path: Path) -> None:
-    certificate(tmp_path, "first")
+    certificate(tmp_path, "127.0.0.1")
     async with (
         backend() as files,
         running(tmp_path, {"files": files.origin}, tls={"cert": "cert.pem", "key": "key.pem"}) as process,

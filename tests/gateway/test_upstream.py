@@ -1,19 +1,15 @@
 """Instances by name, what is known of them, and the probes."""
 
 import asyncio
-import datetime
 import socket
-import ssl
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from mcp_middleware.gateway.client import Endpoint, NotSentError, UpstreamClient
 from mcp_middleware.gateway.config import ServerConfig
 from mcp_middleware.gateway.upstream import MAX_TASKS, Upstream, instance_name
+from tests.certificates import certificate, server_context
 from tests.gateway.forwarding import Caller, dead_origin, raw_server
 
 
@@ -144,23 +140,20 @@ async def test_unused_connections_are_closed_before_their_server_would(monkeypat
 
 
 async def test_tls_is_checked_against_the_hosts_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    certificate = tmp_path / "certificate.pem"
-    certificate.write_bytes(self_signed("localhost"))
+    cert, private = certificate(tmp_path, "localhost")
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=server_context(cert, private))
     port = server.sockets[0].getsockname()[1]
     async with server:
         client = UpstreamClient()
         with pytest.raises(NotSentError, match="TLS failed"):
             await client.connect(Endpoint(f"https://localhost:{port}/", []))
         await client.aclose()
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
         client = UpstreamClient()
         with pytest.raises(NotSentError, match="TLS failed"):
             await client.connect(Endpoint(f"https://127.0.0.1:{port}/", []))
@@ -170,20 +163,3 @@ async def test_tls_is_checked_against_the_hosts_name(monkeypatch: pytest.MonkeyP
         assert await sent.read() == b"ok"
         sent.close()
         await client.aclose()
-
-
-def self_signed(host: str) -> bytes:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return private + made.public_bytes(serialization.Encoding.PEM)

@@ -1,16 +1,9 @@
 """Servers that answer with exactly these bytes, for what no framework would send."""
 
 import asyncio
-import datetime
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 
 class RawServer:
@@ -76,29 +69,3 @@ async def raw_server(host: str = "127.0.0.1", *, tls: ssl.SSLContext | None = No
         server.close()
         if handler.open:
             await asyncio.wait_for(handler.idle.wait(), 5)
-
-
-def certificate(directory: Path, *names: str) -> tuple[Path, ssl.SSLContext]:
-    """A certificate for ``names`` that signs itself: the file to trust, and what a server needs."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, SHA256())
-    )
-    trusted, both = directory / "trusted.pem", directory / "server.pem"
-    pem = made.public_bytes(Encoding.PEM)
-    trusted.write_bytes(pem)
-    both.write_bytes(pem + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(both)
-    return trusted, context

@@ -14,7 +14,8 @@ import pytest
 
 from mcp_middleware.oauth import http
 from mcp_middleware.oauth.http import BusyError, FetchError, OAuthHTTPClient, RefusedAddressError, look_up
-from tests.oauth.servers import certificate, http_answer, raw_server
+from tests.certificates import certificate, server_context
+from tests.oauth.servers import http_answer, raw_server
 
 
 class Names:
@@ -231,9 +232,9 @@ async def test_the_next_address_is_tried_where_one_does_not_answer() -> None:
 async def test_tls_verifies_the_name_although_the_address_is_connected_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trusted, context = certificate(tmp_path, "login.localhost")
-    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
-    async with raw_server("127.0.0.2", tls=context) as server:
+    cert, private = certificate(tmp_path, "login.localhost")
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    async with raw_server("127.0.0.2", tls=server_context(cert, private)) as server:
         client = OAuthHTTPClient(resolve=Names(["127.0.0.2"]))
         await client.get(f"https://login.localhost:{server.port}/")
         with pytest.raises(FetchError, match="ConnectError"):
