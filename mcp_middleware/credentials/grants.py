@@ -133,7 +133,8 @@ class ClientCredentials:
     ``issuer`` is the authorization server, ``authentication`` how we prove ourselves to it. ``resource`` is the
     server's identifier (RFC 8707), ``audience`` the name that some authorization servers want instead, ``scope`` what
     is asked for, separated by spaces. ``http`` is shared with others if it is given, and then not closed here.
-    ``allow_private``: the authorization server may be on a private network. ``clock`` gives Unix seconds.
+    ``allow_private``: the authorization server may be on a private network. ``clock`` gives Unix seconds, ``monotonic``
+    measures pauses.
 
     Raises ConfigurationError.
     """
