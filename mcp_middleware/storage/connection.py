@@ -98,7 +98,7 @@ class RedisConnection:
         _connect(url)
         self._connection: AbstractConnection | None = None
         self._waiting: deque[_Waiting] = deque()
-        self._outbox: list[bytes] = []
+        self._outbox: list[Callable[[], bytes]] = []
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._ticker: asyncio.TimerHandle | None = None
@@ -142,7 +142,8 @@ class RedisConnection:
     ) -> Any:
         """Carry ``script`` out and return its reply. Raises StorageUnavailableError, within the budget.
 
-        ``keys`` live together. ``arguments`` may depend on the node that is asked (``deadline``).
+        ``keys`` live together. ``arguments`` may depend on the node that is asked (``deadline``), and are then made when
+        the command is written: what our own loop was busy with until then is not the store's time.
         """
         from redis.exceptions import MovedError, ReadOnlyError, RedisError
 
@@ -187,16 +188,26 @@ class RedisConnection:
             node._address, node.place, node.host = address, f"{host}:{port}", host
         return node
 
-    async def _run_here(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
+    async def _run_here(
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        arguments: "Sequence[bytes] | Callable[[RedisConnection], Sequence[bytes]]",
+    ) -> Any:
         from redis.exceptions import NoScriptError
 
         if self._connection is None:
             await self._wait_for_the_first_attempt()
-        call = (b"%d" % len(keys), *keys, *arguments)
+
+        def command(*words: bytes) -> Callable[[], bytes]:
+            return lambda: _pack(
+                (*words, b"%d" % len(keys), *keys, *(arguments(self) if callable(arguments) else arguments))
+            )
+
         try:
-            return await self._send((b"EVALSHA", script.digest, *call))
+            return await self._send(command(b"EVALSHA", script.digest))
         except NoScriptError:  # the store was restarted, or its scripts flushed
-            return await self._send((b"EVAL", script.source, *call))
+            return await self._send(command(b"EVAL", script.source))
 
     async def aclose(self) -> None:
         """Disconnect. Whoever waits is told that the store is away."""
@@ -214,13 +225,13 @@ class RedisConnection:
             await asyncio.wait(tasks)
         self._tried, self._pause, self._next_attempt = False, _SHORTEST_PAUSE, 0.0
 
-    def _send(self, parts: Sequence[bytes]) -> "asyncio.Future[Any]":
+    def _send(self, command: Callable[[], bytes]) -> "asyncio.Future[Any]":
         if self._connection is None:
             raise StorageUnavailableError(f"Redis at {self.place} is away", sent=False)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append(_Waiting(future, self._ticks, time.monotonic()))
-        self._outbox.append(_pack(parts))
+        self._outbox.append(command)
         self._wake.set()
         if self._ticker is None:
             self._ticker = loop.call_later(self._budget / _TICKS, self._tick)
@@ -240,9 +251,9 @@ class RedisConnection:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            packets, self._outbox = self._outbox, []
+            commands, self._outbox = self._outbox, []
             try:
-                await connection.send_packed_command(packets, check_health=False)
+                await connection.send_packed_command([command() for command in commands], check_health=False)
             except Exception as error:
                 self._lose(_reason(error), connection)
                 return
