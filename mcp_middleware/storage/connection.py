@@ -142,7 +142,7 @@ class RedisConnection:
     ) -> Any:
         """Carry ``script`` out and return its reply. Raises StorageUnavailableError, within the budget.
 
-        ``keys`` live together. ``arguments`` may depend on the node that is asked (``deadline``), and are then made when
+        ``keys`` live together. ``arguments`` may depend on the node that is asked (``deadline``). Such are made when
         the command is written: what our own loop was busy with until then is not the store's time.
         """
         from redis.exceptions import MovedError, ReadOnlyError, RedisError
