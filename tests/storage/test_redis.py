@@ -1,6 +1,7 @@
 """Buckets in Redis: the contract of every storage, the same figures as memory gives, and what happens without Redis."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import sys
@@ -449,20 +450,27 @@ async def test_case_42_a_redis_that_has_become_a_replica_is_left_for_whoever_too
 async def test_case_42_answers_that_are_out_of_step_are_not_taken_for_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    ended = asyncio.Event()
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while asked := await reader.read(65_536):
-            writer.write(b"+OK\r\n" * asked.count(b"SETINFO"))
-            if b"TIME" in asked:
-                writer.write(b"*2\r\n$1\r\n1\r\n$1\r\n0\r\n")
-            elif b"EVAL" in asked:
-                writer.write(b":1\r\n")
+        with contextlib.suppress(ConnectionError):
+            while asked := await reader.read(65_536):
+                writer.write(b"+OK\r\n" * asked.count(b"SETINFO"))
+                if b"TIME" in asked:
+                    writer.write(b"*2\r\n$1\r\n1\r\n$1\r\n0\r\n")
+                elif b"EVAL" in asked:
+                    writer.write(b":1\r\n")
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        ended.set()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         storage = RedisStorage(RedisConnection(f"redis://127.0.0.1:{port}", budget=10.0), replicas=2)
         assert await admitted(storage, 20) == 5
         assert "out of step" in caplog.text
+        await ended.wait()
         await storage.aclose()
 
 
