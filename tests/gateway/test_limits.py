@@ -25,7 +25,7 @@ from tests.integration.stack import Kind
 from tests.storage.redis_server import RedisServer, running_redis
 from tests.support import TIMEOUT, answer_of, connect, headers_for, initialize, message, post, serve
 
-from .gateways import CI, OTHER, SCOPES, Running, gateway, sections
+from .gateways import CI, OTHER, SCOPES, SESSION_KEY, Running, gateway, sections
 from .processes import Backend, backend, configured
 from .processes import running as process
 from .test_gateway import ECHO, before
@@ -378,6 +378,36 @@ async def test_a_gateways_process_believes_its_proxies_and_takes_up_the_kill_swi
         gateway.write(configured({"files": behind.origin}, gateway.port, limits=limits | {"mode": "off"}))
         await gateway.wrote("was reloaded")
         assert [await ask("192.0.2.1") for _ in range(5)] == [(200, "")] * 5
+
+
+async def test_case_27_workers_count_together_and_forget_nothing_when_they_reload(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    redis.flush()
+    written: dict[str, Any] = {
+        "workers": 2,
+        "state": redis.url,
+        "sessions": {"keys": [SESSION_KEY]},
+        "limits": {"requests": "10/day"},
+        "prices": {"currency": "EUR", "rules": [{"call": 1}]},
+        "budgets": [{"period": "month", "amount": 16}],
+    }
+    async with AsyncExitStack() as stack:
+        behind = await stack.enter_async_context(backend())
+        gateway = await stack.enter_async_context(process(tmp_path, {"files": behind.origin}, **written))
+        http = await stack.enter_async_context(httpx2.AsyncClient(timeout=TIMEOUT))
+
+        async def ask(times: int) -> list[int]:
+            url = f"{gateway.origin}/files/mcp"
+            replies = await asyncio.gather(*(post(http, url, "tools/call", ECHO) for _ in range(times)))
+            return [reply.status_code for reply in replies]
+
+        assert sorted(await ask(40)) == [200] * 10 + [429] * 30
+        written["limits"] = {"tokens": "90000/day"}
+        gateway.write(configured({"files": behind.origin}, gateway.port, **written))
+        await gateway.wrote("was reloaded", times=2)
+        assert sorted(await ask(40)) == [200] * 6 + [429] * 34, "the budget knows of the ten"
+        assert behind.calls == 16
 
 
 async def test_a_vocabulary_counts_where_it_is_configured(tmp_path: Path) -> None:
