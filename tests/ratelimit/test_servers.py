@@ -1,8 +1,10 @@
 """The limiter in front of real servers, over sockets, with the official client of both eras."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import fastmcp
@@ -20,6 +22,7 @@ from mcp_middleware.ratelimit import RateLimitMiddleware
 from mcp_middleware.storage import MemoryStorage
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Era
+from tests.gateway.gateways import CI, gateway
 from tests.support import answer_of, connect, headers_for, message, post, serve, text_of
 
 ERAS: tuple[Era, ...] = ("modern", "legacy")
@@ -235,6 +238,36 @@ async def test_a_stream_that_tells_much_before_its_answer_is_charged_for_it(
             assert len(heard) == 12
         await server.settled()
         assert (await refusal(client, "write", {"words": 1})).error.data["dimension"] == "tokens"
+
+
+async def test_a_gateway_that_cuts_a_stream_leaves_its_server(tmp_path: Path) -> None:
+    left = asyncio.Event()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        told = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "word " * 400}}
+        event = b"data: " + json.dumps(told).encode() + b"\n\n"
+        leaving = asyncio.create_task(receive())
+        while not leaving.done():
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            await asyncio.sleep(0.005)
+        left.set()
+
+    limits = {"tokens": "1500/day", "concurrency": 1, "initial_output_tokens": 100, "cut_streams": True}
+    async with (
+        serve(endless) as origin,
+        gateway(tmp_path, {"files": f"{origin}/mcp"}, access={"default": "allow"}, limits=limits) as running,
+    ):
+        called = {"name": "talk", "arguments": {}}
+        token = running.token(CI, "files")
+        reply = await post(running.http, running.url("files"), "tools/call", called, token=token)
+        assert answer_of(reply)["error"]["data"] == {"dimension": "tokens", "cut": True}
+        async with asyncio.timeout(10):
+            await left.wait()
+    assert [(record.outcome, record.error_code) for record in running.records()] == [("error", RATE_LIMITED)]
 
 
 async def tokens_left(http: httpx2.AsyncClient, server: Running) -> int:
