@@ -13,7 +13,7 @@ from tests.docs.blocks import ROOT
 PACKAGE = ROOT / "mcp_middleware"
 PAGE = (ROOT / "docs" / "gateway" / "errors.md").read_text()
 
-_REFUSING = frozenset({"Rejection", "_refuse", "_refused", "_refusal"})
+_REFUSING = frozenset({"Rejection", "_refuse", "_refusal", "retry_later"})
 """Functions that are given a reason."""
 _ANSWERING = _REFUSING | {"_RefusedError", "_Unknown", "_answer", "_answer_in_turn", "_fail", "_send_error"}
 """Functions that are given a status."""
