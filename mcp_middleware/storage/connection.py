@@ -150,7 +150,7 @@ class RedisConnection:
         for _ in range(_MOST_REDIRECTIONS):
             node = self.node_of(keys[0])
             try:
-                reply = await node._run_here(script, keys, arguments(node) if callable(arguments) else arguments)
+                reply = await node._run_here(script, keys, arguments)
                 if isinstance(reply, script.replies):
                     return reply
                 node._lose("its answers are out of step")  # so others would be taken for what they are not

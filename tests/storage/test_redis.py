@@ -349,6 +349,25 @@ async def test_a_paused_redis_does_not_take_later_what_nobody_waits_for(own: Sto
         assert float(client.hget(NAME, "requests")) == pytest.approx(0, abs=0.1)
 
 
+async def test_a_busy_loop_takes_nothing_of_the_time_that_redis_has(
+    storages: Storages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = storages.make()
+    await reserve(storage)
+    happened: list[str] = []
+    deadline = RedisConnection.deadline
+
+    def noting(connection: RedisConnection) -> float:
+        happened.append("deadline")
+        return deadline(connection)
+
+    monkeypatch.setattr(RedisConnection, "deadline", noting)
+    call = asyncio.create_task(reserve(storage))
+    asyncio.get_running_loop().call_soon(happened.append, "busy")  # after the call, and before what it sends is written
+    await call
+    assert happened == ["busy", "deadline"]
+
+
 async def test_what_redis_comes_to_too_late_is_not_taken(storages: Storages) -> None:
     """And a clock of Redis that was set forward is told by that answer: the next call is in time."""
     storage = storages.make(replicas=2)
