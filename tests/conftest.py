@@ -22,8 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if pytest_asyncio.is_async_test(item) and any(item.path.is_relative_to(folder) for folder in folders):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)  # files with slow tests first: none is left alone at the end
 
 
 @pytest.hookimpl(trylast=True)
