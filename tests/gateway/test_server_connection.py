@@ -484,12 +484,17 @@ async def test_an_end_lets_the_answer_under_way_be_the_last_of_its_connection() 
         idle_writer.close()
 
 
+def _connections() -> list[object]:
+    return [one for one in gc.get_objects() if isinstance(one, connection.Connection | UpstreamConnection)]
+
+
 async def test_case_44_connections_that_have_ended_do_not_wait_for_the_garbage_collector() -> None:
     client = UpstreamClient()
     async with serving() as served:
         endpoint = Endpoint(f"http://127.0.0.1:{served.port}/wait", [])
         gc.collect()
         gc.disable()
+        before = _connections()  # other tests' in this process
         try:
             ours = await client.connect(endpoint)
             answer = ours.request(b"GET" + endpoint.start + b"\r\n", b"", timeout=30.0, idle=0.0)
@@ -504,9 +509,7 @@ async def test_case_44_connections_that_have_ended_do_not_wait_for_the_garbage_c
             while served.open():  # noqa: ASYNC110
                 await asyncio.sleep(0)
             await asyncio.sleep(0)
-            left = [
-                type(one) for one in gc.get_objects() if isinstance(one, connection.Connection | UpstreamConnection)
-            ]
+            left = [type(one) for one in _connections() if not any(one is other for other in before)]
         finally:
             gc.enable()
     await client.aclose()
