@@ -324,12 +324,14 @@ class _Pipeline:
                 raise
             await answer.end_stream(UNAUTHORIZED, "the token that opened this stream has ended")
         except Exception as error:
+            answered = exchange.answer is not None
             ended = await answer.end_stream(INTERNAL_ERROR, "the server failed before it answered")
             if not (ended and isinstance(error, UnknownOutcomeError)):
                 raise
             # The forwarder has logged it. An HTTP server that is told of an error closes the connection, which the
             # client may have begun to use again, because its answer has ended as it should.
-            exchange.failed = error
+            if not answered:  # else the outcome is known: only the end of the stream is missing
+                exchange.failed = error
         finally:
             cutoff.stop()
 

@@ -644,6 +644,21 @@ async def test_case_40_a_stream_of_unknown_outcome_ends_without_ending_the_conne
     assert isinstance(audit.exchanges[0].failed, UnknownOutcomeError)
 
 
+async def test_a_stream_that_breaks_off_after_its_answer_has_a_known_outcome() -> None:
+    answer = b'data: {"jsonrpc":"2.0","id":1,"result":{"content":[]}}\n\n'
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(b"text/event-stream"))
+        await send(body(answer, more=True))
+        raise UnknownOutcomeError
+
+    audit = Audit(app, [])
+    call = await Call(audit, CALL).run()
+    assert call.body == answer
+    assert call.events[-1]["more_body"] is False
+    assert audit.exchanges[0].failed is None
+
+
 class Authenticating(Member):
     stage = "resource_server"
     expires_at = 0.0

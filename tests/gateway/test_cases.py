@@ -267,10 +267,9 @@ DYING = {
 }
 
 
-@pytest.mark.parametrize("how", DYING)
-async def test_case_40_an_upstream_that_dies_leaves_one_error_and_the_outcome_unknown(how: str, tmp_path: Path) -> None:
-    sent, status = DYING[how]
-    calls: list[bytes] = []
+@asynccontextmanager
+async def dying(sent: bytes, calls: list[bytes]) -> AsyncIterator[dict[str, str]]:
+    """A server that sends no more than that, and notes what it was sent."""
 
     async def serve_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -280,9 +279,15 @@ async def test_case_40_an_upstream_that_dies_leaves_one_error_and_the_outcome_un
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve_once, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, gateway(tmp_path, {"files": f"http://127.0.0.1:{port}/mcp"}) as running:
+    async with await asyncio.start_server(serve_once, "127.0.0.1", 0) as server:
+        yield {"files": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp"}
+
+
+@pytest.mark.parametrize("how", DYING)
+async def test_case_40_an_upstream_that_dies_leaves_one_error_and_the_outcome_unknown(how: str, tmp_path: Path) -> None:
+    sent, status = DYING[how]
+    calls: list[bytes] = []
+    async with dying(sent, calls) as servers, gateway(tmp_path, servers) as running:
         reply = await post(running.http, running.url(), "tools/call", ECHO, token=running.token(), id="mine")
         assert reply.status_code == status
         answer = answer_of(reply)
@@ -290,3 +295,18 @@ async def test_case_40_an_upstream_that_dies_leaves_one_error_and_the_outcome_un
         assert "error" in answer
         assert len(calls) == 1, "what may have been sent is never sent again"
     assert [(record.decision, record.outcome) for record in running.records()] == [("allowed", "unknown")]
+
+
+async def test_case_40_an_upstream_that_dies_after_its_answer_has_answered(tmp_path: Path) -> None:
+    """The call is recorded, settled and priced like any other."""
+    event = b'data: {"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"done"}]}}\n\n'
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    governed = {"limits": {"tokens": "1000/hour"}, "prices": {"currency": "EUR", "rules": [{"call": 1}]}}
+    async with (
+        dying(head + b"%x\r\n%b\r\n" % (len(event), event), []) as servers,
+        gateway(tmp_path, servers, **governed) as running,
+    ):
+        reply = await post(running.http, running.url(), "tools/call", ECHO, token=running.token(), id=1)
+        assert reply.status_code == 200
+        assert reply.content == event
+    assert [(record.outcome, record.cost) for record in running.records()] == [("ok", 1.0)]
