@@ -4,7 +4,6 @@ What both ways of verification ask of a token's claims stands here too (``check_
 """
 
 import json
-import re
 from binascii import a2b_base64
 from collections.abc import Mapping
 from functools import lru_cache
@@ -29,13 +28,14 @@ __all__ = [
 _MAX_LIFETIME: Final = 10 * 366 * 86_400
 """Seconds; a token that claims to live longer is not believed."""
 
-_COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
-_LAST: Final = ("", "", "AQgw", "AEIMQUYcgkosw048")
+_STANDARD: Final = bytes.maketrans(b"-_+/=", b"+/***")
+"""From base64url to base64, and from what only the latter has to what neither has."""
+_LAST: Final = (b"", b"", b"AQgw", b"AEIMQUYcgkosw048")
 """By the length of a base64url text modulo 4, what its last character may be: others have bits that encode nothing,
 so that many texts would be the same token (RFC 4648 section 3.5). A remainder of 1 encodes no bytes."""
 _USUAL_HEADER: Final = 512
 """Characters; longer ones are not kept."""
-_PADDING: Final = ("", "", "==", "=")
+_PADDING: Final = (b"", b"", b"==", b"=")
 _ACCESS_TOKEN: Final = "at+jwt"
 _NOT_AN_ACCESS_TOKEN: Final = ("nonce", "at_hash", "c_hash", "s_hash", "events")
 """Claims of ID tokens (OpenID Connect Core 2, 3.3.2.11) and of security events and logout tokens (RFC 8417)."""
@@ -55,11 +55,11 @@ class ParsedToken(NamedTuple):
 def looks_like_jwt(token: str) -> bool:
     """Whether ``token`` is to be judged as a JWT: it has the three parts, and the first is a JSON object. Any other is
     only for its issuer to understand."""
-    header, _, rest = token.partition(".")
-    if rest.count(".") != 1:
+    header, _, rest = token.encode("ascii").partition(b".")
+    if rest.count(b".") != 1:
         return False
     try:
-        return bool(json_object(_decode(header)))
+        return bool(json_object(_decode(header.translate(_STANDARD))))
     except (ValueError, RecursionError):
         return False
 
@@ -73,14 +73,16 @@ def parse_token(token: str) -> ParsedToken:
     """
     if len(token) > MAX_TOKEN_BYTES:
         raise InvalidTokenError(f"longer than {MAX_TOKEN_BYTES} bytes")
-    if _COMPACT.fullmatch(token) is None:
-        raise InvalidTokenError("not three parts in base64url")
-    header, payload, signature = token.split(".")
     try:
+        compact = token.encode("ascii")
+        parts = compact.translate(_STANDARD).split(b".")
+        if len(parts) != 3 or not all(parts):
+            raise InvalidTokenError("not three parts in base64url")
+        header, payload, signature = parts
         return ParsedToken(
             _header(header) if len(header) <= _USUAL_HEADER else json_object(_decode(header)),
             json_object(_decode(payload)),
-            f"{header}.{payload}".encode("ascii"),
+            compact[: compact.rindex(b".")],
             _decode(signature),
         )
     except (ValueError, RecursionError) as error:
@@ -88,16 +90,17 @@ def parse_token(token: str) -> ParsedToken:
 
 
 @lru_cache(maxsize=256)
-def _header(part: str) -> Mapping[str, Any]:
+def _header(part: bytes) -> Mapping[str, Any]:
     """All tokens that are signed with one key have the same header."""
     return json_object(_decode(part))
 
 
-def _decode(part: str) -> bytes:
+def _decode(part: bytes) -> bytes:
+    """Decode a part that ``_STANDARD`` has translated. Raises ValueError."""
     rest = len(part) % 4
     if rest and part[-1] not in _LAST[rest]:
         raise ValueError("not the base64url of anything")
-    return a2b_base64(part.replace("-", "+").replace("_", "/") + _PADDING[rest])
+    return a2b_base64(part + _PADDING[rest], strict_mode=True)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -166,10 +169,14 @@ def check_claims(
 def check_audience(claims: Mapping[str, Any], issuer: Issuer, resource: str) -> None:
     """That a token is meant for ``resource``, or for one of the audiences in its place. Absent is refused (B5)."""
     audience = claims.get("aud")
-    audiences = [audience] if isinstance(audience, str) else audience
-    if not isinstance(audiences, list) or not all(isinstance(value, str) for value in audiences):
+    accepted = issuer.audiences or (resource,)
+    if isinstance(audience, str):
+        meant = audience in accepted
+    elif isinstance(audience, list) and all(isinstance(value, str) for value in audience):
+        meant = not set(audience).isdisjoint(accepted)
+    else:
         raise InvalidTokenError("aud is missing or no list of strings")
-    if not set(audiences).intersection(issuer.audiences or (resource,)):
+    if not meant:
         raise InvalidTokenError(f"aud {shown(audience)} is not this resource")
 
 
