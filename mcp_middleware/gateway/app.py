@@ -23,9 +23,10 @@ from mcp_middleware.responses import send_document
 from mcp_middleware.types import Document
 
 from .client import UpstreamClient, UpstreamError
-from .config import Config, ServerConfig
+from .config import Config
 from .credentials import ServerCredentials
 from .edge import AccessLog
+from .sections.servers import ServerConfig
 from .shared import Shared
 from .stack import credentials, stack, verifier
 from .upstream import Upstream

@@ -8,7 +8,7 @@ from mcp_middleware.ratelimit.rate import Rate
 
 from .access_log import visible
 from .config import Config
-from .credentials import GrantConfig
+from .sections.credentials import GrantConfig
 
 __all__ = ["capabilities", "render"]
 

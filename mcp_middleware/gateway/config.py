@@ -7,9 +7,9 @@ environment or from a secret's file are never part of an error, a repr or a log 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from mcp_middleware.authorization import Policy
@@ -18,30 +18,23 @@ from mcp_middleware.member import Bounds
 from mcp_middleware.nodes import Node, read_file, read_mapping
 from mcp_middleware.oauth.urls import is_loopback
 from mcp_middleware.ratelimit import Budget, ExactCounter, Prices
-from mcp_middleware.resource_server.issuers import Issuer
 from mcp_middleware.resource_server.scopes import ScopeHierarchy
 
-from .credentials import CallerConfig, GrantConfig, HeaderConfig
+from .dangers import dangers, is_readable_on_the_way
 from .keys import FILE
-from .limits import GuardConfig, LimitsConfig, dangers, unpriced_globs
+from .sections.audit import AuditConfig
+from .sections.auth import AuthConfig
+from .sections.credentials import GrantConfig, HeaderConfig
+from .sections.guard import GuardConfig
+from .sections.limits import LimitsConfig
+from .sections.prices import unmatched_globs
+from .sections.servers import ServerConfig
+from .sections.sessions import SessionsConfig
+from .sections.tls import TLSConfig
+from .sections.tracing import TracingConfig
 from .source import INVALID, Reading, with_environment
 
-__all__ = [
-    "AuditConfig",
-    "AuthConfig",
-    "Config",
-    "ConfigErrors",
-    "ServerConfig",
-    "SessionsConfig",
-    "TLSConfig",
-    "TracingConfig",
-    "from_mapping",
-    "load",
-]
-
-
-_PROMPT: Final = 30.0
-"""Seconds within which a revocation is to be seen."""
+__all__ = ["Config", "ConfigErrors", "from_mapping", "load"]
 
 
 class ConfigErrors(ConfigurationError):  # noqa: N818 - it is several
@@ -50,95 +43,6 @@ class ConfigErrors(ConfigurationError):  # noqa: N818 - it is several
     def __init__(self, errors: tuple[str, ...]) -> None:
         super().__init__("\n".join(errors))
         self.errors = errors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """One MCP server, served at ``/{name}/mcp``."""
-
-    name: str
-    instances: tuple[str, ...]
-    """The URLs of its MCP endpoint, at least one."""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Added to each request: names in lower case, values that may be secrets."""
-    credentials: HeaderConfig | GrantConfig | None = None
-    """What it knows the gateway by."""
-    caller: CallerConfig | None = None
-    """The signed header that names the caller; None does not."""
-    timeout: float = 60.0
-    """Seconds until an answer must have begun."""
-    stream_idle: float = 300.0
-    """Seconds that a stream may be silent."""
-    probe_interval: float = 5.0
-    """Seconds after which an instance that failed is asked whether it is back."""
-
-    @property
-    def fixed_headers(self) -> Mapping[str, str]:
-        """The headers that are the same in every request."""
-        credential = self.credentials
-        return (
-            {**self.headers, credential.name: credential.value}
-            if isinstance(credential, HeaderConfig)
-            else self.headers
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuthConfig:
-    """Whose access tokens are accepted."""
-
-    issuers: tuple[Issuer, ...]
-    scopes: tuple[str, ...] = ()
-    """What every token must have."""
-    implied_scopes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """What a token has besides, by the scope that contains it."""
-    legacy_metadata: bool = True
-    """Whether the first issuer's metadata is at our origin too."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionsConfig:
-    """As ``SessionAffinityMiddleware`` takes them."""
-
-    keys: tuple[str, ...] = field(default=(), repr=False)
-    """The first seals, all open. Empty: a key has to be made, for this process alone."""
-    idle: float = 1800.0
-    """Seconds."""
-    lifetime: float = 43_200.0
-    """Seconds."""
-    per_agent: int | None = 100
-    """Open sessions of one agent; None does not limit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TracingConfig:
-    """Where traces and metrics go, and the options of ``TraceContextMiddleware``."""
-
-    otlp: str
-    """The base URL of an OTLP receiver over HTTP."""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    sample: float = 1.0
-    """The share of traces to record, from 0 to 1."""
-    baggage: tuple[str, ...] = ()
-    trust: Literal["none", "authenticated", "all"] = "none"
-    capture_content: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditConfig:
-    """Where the audit trail goes: one file or both."""
-
-    sqlite: Path | None = None
-    jsonl: Path | None = None
-    on_failure: Literal["refuse", "continue"] = "refuse"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TLSConfig:
-    """PEM files."""
-
-    cert: Path
-    key: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,15 +161,6 @@ def _in_order(problems: list[str], source: str) -> tuple[str, ...]:
     return tuple(sorted(dict.fromkeys(problems), key=place))
 
 
-def _is_readable_on_the_way(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme == "http" and not is_loopback(parts.hostname or "")
-
-
-def _private(place: str) -> str:
-    return f"{place}.allow_private_addresses is true: its metadata can have the gateway send requests into this network"
-
-
 class _Parts:
     """The sections of a file, checked against each other. A value that is wrong by itself is INVALID, and no reason to
     find fault with another."""
@@ -274,7 +169,6 @@ class _Parts:
         self.root = root
         self.values = values
         self.reading = reading
-        self.warnings: list[str] = []
 
     def node(self, *keys: str) -> Node:
         """The node at a key, or the nearest around it that is there."""
@@ -283,12 +177,12 @@ class _Parts:
             node = node.members.get(key, node)
         return node
 
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
     def config(self, source: str) -> Config | None:
-        values = self.values
-        made = {
+        """The configuration; None where something is wrong, which has been noted."""
+        values = dict(self.values)
+        listen = values.pop("listen")
+        del values["access"], values["allow_unauthenticated"]
+        values |= {
             "servers": self.servers(),
             "policies": self.policies(),
             "public_url": self.public_url(),
@@ -296,37 +190,13 @@ class _Parts:
             "limits": self.limits(),
             "prices": self.prices(),
             "budgets": self.budgets(),
-            "guard": self.values["guard"],
-            "sessions": self.sessions(),
-            "tracing": self.tracing(),
             "audit": self.audit(),
-            "tls": self.tls(),
         }
-        self.judge_limits(made)
-        self.workers(made)
+        self.judge_workers(values["limits"], values["budgets"])
         if self.reading.problems:
             return None
-        host, port = values["listen"]
-        same = (
-            "state",
-            "workers",
-            "replicas",
-            "hosts",
-            "origins",
-            "bounds",
-            "drain",
-            "connections_per_agent",
-            "access_log",
-        )
-        return Config(
-            source=source,
-            host=host,
-            port=port,
-            **made,
-            **{name: values[name] for name in same},
-            files=tuple(self.reading.files),
-            warnings=tuple(self.warnings),
-        )
+        config = Config(source=source, host=listen[0], port=listen[1], **values, files=tuple(self.reading.files))
+        return replace(config, warnings=tuple(dangers(config, self.root.members)))
 
     def servers(self) -> Any:
         found = self.values["servers"]
@@ -337,49 +207,43 @@ class _Parts:
             given = dict(given)
             url, instances, _ = given.pop("url"), given.pop("instances"), given.pop("limits")
             servers[name] = server = ServerConfig(name=name, instances=instances or (url,), **given)
-            self._judge_credentials(server)
+            self._judge_headers(server)
+            if self.values["auth"] == "off":
+                self._judge_without_auth(server)
         return servers
 
-    def _judge_credentials(self, server: ServerConfig) -> None:
-        """What is said of one server in several places."""
-        place, grant = f"servers.{server.name}", server.credentials
+    def _judge_headers(self, server: ServerConfig) -> None:
+        """Each header is set in one place."""
+        path, grant = f"servers.{server.name}", server.credentials
         taken = dict.fromkeys(server.headers, "headers")
+        also = []
         if grant is not None:
-            self._take(taken, grant.name if isinstance(grant, HeaderConfig) else "authorization", server, "credentials")
+            also.append(("credentials", grant.name if isinstance(grant, HeaderConfig) else "authorization"))
         if server.caller is not None:
-            self._take(taken, server.caller.header, server, "caller")
-        off = self.values["auth"] == "off"
-        if off and isinstance(grant, GrantConfig) and grant.type == "token_exchange":
+            also.append(("caller", server.caller.header))
+        for key, header in also:
+            if header in taken:
+                node = self.node("servers", server.name, key)
+                self.reading.at(node, f"{path}.{key} and {path}.{taken[header]} both set the header {header}; keep one")
+            taken.setdefault(header, key)
+
+    def _judge_without_auth(self, server: ServerConfig) -> None:
+        """There is nobody to name, and no token of theirs."""
+        path, grant = f"servers.{server.name}", server.credentials
+        if isinstance(grant, GrantConfig) and grant.type == "token_exchange":
             node = self.node("servers", server.name, "credentials", "type")
             self.reading.wrong(
-                node, f"{place}.credentials.type", "be another, since auth is off: there are no tokens to exchange"
+                node, f"{path}.credentials.type", "be another, since auth is off: there are no tokens to exchange"
             )
-        if off and server.caller is not None:
+        if server.caller is not None:
             node = self.node("servers", server.name, "caller")
-            self.reading.at(node, f"{place}.caller is of no use where auth is off: all callers are one; leave it out")
-        if off and grant is not None:
-            self.warn(f"{place}.credentials are lent to everybody who reaches the gateway, since auth is off")
-        if any(map(_is_readable_on_the_way, server.instances)):
-            for key, told in (("headers", server.headers), ("credentials", grant), ("caller", server.caller)):
-                if told:
-                    self.warn(f"{place}.{key} go over http to another machine: they can be read on the way")
-        if isinstance(grant, GrantConfig) and grant.allow_private_addresses:
-            self.warn(_private(f"{place}.credentials"))
-
-    def _take(self, taken: dict[str, str], header: str, server: ServerConfig, key: str) -> None:
-        """Note that a header is what ``key`` sets, and that nothing else may."""
-        if header in taken:
-            path = f"servers.{server.name}"
-            node = self.node("servers", server.name, key)
-            self.reading.at(node, f"{path}.{key} and {path}.{taken[header]} both set the header {header}; keep one")
-        taken.setdefault(header, key)
+            self.reading.at(node, f"{path}.caller is of no use where auth is off: all callers are one; leave it out")
 
     def policies(self) -> Any:
         access = self.values["access"]
         servers = self.root.members.get("servers")
         names = tuple(servers.members) if servers else ()
         if access is None:
-            self.warn("access is not given: every caller may see and call everything")
             return dict.fromkeys(names)
         if access is INVALID:
             return INVALID
@@ -406,60 +270,43 @@ class _Parts:
                     node, "public_url is missing; it must be the URL that clients know the gateway by"
                 )
             return _url_of(host, port, tls=tls is not None)
-        if _is_readable_on_the_way(url):
-            if self.values["auth"] != "off":
-                return self.reading.wrong(node, "public_url", "be https: it is what access tokens are for (RFC 9728)")
-            self.warn("public_url is http: everybody on the way can read and change what is said")
+        if is_readable_on_the_way(url) and self.values["auth"] != "off":
+            return self.reading.wrong(node, "public_url", "be https: it is what access tokens are for (RFC 9728)")
         return url
 
     def auth(self) -> Any:
         auth = self.values["auth"]
         if auth is INVALID:
             return INVALID
-        if auth != "off":
-            issuers = [Issuer(issuer) if isinstance(issuer, str) else issuer for issuer in auth["issuers"]]
-            names = [issuer.issuer for issuer in issuers]
-            for name in dict.fromkeys(names):
-                if names.count(name) > 1:
-                    return self.reading.at(self.node("auth", "issuers"), "auth.issuers has an issuer twice; keep one")
-            for number, issuer in enumerate(issuers):
-                self._judge_issuer(f"auth.issuers[{number}]", issuer)
-            try:
-                ScopeHierarchy(auth["implied_scopes"])
-            except ConfigurationError as error:
-                return self.reading.at(self.node("auth", "implied_scopes"), f"auth.{error}")
-            return AuthConfig(**{**auth, "issuers": tuple(issuers)})
-        self.warn("auth is off: nobody is asked who they are, and all callers are one agent")
-        listen, allowed = self.values["listen"], self.values["allow_unauthenticated"]
-        if listen is not INVALID and allowed is False and not is_loopback(listen[0]):
-            self.reading.at(
-                self.node("auth"),
-                "auth is off, and listen is an address that other machines reach; it must be a mapping with issuers, "
-                "or listen be 127.0.0.1, or allow_unauthenticated be true",
-            )
-        return None
-
-    def _judge_issuer(self, place: str, issuer: Issuer) -> None:
-        if issuer.allow_private_addresses:
-            self.warn(_private(place))
-        if issuer.introspection is not None and issuer.introspection.cache > _PROMPT:
-            self.warn(f"{place}.introspection.cache is above {_PROMPT:g} s: a revoked token is good for so long")
+        if auth == "off":
+            listen, allowed = self.values["listen"], self.values["allow_unauthenticated"]
+            if listen is not INVALID and allowed is False and not is_loopback(listen[0]):
+                self.reading.at(
+                    self.node("auth"),
+                    "auth is off, and listen is an address that other machines reach; it must be a mapping with "
+                    "issuers, or listen be 127.0.0.1, or allow_unauthenticated be true",
+                )
+            return None
+        names = [issuer.issuer for issuer in auth.issuers]
+        if len(set(names)) < len(names):
+            return self.reading.at(self.node("auth", "issuers"), "auth.issuers has an issuer twice; keep one")
+        try:
+            ScopeHierarchy(auth.implied_scopes)
+        except ConfigurationError as error:
+            return self.reading.at(self.node("auth", "implied_scopes"), f"auth.{error}")
+        return auth
 
     def limits(self) -> Any:
-        given, servers = self.values["limits"], self.values["servers"]
-        if given is INVALID or servers is INVALID:
+        limits, servers = self.values["limits"], self.values["servers"]
+        if limits is INVALID or servers is INVALID:
             return INVALID
         own = {name: server["limits"] for name, server in servers.items() if server["limits"] is not None}
-        if given is None and len(own) < len(servers):
-            self.warn("limits is not given: one agent can take all that the servers have")
-        if given is None:
+        if limits is None:
             return LimitsConfig(servers=own) if own else None
-        off = {name: None for name in ("requests", "tokens", "concurrency") if given[name] == "off"}
-        limits = LimitsConfig(**{**given, **off}, servers=own)
-        node = self.node("limits")
+        limits = replace(limits, servers=own)
         if limits.limit_nothing and self.values["prices"] is None:
             remedy = "give requests, tokens, concurrency, agents or tools"
-            return self.reading.at(node, f"limits limits nothing; {remedy}")
+            return self.reading.at(self.node("limits"), f"limits limits nothing; {remedy}")
         if limits.counter != "estimate":
             try:
                 ExactCounter(limits.counter)
@@ -473,7 +320,7 @@ class _Parts:
         prices, servers = self.values["prices"], self.values["servers"]
         if prices is None or prices is INVALID or servers is INVALID:
             return prices
-        for number, glob in unpriced_globs(prices, tuple(servers)):
+        for number, glob in unmatched_globs(prices, tuple(servers)):
             node = self.node("prices", "rules").items[number].members["servers"]
             self.reading.at(
                 node,
@@ -490,65 +337,15 @@ class _Parts:
             self.reading.at(self.node("budgets"), "budgets is of no use without prices, by which calls are paid for")
         return budgets
 
-    def judge_limits(self, made: Mapping[str, Any]) -> None:
-        """What is dangerous about limits, prices, budgets and the guard."""
-        names = ("limits", "prices", "budgets", "guard", "servers")
-        limits, prices, budgets, guard, servers = (made[name] for name in names)
-        if INVALID not in (limits, prices, budgets, guard, servers):
-            for text in dangers(limits, prices, budgets, guard, tuple(servers)):
-                self.warn(text)
-        listen, url = self.values["listen"], made["public_url"]
-        if INVALID in (listen, url, guard) or guard is None or guard.addresses is None or guard.trusted_proxies:
-            return
-        if is_loopback(listen[0]) and not is_loopback(urlsplit(url).hostname or ""):
-            self.warn(
-                "guard.trusted_proxies is not given, and only this machine reaches listen: all callers have the "
-                "address of the proxy, and one of them locks out all"
-            )
-
-    def sessions(self) -> Any:
-        sessions = self.values["sessions"]
-        if sessions is INVALID:
-            return INVALID
-        if not sessions["keys"]:
-            self.warn(
-                "sessions.keys is not given: a key is made for this process alone, and a restart ends all sessions"
-            )
-        per_agent = sessions["per_agent"]
-        return SessionsConfig(**{**sessions, "per_agent": None if per_agent == "off" else per_agent})
-
-    def tracing(self) -> Any:
-        tracing = self.values["tracing"]
-        if tracing is None or tracing is INVALID:
-            return tracing
-        if tracing["capture_content"]:
-            self.warn("tracing.capture_content is true: spans hold arguments and results, which may hold secrets")
-        if tracing["trust"] == "all":
-            self.warn("tracing.trust is all: every caller decides what is sampled")
-        return TracingConfig(**tracing)
-
     def audit(self) -> Any:
         audit = self.values["audit"]
-        if audit is None:
-            self.warn("audit is not given: nobody will know who called what")
-        if audit is None or audit is INVALID:
-            return audit
-        if audit["sqlite"] == audit["jsonl"]:
+        if isinstance(audit, AuditConfig) and audit.sqlite == audit.jsonl:
             return self.reading.at(self.node("audit"), "audit.sqlite and audit.jsonl are the same file; give two")
-        if audit["on_failure"] == "continue":
-            self.warn("audit.on_failure is continue: calls go on while they cannot be recorded")
-        if audit["sqlite"] is None:
-            self.warn("audit.sqlite is not given: a process that is killed loses its last records")
-        return AuditConfig(**audit)
+        return audit
 
-    def tls(self) -> Any:
-        tls = self.values["tls"]
-        return tls if tls is None or tls is INVALID else TLSConfig(**tls)
-
-    def workers(self, made: Mapping[str, Any]) -> None:
+    def judge_workers(self, limits: Any, budgets: Any) -> None:
         """Several workers count together or not at all."""
-        workers, state = self.values["workers"], self.values["state"]
-        limits, budgets, sessions = made["limits"], made["budgets"], made["sessions"]
+        workers, state, sessions = (self.values[key] for key in ("workers", "state", "sessions"))
         if workers is INVALID or workers == 1:
             return
         node = self.node("workers")
@@ -569,5 +366,3 @@ class _Parts:
                 f"be 1, or state be a Redis URL, or {' and '.join(counted)} be off: each worker would count by itself"
             )
             self.reading.wrong(node, "workers", must)
-        else:
-            self.warn("workers do not share their state: a session that was ended or idle is so to one worker only")

@@ -1,4 +1,4 @@
-"""The credential that a server gets, in place of its caller's: as the file has it, and what is made of it.
+"""The credential that a server gets, in place of its caller's.
 
 A caller's token was issued for the gateway and never goes on (F1). What does is one of three: a header of the file's, a
 token of the gateway's own (RFC 6749 section 4.4), or one that was exchanged for the caller's (RFC 8693). Beside each of
@@ -9,8 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final
 
 from mcp_middleware.credentials import (
     Caller,
@@ -23,11 +22,11 @@ from mcp_middleware.credentials import (
 )
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Exchange
-from mcp_middleware.oauth import ClientAuthentication, IssuerUnavailableError, OAuthHTTPClient
+from mcp_middleware.oauth import IssuerUnavailableError, OAuthHTTPClient
 from mcp_middleware.types import Clock, Headers
 
-if TYPE_CHECKING:
-    from .config import ServerConfig
+from .sections.credentials import CallerConfig, GrantConfig, HeaderConfig
+from .sections.servers import ServerConfig
 
 __all__ = ["CallerConfig", "GrantConfig", "HeaderConfig", "ServerCredentials"]
 
@@ -36,42 +35,6 @@ logger = logging.getLogger("mcp_middleware.gateway")
 _LONGEST_WAIT: Final = 30.0
 """Seconds between two questions to an authorization server that has not answered yet."""
 _GRANTS: Final = {"client_credentials": ClientCredentials, "token_exchange": TokenExchange}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeaderConfig:
-    """A header that is the same in every request."""
-
-    name: str
-    """In lower case."""
-    value: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrantConfig:
-    """An access token for the server, which an authorization server issues to the gateway."""
-
-    type: Literal["client_credentials", "token_exchange"]
-    issuer: str
-    authentication: ClientAuthentication
-    """How the gateway proves itself to it."""
-    audience: str | None = None
-    """The server, as the authorization server names it (RFC 8693 section 2.1)."""
-    resource: str | None = None
-    """The server's URL (RFC 8707)."""
-    scope: str | None = None
-    """Separated by spaces."""
-    allow_private_addresses: bool = False
-    """Whether the authorization server may be on a private network."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallerConfig:
-    """A header in which the gateway says, signed, who calls."""
-
-    header: str
-    """In lower case."""
-    key: str = field(repr=False)
 
 
 class ServerCredentials:
@@ -83,7 +46,7 @@ class ServerCredentials:
 
     def __init__(
         self,
-        server: "ServerConfig",
+        server: ServerConfig,
         http: OAuthHTTPClient,
         *,
         issuer: str,

@@ -26,9 +26,10 @@ from mcp_middleware.errors import ConfigurationError
 
 from .access_log import AccessLogWriter
 from .app import Gateway, create_app
-from .config import Config, TLSConfig, load
+from .config import Config, load
 from .connection import BACKLOG, Connection, Connections, accept
 from .files import WatchedFiles
+from .sections.tls import TLSConfig
 
 __all__ = ["Announce", "StartError", "Worker", "listen", "most_connections"]
 

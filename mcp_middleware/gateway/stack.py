@@ -22,11 +22,15 @@ from mcp_middleware.resource_server import IssuersVerifier, OAuthResourceServerM
 from mcp_middleware.resource_server.origins import AllowedOrigins
 from mcp_middleware.tracing import TraceContextMiddleware
 
-from .config import AuthConfig, Config, ServerConfig, TracingConfig
-from .credentials import GrantConfig, ServerCredentials
+from .config import Config
+from .credentials import ServerCredentials
 from .edge import Edge
 from .forwarder import Forwarder
-from .limits import Counting, LimitsConfig
+from .sections.auth import AuthConfig
+from .sections.credentials import GrantConfig
+from .sections.limits import Counting, LimitsConfig
+from .sections.servers import ServerConfig
+from .sections.tracing import TracingConfig
 from .shared import Shared
 from .telemetry import Telemetry
 from .upstream import Upstream

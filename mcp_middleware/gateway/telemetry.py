@@ -8,7 +8,7 @@ from opentelemetry import metrics
 from mcp_middleware.tracing import conventions as names
 from mcp_middleware.tracing.upstream import ClientSpans
 
-from .config import TracingConfig
+from .sections.tracing import TracingConfig
 
 __all__ = ["Telemetry"]
 

@@ -18,15 +18,13 @@ import math
 import time
 from collections.abc import Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from mcp_middleware.affinity.balancing import Balancer
 from mcp_middleware.types import Clock, Headers
 
 from .client import Endpoint, SlowAnswerError, UpstreamClient, UpstreamError
-
-if TYPE_CHECKING:
-    from .config import ServerConfig
+from .sections.servers import ServerConfig
 
 __all__ = ["UNAVAILABLE_STATUSES", "Upstream", "instance_name"]
 
@@ -58,7 +56,7 @@ class Upstream:
     ``clock`` gives the seconds by which instances are ejected and readmitted.
     """
 
-    def __init__(self, config: "ServerConfig", client: UpstreamClient, *, clock: Clock = time.monotonic) -> None:
+    def __init__(self, config: ServerConfig, client: UpstreamClient, *, clock: Clock = time.monotonic) -> None:
         self.name = config.name
         self.timeout = config.timeout
         self.stream_idle = config.stream_idle

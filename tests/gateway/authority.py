@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mcp_middleware.gateway.credentials import GrantConfig
+from mcp_middleware.gateway.sections.credentials import GrantConfig
 from mcp_middleware.oauth import ClientSecret
 from tests.support import serve
 

@@ -13,9 +13,10 @@ from typing import Any
 from mcp_middleware import SessionAffinityMiddleware
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.gateway.client import UpstreamClient
-from mcp_middleware.gateway.config import ServerConfig
-from mcp_middleware.gateway.credentials import CallerConfig, GrantConfig, HeaderConfig, ServerCredentials
+from mcp_middleware.gateway.credentials import ServerCredentials
 from mcp_middleware.gateway.forwarder import Forwarder
+from mcp_middleware.gateway.sections.credentials import CallerConfig, GrantConfig, HeaderConfig
+from mcp_middleware.gateway.sections.servers import ServerConfig
 from mcp_middleware.gateway.upstream import Upstream
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import ServerMessage

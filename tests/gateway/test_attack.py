@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mcp_middleware.gateway.client import UpstreamClient
-from mcp_middleware.gateway.config import ServerConfig, from_mapping
+from mcp_middleware.gateway.config import from_mapping
+from mcp_middleware.gateway.sections.servers import ServerConfig
 from mcp_middleware.gateway.upstream import MAX_TASK_NAME, Upstream
 from tests.support import headers_for, initialize, message, post
 

@@ -301,7 +301,10 @@ async def test_case_40_an_upstream_that_dies_after_its_answer_has_answered(tmp_p
     """The call is recorded, settled and priced like any other."""
     event = b'data: {"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"done"}]}}\n\n'
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    governed = {"limits": {"tokens": "1000/hour"}, "prices": {"currency": "EUR", "rules": [{"call": 1}]}}
+    governed: dict[str, Any] = {
+        "limits": {"tokens": "1000/hour"},
+        "prices": {"currency": "EUR", "rules": [{"call": 1}]},
+    }
     async with (
         dying(head + b"%x\r\n%b\r\n" % (len(event), event), []) as servers,
         gateway(tmp_path, servers, **governed) as running,

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from mcp_middleware.gateway.banner import capabilities
 from mcp_middleware.gateway.config import Config, from_mapping
-from mcp_middleware.gateway.credentials import CallerConfig, GrantConfig, HeaderConfig
 from mcp_middleware.gateway.schema import schema
+from mcp_middleware.gateway.sections.credentials import CallerConfig, GrantConfig, HeaderConfig
 from mcp_middleware.oauth.authentication import ClientSecret, PrivateKeyJWT
 from mcp_middleware.resource_server import Claims, Introspection, Issuer
 

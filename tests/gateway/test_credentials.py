@@ -16,7 +16,7 @@ import pytest
 
 from mcp_middleware import OAuthResourceServerMiddleware
 from mcp_middleware.exchange import Receive, Scope, Send
-from mcp_middleware.gateway.credentials import GrantConfig
+from mcp_middleware.gateway.sections.credentials import GrantConfig
 from mcp_middleware.types import Era
 from tests.authorization_server.running import Credentials, RunningServer, running
 from tests.integration.stack import build_server

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from mcp_middleware.errors import INTERNAL_ERROR, UNAVAILABLE, UnknownOutcomeError
-from mcp_middleware.gateway.credentials import CallerConfig, HeaderConfig
+from mcp_middleware.gateway.sections.credentials import CallerConfig, HeaderConfig
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.tracing.upstream import ClientSpans
 from mcp_middleware.types import Era

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mcp_middleware.gateway.banner import capabilities
-from mcp_middleware.gateway.limits import GuardConfig, LimitsConfig, ServerLimits
+from mcp_middleware.gateway.sections.guard import GuardConfig
+from mcp_middleware.gateway.sections.limits import LimitsConfig, ServerLimits
 from mcp_middleware.ratelimit import AgentLimits, Budget, PartLimits, Price, Prices, Rate
 
 from .test_config import SMALL, loaded, refused

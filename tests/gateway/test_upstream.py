@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcp_middleware.gateway.client import Endpoint, NotSentError, UpstreamClient
-from mcp_middleware.gateway.config import ServerConfig
+from mcp_middleware.gateway.sections.servers import ServerConfig
 from mcp_middleware.gateway.upstream import MAX_TASKS, Upstream, instance_name
 from tests.certificates import certificate, server_context
 from tests.gateway.forwarding import Caller, dead_origin, raw_server
