@@ -34,8 +34,8 @@ __all__ = [
 
 Period: TypeAlias = Literal["day", "month"]
 
-_SPEND: Final = Script("bucket.lua", "spend.lua")
-_SPENT: Final = Script("bucket.lua", "spent.lua")
+_SPEND: Final = Script("bucket.lua", "sums.lua", "spend.lua")
+_SPENT: Final = Script("bucket.lua", "sums.lua", "spent.lua")
 _LATE: Final = -1
 _OVER: Final = -1
 _CANDIDATES: Final = 8
@@ -180,22 +180,31 @@ class MemoryBudgets:
 class _Known:
     """What this replica knows of one agent's wallet."""
 
-    __slots__ = ("owed", "spent", "until")
+    __slots__ = ("life", "owed", "spent", "until")
 
     def __init__(self) -> None:
         self.until: int | None = None
         self.spent = 0
         """What the store last said."""
+        self.life = b""
+        """Names the data that it said it of: of other data, it has lost them since."""
         self.owed = 0
         """What was let through, or settled, while the store was away; told to it with the next call."""
+
+    @property
+    def told(self) -> tuple[bytes, bytes, bytes]:
+        """What the store said, as the scripts read it."""
+        return (
+            (self.life, b"", b"") if self.until is None else (self.life, b"%d" % self.until, b"%d" % max(0, self.spent))
+        )
 
 
 class RedisBudgets:
     """A ``BudgetStorage`` shared by replicas, in one Redis or Valkey.
 
     While the store is away each of ``replicas`` goes on from what the store last said was spent, and counts for all of
-    them. What it let through is told to the store when it is back; a store that lost its data starts from what the
-    replicas remember (``max_keys`` agents). ``clock``: Unix seconds, in place of the store's; for tests.
+    them. What it let through is told to the store when it is back; a store that lost its data goes on from the replica
+    that remembers most (``max_keys`` agents each). ``clock``: Unix seconds, in place of the store's; for tests.
     """
 
     def __init__(
@@ -222,8 +231,7 @@ class RedisBudgets:
         arguments: list[bytes] = []
         for wallet, one in zip(wallets, known, strict=True):
             most = b"" if wallet.most is None else b"%d" % wallet.most
-            start = (b"", b"") if one.until is None else (b"%d" % one.until, b"%d" % one.spent)
-            arguments += (wallet.name.encode(), wallet.period.encode(), most, b"%d" % one.owed, *start)
+            arguments += (wallet.name.encode(), wallet.period.encode(), most, b"%d" % one.owed, *one.told)
             one.owed = 0
         name, sent_at = self._name(key), time.monotonic()
         try:
@@ -250,9 +258,9 @@ class RedisBudgets:
             for one, owed in told:
                 one.owed += owed
             return self._spend_locally(key, wallets, known, nanos)
-        until, spent = tuple(map(int, reply[2::2])), tuple(map(int, reply[3::2]))
+        until, spent = tuple(map(int, reply[3::2])), tuple(map(int, reply[4::2]))
         for one, end, sum_ in zip(known, until, spent, strict=True):
-            one.until, one.spent = end, sum_
+            one.life, one.until, one.spent = reply[2], end, sum_
         if outcome:
             return Spending(key, wallets, nanos, until, spent)
         return _overspending(wallets, until, spent, nanos, now)
@@ -268,25 +276,26 @@ class RedisBudgets:
         if spending.local:
             self._owe(known, spending.until, difference)
             return nothing
-        ends = (
+        sums = (
             part
-            for wallet, end in zip(spending.wallets, spending.until, strict=True)
-            for part in (wallet.name.encode(), b"%d" % end)
+            for wallet, end, one in zip(spending.wallets, spending.until, known, strict=True)
+            for part in (wallet.name.encode(), b"%d" % end, *one.told)
         )
-        amounts = (b"%d" % nanos, b"%d" % spending.nanos, b"%d" % difference)
         try:
             reply = await self._connection.run(
-                _SPENT, (self._name(spending.key),), (self._given_clock(), *amounts, *ends)
+                _SPENT,
+                (self._name(spending.key),),
+                (self._given_clock(), b"%d" % nanos, b"%d" % difference, *sums),
             )
         except StorageUnavailableError as error:
             if not error.sent:  # what may have been counted is not told again
                 self._owe(known, spending.until, difference)
             return nothing
-        sums = tuple(map(int, reply))
-        for one, end, sum_ in zip(known, spending.until, sums, strict=True):
+        spent = tuple(map(int, reply[1:]))
+        for one, end, sum_ in zip(known, spending.until, spent, strict=True):
             if sum_ != _OVER and one.until == end:
-                one.spent = sum_
-        return tuple(None if sum_ == _OVER else sum_ for sum_ in sums)
+                one.life, one.spent = reply[0], sum_
+        return tuple(None if sum_ == _OVER else sum_ for sum_ in spent)
 
     def _spend_locally(
         self, key: bytes, wallets: tuple[Wallet, ...], known: Sequence[_Known], nanos: int

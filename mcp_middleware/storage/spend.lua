@@ -1,10 +1,10 @@
--- Take an amount from every budget of a agent: from all or from none.
+-- Take an amount from every budget of an agent: from all or from none.
 -- KEYS: what the agent has spent.
 -- ARGV: clock or '', deadline (0: none), the amount; then for each budget its name, its period, its most ('': any), what
--- the replica let through by itself in the period that it knows, and the end and sum of that ('': it knows none).
+-- the replica let through by itself in the period that it knows, and the life, end and sum of what it was told of that.
 -- Amounts are whole numbers. Redis adds them as such; here they are compared, for which doubles are near enough.
--- Reply: 1 (taken), 0 (one has not enough) or -1 (too late to be waited for, nothing was done); now; then for each
--- budget the end of its period and what is spent, after taking or as it was decided by.
+-- Reply: 1 (taken), 0 (one has not enough) or -1 (too late to be waited for, nothing was done); now; the life of the
+-- key; then for each budget the end of its period and what is spent, after taking or as it was decided by.
 
 -- 1 March of a year in days since 1970 (the proleptic Gregorian calendar).
 local function march(year)
@@ -37,21 +37,17 @@ if deadline > 0 and now > deadline then
 end
 local amount = tonumber(ARGV[3])
 
+local life = life_of(KEYS[1])
 local short = false
 local latest = 0
-for first = 4, #ARGV, 6 do
-  local name, most = ARGV[first], tonumber(ARGV[first + 2])
-  local held = redis.call('HMGET', KEYS[1], name .. ':until', name)
-  local until_ = tonumber(held[1] or '')
-  if not until_ and ARGV[first + 4] ~= '' then
-    until_ = tonumber(ARGV[first + 4])
-    redis.call('HSET', KEYS[1], name .. ':until', ARGV[first + 4], name, ARGV[first + 5])
-  end
+for first = 4, #ARGV, 7 do
+  local name, most, known_until = ARGV[first], tonumber(ARGV[first + 2]), ARGV[first + 5]
+  local until_ = tonumber(recall(KEYS[1], name, life, ARGV[first + 4], known_until, ARGV[first + 6]) or '')
   if not until_ or now >= until_ then
     until_ = end_of(ARGV[first + 1], now)
-    redis.call('HSET', KEYS[1], name .. ':until', string.format('%d', until_), name, '0')
+    begin(KEYS[1], name, string.format('%d', until_), '0', '0')
   end
-  local owed = tonumber(ARGV[first + 4] or '') == until_ and ARGV[first + 3] or '0'
+  local owed = tonumber(known_until) == until_ and ARGV[first + 3] or '0'
   local spent = tonumber(redis.call('HINCRBY', KEYS[1], name, owed))
   if most and spent + math.min(amount, most) > most then
     short = true
@@ -59,8 +55,8 @@ for first = 4, #ARGV, 6 do
   latest = math.max(latest, until_)
 end
 
-local reply = {short and 0 or 1, text(now)}
-for first = 4, #ARGV, 6 do
+local reply = {short and 0 or 1, text(now), life}
+for first = 4, #ARGV, 7 do
   local name = ARGV[first]
   if not short then
     redis.call('HINCRBY', KEYS[1], name, ARGV[3])
@@ -69,7 +65,6 @@ for first = 4, #ARGV, 6 do
   reply[#reply + 1] = redis.call('HGET', KEYS[1], name)
 end
 if ARGV[1] == '' then
-  local left = math.ceil((latest - now) * 1000)
-  redis.call('PEXPIRE', KEYS[1], string.format('%d', math.max(left, redis.call('PTTL', KEYS[1]))))
+  keep_until(KEYS[1], latest, now)
 end
 return reply

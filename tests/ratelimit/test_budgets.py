@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from random import Random
@@ -242,6 +243,47 @@ async def test_a_store_that_lost_its_data_starts_from_what_is_remembered(stores:
     stores.server.flush()
     assert await first.settle(under_way, 70) == (70, 70)
     assert (await spend(second, 10)).spent == (80, 80)
+
+
+async def test_a_call_that_ends_after_the_loss_does_not_stand_for_all_that_was_spent(
+    stores: Stores, clock: FakeClock
+) -> None:
+    store = stores.make(clock)
+    await spend(store, 80)
+    under_way = await spend(store, 10)
+    stores.server.flush()
+    assert await store.settle(under_way, 12) == (92, 92)
+    await refused(store, 9)
+
+
+async def test_after_a_loss_the_replica_that_remembers_most_is_believed(stores: Stores, clock: FakeClock) -> None:
+    knows_little, knows_most, knows_much = (stores.make(clock) for _ in range(3))
+    await spend(knows_little, 1)
+    await spend(knows_much, 40)
+    under_way = await spend(knows_most, 30)
+    stores.server.flush()
+    assert (await spend(knows_little, 2)).spent == (3, 3)
+    assert await knows_most.settle(under_way, 25) == (68, 68)  # 1 + 40 + 25, and the 2 since
+    assert (await spend(knows_much, 4)).spent == (72, 72)
+    assert (await spend(knows_little, 0)).spent == (72, 72)
+    clock.now = MIDNIGHT
+    assert (await spend(knows_little, 0)).spent == (0, 72)
+    stores.server.flush()
+    assert (await spend(knows_much, 0)).spent == (0, 72)  # what it knows of yesterday is over
+    assert (await spend(knows_little, 0)).spent == (0, 72)
+
+
+async def test_a_settled_call_lets_no_other_budget_be_forgotten_early(stores: Stores) -> None:
+    store = stores.make()
+    under_way = await spend(store, 1)
+    stores.server.flush()
+    await spend(store, 1, MONTH)
+    await store.settle(under_way, 2)
+    with stores.server.client() as client:
+        left, until = client.pttl(NAME), client.hget(NAME, "EUR month:until")
+        assert isinstance(left, int)
+        assert isinstance(until, bytes)
+        assert abs(int(until) - (time.time() + left / 1000)) < 60
 
 
 async def test_without_the_store_each_replica_counts_for_all(own: Stores, clock: FakeClock) -> None:
