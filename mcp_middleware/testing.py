@@ -174,6 +174,17 @@ class LimitStorageContract(ABC):
                 raise AssertionError(f"{nonsense} was taken for a number of tokens")
         assert (await _admitted(storage, 0)).remaining_tokens == 200
 
+    async def test_case_30_a_debt_of_any_size_has_a_time_to_wait(self) -> None:
+        for used in (1e12, 1e308):
+            clock = FakeClock()
+            storage = self.storage(clock)
+            reservation = await _admitted(storage, 1000, key=b"%d" % used)
+            await storage.settle(reservation, used)
+            shortage = await _refused(storage, 1, key=b"%d" % used)
+            assert shortage.remaining == 0
+            clock.advance(shortage.retry_after_ms / 1000)
+            await _admitted(storage, 1, key=b"%d" % used)
+
     async def test_keys_do_not_touch_each_other(self) -> None:
         storage = self.storage(FakeClock())
         for _ in range(10):

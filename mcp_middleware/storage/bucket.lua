@@ -2,6 +2,7 @@
 
 local TOLERANCE = 1e-6
 local PATIENCE = 5
+local DEEPEST = -1e15
 local LONGEST = 315360000000 -- ten years in milliseconds
 
 local function text(number)
@@ -31,6 +32,11 @@ local function clamp(level, capacity)
     return math.huge
   end
   return math.min(level, capacity)
+end
+
+-- Another level, by what was given back or used beyond what was taken.
+local function changed_by(level, capacity, difference)
+  return math.max(clamp(level + difference, capacity), DEEPEST)
 end
 
 local function refill(level, capacity, rate, seconds)

@@ -50,6 +50,8 @@ AT_ONCE: Final = 1000
 _MOST: Final = 1e12
 _LEAST_RATE: Final = 1e-9
 """Figures beyond these lose whole units in the rounding of a sum."""
+_DEEPEST: Final = -1e15
+"""The deepest debt: beyond it nothing is paid off, and the time that it takes is soon no number any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,8 @@ def settle(levels: Levels, limits: Limits, taken: float, actual: float, now: flo
     limit = limits.tokens
     if limit is not None and tokens > limit.capacity:
         tokens = limit.capacity
+    elif tokens < _DEEPEST:
+        tokens = _DEEPEST
     if not requests and limits.requests is not None:
         requests_there = min(requests_there + 1, limits.requests.capacity)
     return (requests_there, tokens, at)

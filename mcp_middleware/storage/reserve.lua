@@ -39,7 +39,7 @@ for first = 7, #ARGV, 6 do
   local changed = false
   if requests_owed ~= 0 or tokens_owed ~= 0 then
     requests_there = clamp(requests_there - requests_owed, limits[1])
-    tokens_there = clamp(tokens_there - tokens_owed, limits[3])
+    tokens_there = changed_by(tokens_there, limits[3], -tokens_owed)
     requests, tokens_left, at = requests_there, tokens_there, there
     changed = true
   end

@@ -24,7 +24,7 @@ for first = 6, #ARGV, 3 do
     end
     local there = math.max(now, at)
     requests = clamp(refill(requests, limits[1], limits[2], there - at) + tonumber(ARGV[5]), limits[1])
-    tokens = clamp(refill(tokens, limits[3], limits[4], there - at) + (taken - used), limits[3])
+    tokens = changed_by(refill(tokens, limits[3], limits[4], there - at), limits[3], taken - used)
     local requests_text, tokens_text = keep(KEYS[1], name, requests, tokens, there, limits, ARGV[1] == '')
     reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = 1, requests_text, tokens_text
   else
