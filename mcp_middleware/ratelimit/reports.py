@@ -49,9 +49,14 @@ def reported(answer: ServerMessage) -> Report | None:
         return None
     try:
         usage = (_result.decode(answer.result)._meta or {}).get("usage")
-        values = None if usage is None or len(usage) > _MOST_BYTES else _any.decode(usage)
     except (msgspec.DecodeError, RecursionError):
         return None
+    if usage is None or len(usage) > _MOST_BYTES:
+        return None
+    try:
+        values = _any.decode(usage)
+    except (msgspec.DecodeError, RecursionError):  # a number that is none, such as 1e400
+        return NONSENSE
     if not isinstance(values, dict):
         return None
     given = [[values[name] for name in names if name in values] for names in _NAMES]
