@@ -93,7 +93,11 @@ class RequestGuardMiddleware(Member):
         self._addresses = None if addresses is None else _item(f"{name}: addresses", addresses)
         self._tools = _tools(name, tools)
         self._trusted = read_networks(f"{name}: trusted_proxies", trusted_proxies)
+        if not isinstance(server, str):
+            raise ConfigurationError(f"{name}: server is {server!r}; it must be a name")
         self._server_name = server
+        if not isinstance(storage, GuardStorage | None):
+            raise ConfigurationError(f"{name}: storage is {storage!r}; it must be a GuardStorage")
         self._storage = GuardStorage() if storage is None else storage
 
     async def on_headers(self, exchange: Exchange) -> Rejection | None:

@@ -204,6 +204,8 @@ def test_a_wrong_number_of_addresses_is_refused() -> None:
         ({"addresses": "1/day", "trusted_proxies": "10.0.0.1"}, "trusted_proxies is '10.0.0.1'; it must be a list"),
         ({"addresses": "1/day", "trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies has '10.0.0.1/8'; it must be an"),
         ({"addresses": "1/day", "trusted_proxies": [7]}, "trusted_proxies has 7"),
+        ({"addresses": "1/day", "server": 7}, "server is 7; it must be a name"),
+        ({"addresses": "1/day", "storage": 7}, "storage is 7; it must be a GuardStorage"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
