@@ -3,6 +3,7 @@ around, end its line, look like another column, or run as a formula."""
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from decimal import Decimal
 from itertools import chain, islice
@@ -23,6 +24,8 @@ _MAX_CELL: Final = 60
 
 _FORMULA: Final = tuple("=+-@\t\r＝＋－＠")
 """What makes a spreadsheet read a cell as a formula."""
+_FORMULA_BEHIND: Final = re.compile(r'(?<=;)(?=[\s"]*[=+\-@＝＋－＠])')
+"""Where there would be one, were the line taken apart at semicolons: so spreadsheets do where a comma is in numbers."""
 
 _COLUMNS: Final[Mapping[str, Callable[[AuditRecord], object]]] = {
     "TIME": lambda record: record.time,
@@ -191,7 +194,7 @@ def _csv_cell(value: object) -> str:
     if not isinstance(value, str):
         return str(value).lower()
     dangerous = value.lstrip().startswith(_FORMULA) or value.startswith(_FORMULA)
-    return ("'" if dangerous else "") + _visible(value)
+    return ("'" if dangerous else "") + _visible(_FORMULA_BEHIND.sub("'", value))
 
 
 def _csv_line(cells: Iterable[str]) -> str:

@@ -273,6 +273,14 @@ def test_case_34_any_text_makes_one_row_of_csv_and_no_formula(hostile: list[Audi
             assert not cell.lstrip().startswith(tuple("=+-@＝＋－＠"))
 
 
+def test_case_34_no_formula_hides_behind_a_semicolon() -> None:
+    _, line = as_csv([record(agent="a;=cmd()", target='b; "@SUM(1)";c;=;d=1;e-1;')])
+    assert "a;'=cmd()" in line
+    assert """b;' ""@SUM(1)"";c;'=;d=1;e-1;""" in line
+    for rest in line.split(";")[1:]:
+        assert not rest.lstrip(' "').startswith(tuple("=+-@"))
+
+
 def test_case_34_a_name_with_spaces_cannot_pass_for_columns() -> None:
     _, line = as_table([record(agent="ci-bot  alice  tools/call", target=None)])
     assert '"ci-bot  alice  tools/call"' in line
