@@ -11,7 +11,7 @@ billionths before it is added. Amounts of different currencies are never added.
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from itertools import islice
 from operator import attrgetter
 from types import MappingProxyType
@@ -59,6 +59,8 @@ _TEXTS: Final = ("method", "target_kind", "target", "issuer", "subject", "curren
 _MOST: Final = 10**12
 """Tokens or units of a currency that one call can have; more is damage, and would overflow a sum."""
 _MOST_CURRENCIES: Final = 64
+_EXACT: Final = Context(prec=64)
+"""For sums of any size, whatever an application does to the precision of its decimals."""
 _AT_ONCE: Final = 5000
 """Records in the temporary table at a time."""
 
@@ -123,7 +125,8 @@ class CostRow:
 
     def __sub__(self, other: "CostRow") -> "CostRow":
         counts = (getattr(self, name) - getattr(other, name) for name in _COUNTS)
-        return _row(self.keys, counts, {name: cost - other.costs[name] for name, cost in self.costs.items()})
+        costs = {name: _EXACT.subtract(cost, other.costs[name]) for name, cost in self.costs.items()}
+        return _row(self.keys, counts, costs)
 
 
 def _row(keys: tuple[str | None, ...], counts: Iterable[int], costs: Mapping[str, Decimal]) -> CostRow:
@@ -268,7 +271,7 @@ def _reader(keys: int, currencies: Sequence[str]) -> Any:
     def read(row: Sequence[Any]) -> CostRow:
         amounts = zip(row[counted::2], row[counted + 1 :: 2], strict=True)
         costs = {
-            currency: Decimal(whole) + Decimal(nanos).scaleb(-9)
+            currency: _EXACT.scaleb(Decimal(whole * 10**9 + nanos), -9)
             for currency, (whole, nanos) in zip(currencies, amounts, strict=True)
         }
         return _row(tuple(row[:keys]), row[keys:counted], costs)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
@@ -160,13 +161,14 @@ def _whole(place: str, option: Any, *, decimals: int, parts: int, most: int = _M
         return 0
     above = "from 0" if least == 0 else "above 0"
     remedy = f"it must be a number {above} to {most:,}, with at most {decimals} decimals"
-    amount = _decimal(option)
-    if amount is None or not 0 <= amount <= most or amount != round(amount, decimals) or amount * parts < least:
+    amount = _exact(option)
+    if amount is None or not 0 <= amount <= most or (amount * 10**decimals).denominator != 1 or amount * parts < least:
         raise ConfigurationError(f"{place} is {option!r}; {remedy}")
     return int(amount * parts)
 
 
-def _decimal(option: Any) -> Decimal | None:
+def _exact(option: Any) -> Fraction | None:
+    """What was written. As a fraction: what an application does to the precision of its decimals changes no price."""
     if isinstance(option, bool) or not isinstance(option, str | int | float | Decimal):
         return None
     if isinstance(option, str) and not _WRITTEN.fullmatch(option):
@@ -174,4 +176,4 @@ def _decimal(option: Any) -> Decimal | None:
     if isinstance(option, int) and option.bit_length() > 64:
         return None
     amount = Decimal(str(option))
-    return amount if amount.is_finite() else None
+    return Fraction(amount) if amount.is_finite() else None

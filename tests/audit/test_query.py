@@ -4,6 +4,7 @@ import json
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,18 @@ def test_any_text_is_a_time_in_utc_or_refused(text: str) -> None:
 @example(datetime.max.replace(tzinfo=UTC))
 def test_every_time_can_be_asked_for(moment: datetime) -> None:
     assert AuditFilter(since=moment).matches(record(time="9999-12-31T23:59:59.999Z"))
+
+
+@pytest.mark.parametrize("make", [SQLiteSink, JSONLinesSink])
+def test_an_application_that_rounds_its_own_decimals_rounds_no_sum(make: Any, tmp_path: Path) -> None:
+    sink = make(tmp_path / "trail")
+    for number in range(12):
+        sink.write(record(target=f"tool{number % 3}", cost=123456.123456789, currency="EUR"))
+    sink.close()
+    with localcontext() as context:
+        context.prec = 3
+        with AuditTrail(tmp_path / "trail").report(["tool"], top=1) as report:
+            assert [row.costs for row in report.rows()] == [{"EUR": Decimal("493824.493827156")}]
+            assert report.others is not None
+            assert report.others[1].costs == {"EUR": Decimal("987648.987654312")}
+            assert report.total.costs == {"EUR": Decimal("1481473.481481468")}

@@ -1,7 +1,7 @@
 """Prices as users write them, and what calls then cost: to the billionth."""
 
 import json
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Decimal, Inexact, localcontext
 from typing import Any
 
 import pytest
@@ -177,6 +177,15 @@ def test_an_amount_to_reach_is_above_nothing() -> None:
     for wrong in (0, -1, "0.0", 101):
         with pytest.raises(ConfigurationError, match=r"amount is .*; it must be a number above 0 to 100"):
             amount_in_nanos("amount", wrong, most=100)
+
+
+def test_an_application_that_rounds_its_own_decimals_rounds_no_price() -> None:
+    with localcontext() as context:
+        context.prec = 3
+        context.traps[Inexact] = True
+        price = Price(input="123456.789012", call=Decimal("1234.123456789"))
+        assert price.nanos(Usage(1_000_000, 0)) == 123_456_789_012_000 + 1_234_123_456_789
+        assert amount_in_nanos("amount", 0.1, most=100) == 100_000_000
 
 
 def test_no_prices_are_no_prices() -> None:
