@@ -5,6 +5,7 @@ authorization server may say too, 128 and the signal's number where a second sig
 """
 
 import argparse
+import gc
 import json
 import logging
 import sys
@@ -34,7 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .demo import main as demo
 
         return demo(words[1:])
-    given = _parser().parse_args(words)
+    gc.disable()  # until a worker has started: what is loaded by then stays, and to walk it again and again takes time
+    try:
+        return _do(_parser().parse_args(words))
+    finally:
+        gc.enable()
+
+
+def _do(given: argparse.Namespace) -> int:
     if given.command == "schema":
         from .schema import schema
 

@@ -330,11 +330,13 @@ def _settle_heap() -> None:
     A started gateway of one server holds 43,000 objects that live as long as it does. To walk them takes 23 ms, and
     every request waits so long; frozen, they are out of the collector's sight, and a full collection takes 0.01 ms. A
     finished request leaves no cycles behind (``Exchange.close``), so the young ones need no frequent look either.
+    While it started, the collector was off (``cli``).
     """
     gc.unfreeze()
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNGEST, 20, 50)
+    gc.enable()
 
 
 def _flush(access_log: AccessLogWriter | None) -> None:

@@ -1,5 +1,6 @@
 """The command line: what it says, and how it ends."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -57,6 +58,15 @@ def test_a_good_file_is_summed_up_without_its_secrets(tmp_path: Path, capsys: py
     assert "limits: 60/minute requests, others for batch-*" in said
     assert "dangerous: audit is not given" in said
     assert "secret" not in said
+
+
+def test_garbage_is_collected_again_by_a_command_that_has_ended_and_by_a_worker_that_has_started(
+    tmp_path: Path,
+) -> None:
+    assert main(["check", str(written(tmp_path, GOOD))]) == 0
+    assert gc.isenabled()
+    started = "import gc; from mcp_middleware.gateway import server; gc.disable(); server._settle_heap()"
+    subprocess.run([sys.executable, "-c", f"{started}; assert gc.isenabled()"], check=True)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
