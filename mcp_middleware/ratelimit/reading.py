@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from mcp_middleware.errors import ConfigurationError
 
-__all__ = ["globs", "list_of", "matches_any", "read_mapping"]
-
+__all__ = ["globs", "list_of", "matches_any", "read_mapping", "with_method"]
 
 Options = TypeVar("Options")
+Object = TypeVar("Object")
 
 
 def read_mapping(place: str, option: Any, kind: type[Options]) -> Options:
@@ -35,6 +35,13 @@ def list_of(place: str, option: Any, what: str) -> Sequence[Any]:
     """``option``, if it is a list with something in it."""
     if not isinstance(option, list | tuple) or not option:
         raise ConfigurationError(f"{place} is {option!r}; it must be a list of {what}")
+    return option
+
+
+def with_method(place: str, option: Object, method: str) -> Object:
+    """``option``, if it is an object with this method."""
+    if not callable(getattr(option, method, None)):
+        raise ConfigurationError(f"{place} is {option!r}; it must have a method {method!r}")
     return option
 
 

@@ -18,7 +18,7 @@ from mcp_middleware.audit import AuditFilter, AuditRecord, AuditTrail, JSONLines
 from mcp_middleware.audit.__main__ import main
 from mcp_middleware.audit.jsonl import encode_line
 from mcp_middleware.audit.report import KEYS, METHODS
-from mcp_middleware.ratelimit import middleware as limiter
+from mcp_middleware.ratelimit import metering
 from tests.audit.test_journal import die
 from tests.audit.trails import record
 
@@ -345,4 +345,4 @@ def test_any_record_that_a_file_can_hold_is_added_or_counted(tmp_path: Path) -> 
 
 
 def test_calls_are_what_the_limiter_counts_tokens_of() -> None:
-    assert set(METHODS) == limiter._BY_TARGET | limiter._BY_METHOD
+    assert set(METHODS) == metering.BY_TARGET | metering.BY_METHOD

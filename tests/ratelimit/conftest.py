@@ -103,9 +103,8 @@ class Stack:
     def __init__(self, clock: FakeClock, **options: Any) -> None:
         self.server = Server()
         self.storage = MemoryStorage(clock=clock)
-        self.limiter = RateLimitMiddleware(
-            self.server, storage=self.storage, counter=Characters(), **{"initial_output_tokens": 100, **options}
-        )
+        given = {"storage": self.storage, "counter": Characters(), "initial_output_tokens": 100, **options}
+        self.limiter = RateLimitMiddleware(self.server, **given)
         self.app = Caller(self.limiter)
 
     def prepare(self, method: str = "tools/call", caller: str | None = "agent", **params: Any) -> Call:

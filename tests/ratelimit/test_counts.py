@@ -83,8 +83,7 @@ async def test_admitted_refused_debt_errors_and_reports_are_counted(
 
 async def test_the_store_is_timed_and_what_is_decided_without_it_is_counted(make: Make, meters: Meters) -> None:
     storage = RedisStorage("redis://127.0.0.1:1/0", replicas=2)
-    stack = make(requests="10/day", tokens="5000/day", meter_provider=meters.provider)
-    stack.limiter._storage, stack.limiter._is_timed = storage, True
+    stack = make(requests="10/day", tokens="5000/day", meter_provider=meters.provider, storage=storage)
     await stack.call()
     seen = meters.read()
     assert seen["fallbacks"] == {(): 1}

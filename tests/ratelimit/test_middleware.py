@@ -12,12 +12,12 @@ import pytest
 from mcp_middleware.errors import INVALID_PARAMS, RATE_LIMITED, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import Member
-from mcp_middleware.ratelimit import Rate
+from mcp_middleware.ratelimit import Forecast, Rate
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Rejection, Usage
 from tests.core.asgi import MODERN_META, Call, modern_headers, rpc
 
-from .conftest import Stack
+from .conftest import Characters, Stack
 
 Make = Callable[..., Stack]
 INPUT = len('"tool"')
@@ -347,12 +347,13 @@ async def test_usage_that_a_server_reports_is_used_where_it_can_be_true(
 
 
 async def test_failed_calls_do_not_teach_the_forecast(make: Make) -> None:
-    stack = make(requests="60/minute", tokens="50000/minute", initial_output_tokens=3000)
+    forecast = Forecast()
+    stack = make(requests="60/minute", tokens="50000/minute", initial_output_tokens=3000, forecast=forecast)
     stack.server.result = {"content": [{"type": "text", "text": "no"}], "isError": True}
     await stack.call(name="invented")
     stack.server.error = {"code": -32602, "message": "no such tool"}
     await stack.call(name="invented too")
-    assert len(stack.limiter._forecast) == 0
+    assert len(forecast) == 0
 
 
 async def test_usage_is_there_for_the_record_also_without_limits(make: Make) -> None:
@@ -387,8 +388,7 @@ class BrokenCounter:
 async def test_case_30_a_counter_that_answers_nonsense_changes_no_bucket(
     make: Make, value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stack = make(requests="60/minute", tokens="5000/minute")
-    stack.limiter._counter = BrokenCounter(value)
+    stack = make(requests="60/minute", tokens="5000/minute", counter=BrokenCounter(value))
     assert (await stack.call()).status == 200
     assert await stack.left() == (58, 5000 - 1 - 100)
     assert "the token counter answered" in caplog.text
@@ -479,8 +479,13 @@ async def test_a_tool_has_limits_of_its_own_on_top(make: Make) -> None:
 
 async def test_servers_that_share_a_storage_share_the_agent_and_not_the_tools(make: Make) -> None:
     one = make(requests="5/day", server="a", tools={"t": {"requests": "2/day"}}, server_limits={"requests": "3/day"})
-    other = make(requests="5/day", server="b", tools={"t": {"requests": "2/day"}}, server_limits={"requests": "3/day"})
-    other.limiter._storage = one.storage
+    other = make(
+        requests="5/day",
+        server="b",
+        tools={"t": {"requests": "2/day"}},
+        server_limits={"requests": "3/day"},
+        storage=one.storage,
+    )
     assert [(await one.call(name="t")).status for _ in range(3)] == [200, 200, 429]
     assert (await one.call(name="u")).status == 200
     refused = await one.call(name="u")
@@ -521,14 +526,14 @@ async def test_no_more_calls_of_one_agent_are_open_than_allowed(make: Make) -> N
 async def test_case_30_a_call_that_ends_badly_is_not_open_any_more(
     make: Make, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stack = make(concurrency=1, tokens="50000/minute")
+    counter = BrokenCounter(-1) if broken == "counter" else Characters()
+    stack = make(concurrency=1, tokens="50000/minute", counter=counter)
     if broken == "raise":
         stack.server.raises = RuntimeError("crashed")
         with pytest.raises(RuntimeError, match="crashed"):
             await stack.call()
         stack.server.raises = None
     elif broken == "counter":
-        stack.limiter._counter = BrokenCounter(-1)
         await stack.call()
     else:
         stack.server.gate.clear()
@@ -570,7 +575,8 @@ async def test_the_kill_switch_lets_everything_through_at_once_and_back(make: Ma
 
 
 async def test_limits_change_and_what_was_used_stays_used(make: Make) -> None:
-    stack = make(requests="3/day", tokens="1000/day")
+    forecast = Forecast()
+    stack = make(requests="3/day", tokens="1000/day", forecast=forecast)
     for _ in range(3):
         await stack.call()
     assert (await stack.call()).status == 429
@@ -580,8 +586,8 @@ async def test_limits_change_and_what_was_used_stays_used(make: Make) -> None:
         stack.limiter.update(tokens="many")
     assert (await stack.call()).headers["ratelimit-policy"].startswith('"requests";q=1000')
     assert "requests" not in (await stack.call(caller="other")).headers["ratelimit"]
-    successor = make(requests="1000/day", forecast=stack.limiter._forecast, initial_output_tokens=4000)
-    assert successor.limiter._forecast.guess("tools/call tool", 4000) == 100
+    successor = make(tokens="5000/day", forecast=forecast, initial_output_tokens=4000)
+    assert (await successor.call()).headers["ratelimit"] == f'"tokens";r={5000 - INPUT - 100}'
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -692,9 +698,8 @@ class Threaded:
 
 
 async def test_a_slow_counter_is_called_in_a_thread_for_large_messages(make: Make) -> None:
-    stack = make(tokens="50000/minute")
-    counter = stack.limiter._counter = Threaded()
-    stack.limiter._threaded_above = counter.threaded_above
+    counter = Threaded()
+    stack = make(tokens="50000/minute", counter=counter)
     await stack.call()
     stack.server.result = {"content": [{"type": "text", "text": "x" * 3000}]}
     await stack.call(arguments={"text": "y" * 2000})

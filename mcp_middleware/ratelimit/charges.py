@@ -1,0 +1,189 @@
+"""What requests are charged: taken from buckets and budgets before the server is called, and settled when it is known
+what they took."""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from mcp_middleware.message import Request
+from mcp_middleware.storage import Limits, LimitStorage, MemoryStorage, Reservation, Shortage
+from mcp_middleware.types import Principal, Usage
+
+from .counts import Counts
+from .metering import Estimate
+from .payments import Due, Payment, Payments, Unpaid
+from .rules import Profile
+
+__all__ = ["Charge", "Charges", "Shortfall"]
+
+_STEP: Final = 500
+"""Tokens by which a stream is topped up at least, so that not every event asks the store."""
+
+
+class Charge(msgspec.Struct, eq=False):
+    """What one request is charged, until its answer is known."""
+
+    request: Request
+    profile: Profile
+    estimate: Estimate
+    payments: Payments | None
+    """By what it is priced."""
+    reservation: Reservation | None = None
+    """What was taken from its principal's buckets."""
+    payment: Payment | None = None
+    """What was taken from its agent's budgets."""
+    streamed: int = 0
+    """Tokens of what has come before the answer."""
+    topping: asyncio.Task[None] | None = None
+    overdrawn: bool = False
+    """Whether the stream has used tokens that are not there."""
+
+
+class Shortfall(NamedTuple):
+    """Why nothing was taken: for want of units in the buckets, of money in the budgets, or of both."""
+
+    shortage: Shortage | None
+    unpaid: Unpaid | None
+
+
+class Charges:
+    """Takes what requests need from the buckets in ``storage`` and from budgets, and settles it: with a shared store in
+    one round trip for both."""
+
+    def __init__(self, storage: LimitStorage, counts: Counts) -> None:
+        self._is_shared = not isinstance(storage, MemoryStorage)
+        self._storage = _Watched(storage, counts) if self._is_shared else storage
+        self._counts = counts
+
+    async def take(self, charge: Charge, key: bytes, caller: Principal) -> Shortfall | None:
+        """Take all that a request of ``caller`` is estimated to need, or nothing and say why. ``key``: its buckets'."""
+        estimate, payments = charge.estimate, charge.payments
+        limits = charge.profile.limits if charge.profile.policy else None
+        tokens = estimate.input_tokens + estimate.output_tokens
+        due = None
+        if payments is not None and estimate.name is not None:
+            due = payments.estimate(caller, charge.request, Usage(estimate.input_tokens, estimate.output_tokens))
+        paid: Payment | Unpaid | None = None
+        answer: Reservation | Shortage | None = None
+        if payments is None or due is None:
+            if limits is not None:
+                answer = await self._storage.reserve(key, limits, tokens)
+        elif limits is None:
+            paid = await payments.take(due)
+        else:
+            paid, answer = await self._take_both(payments, due, key, limits, tokens)
+        unpaid = shortage = None
+        if isinstance(paid, Unpaid):
+            unpaid = paid
+        else:
+            charge.payment = paid
+        if isinstance(answer, Shortage):
+            shortage = answer
+        else:
+            charge.reservation = answer
+        if unpaid is None and shortage is None:
+            if answer is not None:
+                self._counts.admitted += 1
+            return None
+        await self._give_back(charge)
+        return Shortfall(shortage, unpaid)
+
+    async def _take_both(
+        self, payments: Payments, due: Due, key: bytes, limits: Limits, tokens: int
+    ) -> tuple[Payment | Unpaid, Reservation | Shortage]:
+        if not self._is_shared:
+            return await payments.take(due), await self._storage.reserve(key, limits, tokens)
+        reserving = asyncio.ensure_future(self._storage.reserve(key, limits, tokens))
+        try:
+            return await asyncio.gather(payments.take(due), reserving)
+        except BaseException:
+            if reserving.cancel():
+                await asyncio.wait({reserving})
+            if not reserving.cancelled() and reserving.exception() is None:
+                answer = reserving.result()
+                if isinstance(answer, Reservation):  # nobody else knows of its place among the open requests
+                    await self._storage.settle(answer, None)
+            raise
+
+    async def _give_back(self, charge: Charge) -> None:
+        """Undo what was taken where not all was there."""
+        if charge.payments is not None and charge.payment is not None:
+            await charge.payments.settle(charge.payment, 0)
+            charge.payment = None
+        if charge.reservation is not None:
+            await self._storage.settle(charge.reservation, 0, requests=0)
+            charge.reservation = None
+
+    def top_up(self, charge: Charge) -> None:
+        """Begin to take more for a stream that has brought more than was reserved; one step at a time."""
+        reservation = charge.reservation
+        if reservation is None or (charge.topping is not None and not charge.topping.done()):
+            return
+        short = charge.estimate.input_tokens + charge.streamed - reservation.tokens
+        if short > 0:
+            charge.topping = asyncio.create_task(self._top_up(charge, reservation, max(short, _STEP)))
+
+    async def _top_up(self, charge: Charge, reservation: Reservation, tokens: float) -> None:
+        left = await self._storage.top_up(reservation, tokens)
+        unused = reservation.tokens - charge.estimate.input_tokens - charge.streamed
+        charge.overdrawn = left + unused < 0
+
+    def settle(self, charge: Charge, tokens: int | None, nanos: int | None) -> Awaitable[None]:
+        """Put what a call took, and cost in billionths, in place of what was taken; None: nobody knows, and that
+        stands."""
+        payments, payment = charge.payments, charge.payment
+        if payments is None or payment is None or nanos is None:
+            return self._settle_tokens(charge.reservation, tokens)
+        return self._settle_both(charge.reservation, tokens, payments, payment, nanos)
+
+    async def _settle_both(
+        self, reservation: Reservation | None, tokens: int | None, payments: Payments, payment: Payment, nanos: int
+    ) -> None:
+        if not self._is_shared:
+            await self._settle_tokens(reservation, tokens)
+            await payments.settle(payment, nanos)
+            return
+        both = asyncio.gather(self._settle_tokens(reservation, tokens), payments.settle(payment, nanos))
+        await asyncio.shield(both)  # else who is cancelled now would not even have begun
+
+    async def _settle_tokens(self, reservation: Reservation | None, tokens: int | None) -> None:
+        if reservation is None or (tokens is None and not reservation.place):
+            return
+        left = await self._storage.settle(reservation, tokens)
+        if tokens is not None:
+            self._counts.settle(reservation.tokens, tokens, left)
+
+    async def aclose(self) -> None:
+        """Close the storage."""
+        await self._storage.aclose()
+
+
+class _Watched:
+    """A shared storage: the time it takes is a metric, and what replicas decide without it is counted."""
+
+    def __init__(self, storage: LimitStorage, counts: Counts) -> None:
+        self._storage = storage
+        self._counts = counts
+
+    async def reserve(self, key: bytes, limits: Limits, tokens: float) -> Reservation | Shortage:
+        began = time.monotonic()
+        answer = await self._storage.reserve(key, limits, tokens)
+        self._counts.took("reserve", time.monotonic() - began)
+        if answer.local:
+            self._counts.fallbacks += 1
+        return answer
+
+    async def settle(self, reservation: Reservation, tokens: float | None, *, requests: int = 1) -> float:
+        began = time.monotonic()
+        left = await self._storage.settle(reservation, tokens, requests=requests)
+        self._counts.took("settle", time.monotonic() - began)
+        return left
+
+    async def top_up(self, reservation: Reservation, tokens: float) -> float:
+        return await self._storage.top_up(reservation, tokens)
+
+    async def aclose(self) -> None:
+        await self._storage.aclose()

@@ -1,0 +1,150 @@
+"""How many tokens calls have: counted, guessed before there is an answer, and as servers report them."""
+
+import asyncio
+import logging
+import math
+import time
+from typing import Final
+
+import msgspec
+
+from mcp_middleware.errors import UNAUTHORIZED
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.message import Request, ServerMessage
+from mcp_middleware.options import whole_number
+from mcp_middleware.types import Usage
+
+from .counts import Counts
+from .forecast import Forecast
+from .reading import with_method
+from .reports import HINT, NONSENSE, Report, reported
+from .tokens import EstimatingCounter, Media, TokenCounter, input_tokens, output_tokens, streamed_tokens
+
+__all__ = ["BY_METHOD", "BY_TARGET", "Estimate", "Meter", "has_succeeded"]
+
+logger = logging.getLogger("mcp_middleware.ratelimit")
+
+BY_TARGET: Final = frozenset({"tools/call", "prompts/get"})
+BY_METHOD: Final = frozenset({"resources/read", "completion/complete", "tasks/get", "tasks/result"})
+"""What a model writes and reads, besides ``BY_TARGET``. Their targets are without number, so one forecast serves them
+all."""
+
+_COMPLAIN_EVERY: Final = 60.0
+"""Seconds between two log lines about reports that cannot be true; there could be one for each call."""
+
+
+class Estimate(msgspec.Struct, frozen=True, gc=False):
+    """The tokens of a call before its answer is known."""
+
+    name: str | None
+    """What its output is remembered by; None for a request without tokens."""
+    input_tokens: int
+    """Counted."""
+    output_tokens: int
+    """Guessed."""
+
+
+_WITHOUT_TOKENS: Final = Estimate(None, 0, 0)
+_NOTHING: Final = Usage()
+_UNTOLD: Final = Report(None, None)
+
+
+class Meter:
+    """Counts what requests and answers have, in a thread where that is slow, and learns what to expect.
+
+    The options are those of ``RateLimitMiddleware``. Raises ConfigurationError for a wrong one, naming ``name``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        counts: Counts,
+        *,
+        counter: TokenCounter | None,
+        forecast: Forecast | None,
+        initial_output_tokens: int,
+        image_tokens: int,
+        audio_tokens: int,
+    ) -> None:
+        self._counts = counts
+        self._counter = EstimatingCounter() if counter is None else with_method(f"{name}: counter", counter, "count")
+        self._threaded_above: float = getattr(self._counter, "threaded_above", math.inf)
+        self._forecast = Forecast() if forecast is None else with_method(f"{name}: forecast", forecast, "guess")
+        self._start = whole_number(f"{name}: initial_output_tokens", initial_output_tokens, least=0)
+        self._media = Media(
+            whole_number(f"{name}: image_tokens", image_tokens, least=0),
+            whole_number(f"{name}: audio_tokens", audio_tokens, least=0),
+        )
+        self._next_complaint = 0.0
+
+    async def estimate(self, request: Request, size: int) -> Estimate:
+        """What ``request``, of ``size`` bytes, has, and what its answer is likely to have."""
+        name = _name(request)
+        if name is None:
+            return _WITHOUT_TOKENS
+        if size > self._threaded_above:
+            known = await asyncio.to_thread(input_tokens, request, self._counter)
+        else:
+            known = input_tokens(request, self._counter)
+        return Estimate(name, known, self._forecast.guess(name, self._start))
+
+    def streamed(self, message: ServerMessage) -> int:
+        """What a message before the answer has. 0 where the counter fails: that is not the stream's fault."""
+        try:
+            return streamed_tokens(message, self._counter)
+        except Exception:
+            logger.exception("the tokens of a stream's message could not be counted")
+            return 0
+
+    async def used(self, exchange: Exchange, request: Request, estimate: Estimate, streamed: int) -> Usage | None:
+        """What the call took, of which it says so in the exchange if it was answered; None where nobody knows.
+
+        ``streamed``: tokens that came before the answer.
+        """
+        if exchange.rejection is not None:
+            return _NOTHING  # a member further in refused: the server saw nothing
+        answer = exchange.answer
+        if exchange.failed is not None or (answer and answer.error and answer.error.code == UNAUTHORIZED):
+            return None  # the server broke off, or the caller's token ended first: nobody knows what it has done
+        if answer is None:
+            refused = exchange.status is not None and 400 <= exchange.status < 500
+            return Usage(estimate.input_tokens) if refused else None
+        report = self._report(answer) if HINT in answer.raw else _UNTOLD
+        known = estimate.input_tokens if report.input_tokens is None else report.input_tokens
+        if report.output_tokens is not None:
+            output = report.output_tokens
+        elif len(answer.raw) > self._threaded_above:
+            output = await asyncio.to_thread(output_tokens, request, answer, self._counter, self._media)
+        else:
+            output = output_tokens(request, answer, self._counter, self._media)
+        output += streamed
+        exchange.usage = usage = Usage(known, output)
+        if estimate.name is not None and has_succeeded(request, answer):
+            self._forecast.add(estimate.name, output)
+        return usage
+
+    def _report(self, answer: ServerMessage) -> Report:
+        """What the server says it used, where it says so and that can be true."""
+        report = reported(answer)
+        if report is None:
+            return _UNTOLD
+        self._counts.reports[report is not NONSENSE] += 1
+        if report is not NONSENSE:
+            return report
+        if time.monotonic() >= self._next_complaint:
+            self._next_complaint = time.monotonic() + _COMPLAIN_EVERY
+            logger.warning("a server reported usage in _meta that cannot be true; its answer was counted instead")
+        return _UNTOLD
+
+
+def has_succeeded(request: Request, answer: ServerMessage) -> bool:
+    """Whether the answer is no error, a tool's neither."""
+    if answer.error is not None or request.method != "tools/call":
+        return answer.error is None
+    return answer.tool_result is not None and not answer.tool_result.is_error
+
+
+def _name(request: Request) -> str | None:
+    if request.method in BY_TARGET:
+        return f"{request.method} {request.target}"
+    return request.method if request.method in BY_METHOD else None
