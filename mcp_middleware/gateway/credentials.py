@@ -23,6 +23,7 @@ from mcp_middleware.credentials import (
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.oauth import IssuerUnavailableError, OAuthHTTPClient
+from mcp_middleware.oauth.waiting import until_answered
 from mcp_middleware.types import Clock, Headers
 
 from .sections.credentials import CallerConfig, GrantConfig, HeaderConfig
@@ -82,10 +83,11 @@ class ServerCredentials:
         answers. Raises ConfigurationError, with what was sent, fetched and expected."""
         seconds = await self._ask()
         if seconds is not None:
-            self._asking = asyncio.create_task(self._keep_asking(seconds), name=f"ask for {self._place}")
+            waiting = until_answered(self._ask_again, first=seconds, longest=_LONGEST_WAIT)
+            self._asking = asyncio.create_task(waiting, name=f"ask for {self._place}")
 
     async def _ask(self) -> float | None:
-        """Seconds after which to ask again, if there was no answer."""
+        """Seconds after which to ask again, if there was no answer. Raises ConfigurationError."""
         try:
             if self._grant is not None:
                 await self._grant.start()
@@ -98,17 +100,17 @@ class ServerCredentials:
         self.waiting = None
         return None
 
-    async def _keep_asking(self, seconds: float) -> None:
-        wait: float | None = seconds
-        while wait is not None:
-            await asyncio.sleep(min(wait, _LONGEST_WAIT))
-            try:
-                wait = await self._ask()
-            except ConfigurationError as error:  # it may be mended, here or there
-                logger.error("%s", error)
-                self.waiting = f"The authorization server of {self._place} contradicts it; the log says how"
-                wait = _LONGEST_WAIT
-        logger.info("%s: the authorization server answers", self._place)
+    async def _ask_again(self) -> bool:
+        """Whether there was an answer that fits the configuration; one that does not may be mended, here or there."""
+        try:
+            answered = await self._ask() is None
+        except ConfigurationError as error:
+            logger.error("%s", error)
+            self.waiting = f"The authorization server of {self._place} contradicts it; the log says how"
+            return False
+        if answered:
+            logger.info("%s: the authorization server answers", self._place)
+        return answered
 
     async def headers(self, exchange: Exchange) -> Headers:
         """The headers for a request. Raises CredentialUnavailableError and CredentialRefusedError."""

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth.http import FetchError, OAuthHTTPClient, RefusedAddressError
 from mcp_middleware.oauth.metadata import MetadataSource, WrongMetadataError
+from mcp_middleware.oauth.waiting import until_answered
 from mcp_middleware.types import Clock
 
 from .introspection import Introspector
@@ -111,27 +113,28 @@ class Sources:
             if isinstance(outcome, FetchError):
                 name = source.issuer.issuer
                 logger.warning("the issuer %s does not answer, and is waited for: %s", name, outcome)
-                self._retries[name] = asyncio.create_task(self._retry(source), name=f"waiting for {name}")
+                self._retries[name] = asyncio.create_task(self._wait_for(source), name=f"waiting for {name}")
             elif outcome is not None:
                 raise outcome
         return []
 
-    async def _retry(self, source: Source) -> None:
-        """Ask an issuer again until it answers. One that turns out to be wrong is asked on: it may be mended."""
-        name, pause = source.issuer.issuer, _FIRST_RETRY
-        while True:
-            await asyncio.sleep(pause)
-            pause = min(_LONGEST_RETRY, 2 * pause)
-            try:
-                await source.check()
-            except FetchError as error:
-                logger.info("the issuer %s does not answer: %s", name, error)
-            except ConfigurationError as error:
-                logger.error("%s", error)
-            else:
-                logger.info("the issuer %s answers", name)
-                self._retries.pop(name, None)
-                return
+    async def _wait_for(self, source: Source) -> None:
+        await until_answered(partial(self._answers, source), first=_FIRST_RETRY, longest=_LONGEST_RETRY)
+        self._retries.pop(source.issuer.issuer, None)
+
+    async def _answers(self, source: Source) -> bool:
+        """Whether an issuer that was silent answers now. One that turns out to be wrong does not: it may be mended."""
+        name = source.issuer.issuer
+        try:
+            await source.check()
+        except FetchError as error:
+            logger.info("the issuer %s does not answer: %s", name, error)
+            return False
+        except ConfigurationError as error:
+            logger.error("%s", error)
+            return False
+        logger.info("the issuer %s answers", name)
+        return True
 
     async def aclose(self) -> None:
         """Stop what is under way and close the connections."""
