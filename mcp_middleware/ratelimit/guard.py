@@ -3,9 +3,7 @@
 By the ``limits`` library, with fixed windows, in this process alone.
 """
 
-import fnmatch
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -19,6 +17,7 @@ from mcp_middleware.types import Clock, Rejection
 
 from .addresses import address_of, read_networks
 from .rate import Rate
+from .reading import by_glob
 
 if TYPE_CHECKING:
     from limits import RateLimitItem
@@ -91,7 +90,10 @@ class RequestGuardMiddleware(Member):
         if addresses is None and not tools:
             raise ConfigurationError(f"{name} limits nothing; give addresses or tools")
         self._addresses = None if addresses is None else _item(f"{name}: addresses", addresses)
-        self._tools = _tools(name, tools)
+        self._tools = [
+            (glob, pattern, _item(f"{name}: tools[{glob!r}]", rate))
+            for glob, pattern, rate in by_glob(f"{name}: tools", tools, names="tool names", values="rates")
+        ]
         self._trusted = read_networks(f"{name}: trusted_proxies", trusted_proxies)
         if not isinstance(server, str):
             raise ConfigurationError(f"{name}: server is {server!r}; it must be a name")
@@ -177,17 +179,3 @@ def _item(place: str, option: Any) -> "RateLimitItem":
     except ConfigurationError as error:
         raise ConfigurationError(f"{place}: {error}") from None
     return parse(rate)
-
-
-def _tools(name: str, tools: Any) -> list[tuple[str, re.Pattern[str], "RateLimitItem"]]:
-    if tools is None:
-        return []
-    if not isinstance(tools, Mapping):
-        raise ConfigurationError(f"{name}: tools is {tools!r}; it must be a mapping from globs to rates")
-    found = []
-    for glob, rate in tools.items():
-        if not isinstance(glob, str) or not glob:
-            raise ConfigurationError(f"{name}: tools has the key {glob!r}; it must be a glob of tool names")
-        item = _item(f"{name}: tools[{glob!r}]", rate)
-        found.append((glob, re.compile(fnmatch.translate(glob)), item))
-    return found

@@ -1,13 +1,17 @@
-"""Options that hold options: mappings, lists and globs. What is wrong is named with its place (ConfigurationError)."""
+"""Options that hold options: mappings, lists and globs. What is wrong is named with its place (ConfigurationError).
+
+A glob (``*``, ``?``, ``[...]``) stands for whole names, case and all, whatever the operating system's own rules are.
+"""
 
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from mcp_middleware.errors import ConfigurationError
 
-__all__ = ["globs", "list_of", "matches_any", "read_mapping", "with_method"]
+__all__ = ["by_glob", "globs", "is_text", "list_of", "matches_any", "read_mapping", "with_method"]
 
 Options = TypeVar("Options")
 Object = TypeVar("Object")
@@ -45,8 +49,26 @@ def with_method(place: str, option: Object, method: str) -> Object:
     return option
 
 
+def is_text(option: Any) -> bool:
+    """Whether it is a text, not empty, and such that a storage can name buckets by it."""
+    return isinstance(option, str) and option != "" and option == option.encode("utf-8", "replace").decode()
+
+
+def by_glob(place: str, option: Any, *, names: str, values: str) -> list[tuple[str, re.Pattern[str], Any]]:
+    """A mapping from globs of ``names`` to ``values``, None for an empty one: each glob, the expression that matches
+    what it stands for, and its value."""
+    if option is None:
+        return []
+    if not isinstance(option, Mapping):
+        raise ConfigurationError(f"{place} is {option!r}; it must be a mapping from globs to {values}")
+    for glob in option:
+        if not is_text(glob):
+            raise ConfigurationError(f"{place} has the key {glob!r}; it must be a glob of {names}")
+    return [(glob, re.compile(fnmatch.translate(glob)), value) for glob, value in option.items()]
+
+
 def globs(place: str, option: Any) -> tuple[str, ...]:
-    """A list of globs (``*``, ``?``, ``[...]``)."""
+    """A list of globs."""
     for one in list_of(place, option, "globs"):
         if not isinstance(one, str) or not one:
             raise ConfigurationError(f"{place} has {one!r}; it must be a glob such as 'search*'")
@@ -54,5 +76,5 @@ def globs(place: str, option: Any) -> tuple[str, ...]:
 
 
 def matches_any(patterns: Iterable[str], name: str) -> bool:
-    """Whether one of the globs matches the whole name, whatever the case rules of the operating system."""
+    """Whether one of the globs stands for the name."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

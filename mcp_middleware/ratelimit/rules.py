@@ -1,9 +1,7 @@
 """Which limits a request falls under: those of its agent, its server and its tool, put together."""
 
-import fnmatch
 import json
 import math
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
@@ -24,6 +22,7 @@ from .rate import (
     read_part,
     read_rate,
 )
+from .reading import by_glob, is_text
 
 __all__ = ["Profile", "Rules"]
 
@@ -74,7 +73,7 @@ class Rules:
             read_rate(f"{name}: tokens", tokens),
             read_concurrency(f"{name}: concurrency", concurrency),
         )
-        if server is not None and not _is_text(server):
+        if server is not None and not is_text(server):
             raise ConfigurationError(f"{name}: server is {server!r}; it must be a name")
         parts: list[tuple[str, Rates]] = []
         if server_limits is not None:
@@ -83,15 +82,12 @@ class Rules:
             parts.append((f"server:{server}", read_part(f"{name}: server_limits", server_limits)))
         prefix = "tool:" if server is None else f"tool:{server}/"
         self._tools = [
-            (_glob(name, "tools", pattern), (f"{prefix}{pattern}", read_part(f"{name}: tools[{pattern!r}]", option)))
-            for pattern, option in _mapping(name, "tools", tools).items()
+            (pattern, (f"{prefix}{glob}", read_part(f"{name}: tools[{glob!r}]", option)))
+            for glob, pattern, option in by_glob(f"{name}: tools", tools, names="tool names", values="limits")
         ]
         self._agents = [
-            (
-                _glob(name, "agents", pattern),
-                self._profiles(read_agent_limits(f"{name}: agents[{pattern!r}]", option, everybody), parts),
-            )
-            for pattern, option in _mapping(name, "agents", agents).items()
+            (pattern, self._profiles(read_agent_limits(f"{name}: agents[{glob!r}]", option, everybody), parts))
+            for glob, pattern, option in by_glob(f"{name}: agents", agents, names="client ids", values="limits")
         ]
         self._everybody = self._profiles(everybody, parts)
         self._caller = lru_cache(_CACHED)(self._find_caller)
@@ -122,26 +118,6 @@ class Rules:
     def _profiles(self, rates: Rates, parts: list[tuple[str, Rates]]) -> tuple[Profile, ...]:
         """Without a tool of its own limits, and for each that has some."""
         return (_profile(rates, parts), *(_profile(rates, [*parts, tool]) for _, tool in self._tools))
-
-
-def _mapping(name: str, option: str, value: Any) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(f"{name}: {option} is {value!r}; it must be a mapping from globs to limits")
-    return value
-
-
-def _is_text(value: Any) -> bool:
-    """Not empty, and such that a storage can name buckets by it."""
-    return isinstance(value, str) and value != "" and value == value.encode("utf-8", "replace").decode()
-
-
-def _glob(name: str, option: str, pattern: Any) -> re.Pattern[str]:
-    if not _is_text(pattern):
-        kind = "client ids" if option == "agents" else "tool names"
-        raise ConfigurationError(f"{name}: {option} has the key {pattern!r}; it must be a glob of {kind}")
-    return re.compile(fnmatch.translate(pattern))
 
 
 def _profile(rates: Rates, parts: list[tuple[str, Rates]]) -> Profile:
