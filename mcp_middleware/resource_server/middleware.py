@@ -26,6 +26,8 @@ __all__ = ["OAuthResourceServerMiddleware"]
 
 _QUERY_TOKEN: Final = b"token"
 _OURS: Final = (IssuersVerifier, JWTVerifier, IntrospectionVerifier)
+_FIELDS: Final = ("client_id", "scopes", "expires_at", "resource", "subject", "claims")
+"""What is read of a token that another verifier than ours has verified."""
 _ANY_WELL_KNOWN: Final = "/.well-known/"
 _WIDENED: Final = 4096
 """Tokens whose widened scopes are kept at hand."""
@@ -154,6 +156,9 @@ class OAuthResourceServerMiddleware(Member):
         except Exception as error:  # a verifier of somebody else's; its message may quote the token
             logger.error("the token verifier failed: %s", type(error).__name__)
             return _unavailable(1)
+        if token is not None and not _is_access_token(token):
+            logger.error("the token verifier answered a %s, which is no AccessToken", type(token).__name__)
+            return _unavailable(1)
         if token is None or not self._is_for_here(token):
             text = "The access token has expired, is malformed, or was not issued for this resource; get a new one"
             return self._refuse(401, "invalid_token", text, "invalid_token")
@@ -197,7 +202,7 @@ class OAuthResourceServerMiddleware(Member):
         except Exception as error:
             logger.info("the token of an open stream cannot be verified now: %s", type(error).__name__)
             return True
-        return token is not None and self._is_for_here(token)
+        return token is not None and _is_access_token(token) and self._is_for_here(token)
 
     def _is_for_here(self, token: AccessToken) -> bool:
         """What any verifier's result must keep to: not expired, and for no other resource where it names one."""
@@ -228,6 +233,11 @@ class OAuthResourceServerMiddleware(Member):
         aclose = getattr(self._verifier, "aclose", None)
         if aclose is not None:
             await aclose()
+
+
+def _is_access_token(token: object) -> bool:
+    """Whether a verifier, which may be anybody's, answered what it has to."""
+    return isinstance(token, VerifiedToken) or all(hasattr(token, name) for name in _FIELDS)
 
 
 def _unavailable(retry_after: int) -> Rejection:

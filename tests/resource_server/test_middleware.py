@@ -362,16 +362,16 @@ async def test_an_outage_is_503_and_never_401(issuer: LoopbackIssuer) -> None:
 class StaticVerifier:
     """A verifier of somebody else's, with the SDK's own AccessToken."""
 
-    def __init__(self, answer: AccessToken | Exception | None) -> None:
+    def __init__(self, answer: object) -> None:
         self.answer = answer
 
-    async def verify_token(self, token: str) -> AccessToken | None:
+    async def verify_token(self, token: str) -> Any:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
 
-def static(answer: AccessToken | Exception | None) -> dict[str, Any]:
+def static(answer: object) -> dict[str, Any]:
     return {"verifier": StaticVerifier(answer), "authorization_servers": ["https://login.example.com"]}
 
 
@@ -415,6 +415,18 @@ async def test_a_verifier_that_fails_is_an_outage_and_tells_no_token(
             assert answer.status_code == 503
             assert "s3cret" not in caplog.text + answer.text
     assert answer.headers["retry-after"] == "7"
+
+
+@pytest.mark.parametrize("answer", [False, True, "agent", {"client_id": "agent", "scopes": ["mcp:use"]}])
+async def test_a_verifier_that_answers_something_else_lets_nobody_in_and_ends_no_request_in_a_crash(
+    issuer: LoopbackIssuer, caplog: pytest.LogCaptureFixture, answer: object
+) -> None:
+    async with guarded(issuer, **static(answer)) as setup:
+        assert (await setup.call("s3cret")).status_code == 503
+        assert setup.rejection is not None
+        assert setup.rejection.reason == "issuer_unavailable"
+    assert f"answered a {type(answer).__name__}, which is no AccessToken" in caplog.text
+    assert not setup.echo.scopes
 
 
 async def test_a_verifier_is_never_asked_about_what_can_be_no_token(issuer: LoopbackIssuer) -> None:
