@@ -56,6 +56,9 @@ _TRY_AGAIN: Final = frozenset({408, 425, 429})
 _MAX_CONNECTIONS: Final = 20
 """To one origin at a time, so that one that hangs holds up nobody else's."""
 
+_SHOWN: Final = 200
+"""Characters of what the system says of a connection that could not be made: nobody there, no such name, TLS."""
+
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 """The addresses of a host, for a port; raises OSError where there are none."""
 
@@ -194,7 +197,9 @@ class OAuthHTTPClient:
             raise FetchError(f"{url} gave no whole answer within {_TIMEOUT:g} s") from None
         except _BadAddressError as error:
             raise RefusedAddressError(f"{url}: {error}") from None
-        except _failures() as error:
+        except (httpcore2.ConnectError, ssl.SSLError) as error:
+            raise FetchError(f"{url}: {type(error).__name__} {ascii(str(error))[:_SHOWN]}") from error
+        except _failures() as error:  # what these say may quote an answer, and so a token
             raise FetchError(f"{url}: {type(error).__name__}") from error
 
     async def _exchange(

@@ -177,8 +177,8 @@ async def test_a_name_without_addresses_cannot_be_fetched() -> None:
     async def unknown(host: str, port: int) -> Sequence[str]:
         raise socket.gaierror(-2, "Name or service not known")
 
-    for resolve in (Names([]), unknown):
-        with pytest.raises(FetchError, match="ConnectError"):
+    for resolve, why in ((Names([]), "has no address"), (unknown, "Name or service not known")):
+        with pytest.raises(FetchError, match=f"ConnectError .*{why}"):
             await OAuthHTTPClient(resolve=resolve).get("https://login.example.com/")
 
 
@@ -237,10 +237,10 @@ async def test_tls_verifies_the_name_although_the_address_is_connected_to(
     async with raw_server("127.0.0.2", tls=server_context(cert, private)) as server:
         client = OAuthHTTPClient(resolve=Names(["127.0.0.2"]))
         await client.get(f"https://login.localhost:{server.port}/")
-        with pytest.raises(FetchError, match="ConnectError"):
+        with pytest.raises(FetchError, match=r"ConnectError .*CERTIFICATE_VERIFY_FAILED"):
             await client.get(f"https://other.localhost:{server.port}/")
         monkeypatch.delenv("SSL_CERT_FILE")
-        with pytest.raises(FetchError, match="ConnectError"):
+        with pytest.raises(FetchError, match=r"ConnectError .*CERTIFICATE_VERIFY_FAILED"):
             await OAuthHTTPClient(resolve=Names(["127.0.0.2"])).get(f"https://login.localhost:{server.port}/")
         assert len(server.received) == 1
 
