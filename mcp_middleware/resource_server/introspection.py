@@ -236,7 +236,7 @@ class Introspector:
             endpoint = await self._endpoint()
             status, body = await self._post(endpoint, token)
         except IssuerUnavailableError as error:
-            return self._note_failure(str(error), asyncio.get_running_loop().time() - begun)
+            return self._note_failure(str(error), asyncio.get_running_loop().time() - begun, trial)
         except BusyError as error:  # of others at the same origin; nothing is known of this one
             logger.warning("%s could not be asked about a token: %s", self.issuer.issuer, error)
             return self._unavailable()
@@ -244,15 +244,15 @@ class Introspector:
             if error.status is None or error.status in _MOVED:
                 self._metadata.doubt()
             if error.status is None:
-                return self._note_failure(str(error), asyncio.get_running_loop().time() - begun)
+                return self._note_failure(str(error), asyncio.get_running_loop().time() - begun, trial)
             return self._note_strange(str(error))
         except Exception:
             logger.exception("introspection failed in a way that is not foreseen")
-            return self._note_failure("an error of our own", 0.0)
+            return self._note_failure("an error of our own", 0.0, trial)
         if status in _MOVED:
             self._metadata.doubt()
         if status in OVERLOADED:
-            return self._note_failure(f"{endpoint} answered {status}", 0.0)
+            return self._note_failure(f"{endpoint} answered {status}", 0.0, trial)
         if status != 200:  # 401 means us: the caller's token was not judged
             return self._note_strange(f"the introspection endpoint {endpoint} answered {status}")
         self.answered = True
@@ -286,9 +286,9 @@ class Introspector:
         logger.error("%s did not judge a token: %s", self.issuer.issuer, reason)
         return IssuerUnavailableError(f"{self.issuer.issuer} does not introspect this token")
 
-    def _note_failure(self, reason: str, seconds: float) -> IssuerUnavailableError:
+    def _note_failure(self, reason: str, seconds: float, trial: bool) -> IssuerUnavailableError:
         """Leave the issuer alone for a while. Questions that were under way together fail as one."""
-        if not self._failures or self._trying:
+        if not self._failures or trial:
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._failures, 10))
             self._failures += 1
             self._retry_at = self._monotonic() + pause

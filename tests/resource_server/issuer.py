@@ -89,6 +89,8 @@ class LoopbackIssuer:
         """Token to what introspection says of it: claims, or a whole Response. Others are inactive."""
         self.answer: Response | None = None
         """What introspection says of every token."""
+        self.held: dict[str, asyncio.Event] = {}
+        """Tokens about which introspection says nothing until then."""
         self.client: tuple[str, str] | None = ("gateway", "secret")
         """Who may introspect; None: whoever asks."""
         self.questions: list[dict[str, str]] = []
@@ -135,7 +137,10 @@ class LoopbackIssuer:
         basic = base64.b64encode(":".join(self.client or ("", "")).encode()).decode()
         if self.client is not None and request.headers.get("authorization") != f"Basic {basic}":
             return JSONResponse({"error": "invalid_client"}, status_code=401)
-        said = self.answer or self.active.get(form.get("token", ""))
+        token = form.get("token", "")
+        if token in self.held:
+            await self.held[token].wait()
+        said = self.answer or self.active.get(token)
         if isinstance(said, Response):
             return said
         return JSONResponse({"active": False} if said is None else {"active": True, **said})

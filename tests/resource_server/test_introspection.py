@@ -373,6 +373,34 @@ async def test_case_42_introspection_down(issuer: LoopbackIssuer) -> None:
     assert await verifier.verify_token("junk") is None
 
 
+async def test_case_42_questions_under_way_together_fail_as_one_however_late_one_of_them_does(
+    issuer: LoopbackIssuer,
+) -> None:
+    """A late one in the middle of the next trial made the pause longer, for an issuer that may be back."""
+    monotonic = FakeClock()
+    verifier = verifier_for(issuer, monotonic)
+    assert await verifier.verify_token(issuer.opaque()) is not None
+
+    async def asked(token: str) -> asyncio.Task[VerifiedToken | None]:
+        issuer.asked.clear()
+        question = asyncio.create_task(verifier.verify_token(token))
+        await issuer.asked.wait()
+        return question
+
+    issuer.active = {name: Response(status_code=503) for name in ("late", "early", "trial")}
+    issuer.held = {name: asyncio.Event() for name in ("late", "trial")}
+    late = await asked("late")
+    with pytest.raises(IssuerUnavailableError):
+        await verifier.verify_token("early")
+    monotonic.advance(1)
+    trial = await asked("trial")
+    for name, question, pause in [("late", late, 1), ("trial", trial, 2)]:
+        issuer.held[name].set()
+        with pytest.raises(IssuerUnavailableError) as caught:
+            await question
+        assert caught.value.retry_after == pause
+
+
 async def test_case_42_nobody_waits_for_an_issuer_that_is_known_to_be_silent(
     issuer: LoopbackIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
