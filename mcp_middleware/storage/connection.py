@@ -18,12 +18,13 @@ redirections, and forgotten when a node is lost.
 import asyncio
 import hashlib
 import logging
+import re
 import time
 from binascii import crc_hqx
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from mcp_middleware.errors import ConfigurationError
@@ -47,7 +48,10 @@ _ATTEMPT: Final = 1.0
 _SHORTEST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
 _SLOTS: Final = 16_384
-_MOST_REDIRECTIONS: Final = 3
+_MOST_ANSWERS: Final = 4
+"""To one call: moved twice, the script not known there, and its reply."""
+_MOVED: Final = re.compile(r"MOVED (\d+) (.*):(\d+)")
+_MORE: Final = object()
 _COMPLAIN_EVERY: Final = 60.0
 """Seconds between two log lines about commands that the store refused; there would be one for each call."""
 
@@ -64,15 +68,100 @@ class Script:
         self.replies = replies
 
 
-class _Waiting:
-    """A command that has not been answered."""
+Word: TypeAlias = bytes | float
+"""Part of a command; numbers are sent as Python writes them."""
+Arguments: TypeAlias = "Sequence[Word] | Callable[[RedisConnection], Sequence[Word]]"
 
-    __slots__ = ("future", "sent_at", "tick")
 
-    def __init__(self, future: "asyncio.Future[Any]", tick: int, sent_at: float) -> None:
-        self.future = future
-        self.tick = tick
-        self.sent_at = sent_at
+class _RefusedError(Exception):
+    """An error that the store answered with; its first word says which."""
+
+
+class _Link(asyncio.Protocol):
+    """An open connection: who asks on it, in the order in which they will be answered.
+
+    redis-py opened it; by its streams a round trip would take two tasks more, each woken by the loop.
+    """
+
+    def __init__(self, node: "RedisConnection", writer: asyncio.StreamWriter) -> None:
+        from hiredis import Reader, pack_command
+
+        self._node = node
+        self._writer = writer  # which closes the transport when it is let go of
+        self._pack: Callable[..., bytes] = pack_command
+        self._answers = Reader(replyError=_RefusedError, notEnoughData=_MORE)
+        self._outbox: list[tuple[Sequence[Word], Arguments]] = []
+        self._waiting: deque[tuple[asyncio.Future[Any], int]] = deque()
+        """Who waits for an answer, and since which tick."""
+        self._tick_seconds = node._budget / _TICKS
+        self._ticks = 0
+        self._ticker: asyncio.TimerHandle | None = None
+        self.gone = asyncio.Event()
+        writer.transport.set_protocol(self)
+
+    def ask(self, words: Sequence[Word], arguments: Arguments) -> "asyncio.Future[Any]":
+        """Send a command; its answer."""
+        loop = asyncio.get_running_loop()
+        if not self._outbox:
+            loop.call_soon(self._write)
+        if self._ticker is None:
+            self._ticker = loop.call_later(self._tick_seconds, self._tick)
+        future: asyncio.Future[Any] = loop.create_future()
+        self._outbox.append((words, arguments))
+        self._waiting.append((future, self._ticks))
+        return future
+
+    def _write(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        try:
+            packets = [
+                self._pack((*words, *(arguments(self._node) if callable(arguments) else arguments)))
+                for words, arguments in outbox
+            ]
+            self._writer.transport.write(b"".join(packets))
+        except Exception as error:
+            self._node._lose(_reason(error), self)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand answers to those who asked."""
+        try:
+            self._answers.feed(data)
+            while (answer := self._answers.gets(False)) is not _MORE:
+                future, _ = self._waiting.popleft()
+                if future.done():  # whoever asked went away
+                    continue
+                if isinstance(answer, _RefusedError):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+        except Exception as error:
+            self._node._lose(_reason(error), self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The transport is closed."""
+        self.gone.set()
+        self._node._lose("it closed the connection" if error is None else _reason(error), self)
+
+    def close(self, reason: str) -> None:
+        """Whoever waits is told that the store is away."""
+        self._writer.transport.abort()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        waiting, self._waiting, self._outbox = self._waiting, deque(), []
+        for future, _ in waiting:
+            if not future.done():
+                away = f"Redis at {self._node.place} is away: {reason}"
+                future.set_exception(StorageUnavailableError(away, sent=True))
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        self._ticker = None
+        if not self._waiting:
+            return
+        if self._ticks - self._waiting[0][1] >= _TICKS - 1:
+            self._node._lose(f"no answer within {self._node._budget * 1000:g} ms", self)
+            return
+        self._ticker = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
 
 
 class RedisConnection:
@@ -96,13 +185,7 @@ class RedisConnection:
         """Host and port, for people."""
         self.host = self.place.rpartition(":")[0]
         _connect(url)
-        self._connection: AbstractConnection | None = None
-        self._waiting: deque[_Waiting] = deque()
-        self._outbox: list[Callable[[], bytes]] = []
-        self._wake = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._ticker: asyncio.TimerHandle | None = None
-        self._ticks = 0
+        self._link: _Link | None = None
         self._attempt: asyncio.Task[None] | None = None
         self._tried = False
         self._pause = _SHORTEST_PAUSE
@@ -116,7 +199,7 @@ class RedisConnection:
     @property
     def is_up(self) -> bool:
         """Whether the store answered last time. False before the first use."""
-        return self._connection is not None
+        return self._link is not None
 
     def deadline(self) -> float:
         """The moment, by the store's clock, after which nobody waits for a command sent now; 0 while its clock is
@@ -130,42 +213,36 @@ class RedisConnection:
 
     async def connect(self) -> bool:
         """Connect, if it is not connected yet, and say whether it is: for an application's start. At most a second."""
-        if self._connection is None:
+        if self._link is None:
             await asyncio.wait({self._start_attempt()})
-        return self._connection is not None
+        return self._link is not None
 
-    async def run(
-        self,
-        script: Script,
-        keys: Sequence[bytes],
-        arguments: "Sequence[bytes] | Callable[[RedisConnection], Sequence[bytes]]",
-    ) -> Any:
+    async def run(self, script: Script, keys: Sequence[bytes], arguments: Arguments) -> Any:
         """Carry ``script`` out and return its reply. Raises StorageUnavailableError, within the budget.
 
         ``keys`` live together. ``arguments`` may depend on the node that is asked (``deadline``). Such are made when
         the command is written: what our own loop was busy with until then is not the store's time.
         """
-        from redis.exceptions import MovedError, ReadOnlyError, RedisError
-
-        for _ in range(_MOST_REDIRECTIONS):
+        command: tuple[Word, ...] = (b"EVALSHA", script.digest, len(keys), *keys)
+        for _ in range(_MOST_ANSWERS):
             node = self.node_of(keys[0])
+            link = node._link or await node._connected()
             try:
-                reply = await node._run_here(script, keys, arguments)
+                reply = await link.ask(command, arguments)
+            except _RefusedError as error:
+                text = str(error)
+                if text.startswith("NOSCRIPT"):  # the store was restarted, or its scripts flushed
+                    command = (b"EVAL", script.source, *command[2:])
+                elif moved := _MOVED.fullmatch(text):
+                    self._slots[int(moved[1])] = self._node_at(moved[2] or node.host, int(moved[3]))
+                else:
+                    node._complain(text, link)
+                    break
+            else:
                 if isinstance(reply, script.replies):
                     return reply
-                node._lose("its answers are out of step")  # so others would be taken for what they are not
+                node._lose("its answers are out of step", link)  # so others would be taken for what they are not
                 raise StorageUnavailableError(f"Redis at {node.place} answered nonsense", sent=True)
-            except MovedError as moved:
-                self._slots[moved.slot_id] = self._node_at(moved.host or node.host, moved.port)
-            except RedisError as error:
-                # An answer, so the store is there; but out of memory, read-only, loading, or without the rights.
-                if time.monotonic() >= self._next_complaint:
-                    self._next_complaint = time.monotonic() + _COMPLAIN_EVERY
-                    logger.error("Redis at %s refused a command: %s", node.place, error)
-                if isinstance(error, ReadOnlyError) or "READONLY" in str(error):  # 6.2 puts it into other words
-                    node._pause = _LONGEST_PAUSE  # by then its name may be another's
-                    node._lose("it has become a replica")
-                break
         raise StorageUnavailableError(f"Redis at {self.place} refused a command", sent=False)
 
     def node_of(self, key: bytes) -> "RedisConnection":
@@ -188,27 +265,6 @@ class RedisConnection:
             node._address, node.place, node.host = address, f"{host}:{port}", host
         return node
 
-    async def _run_here(
-        self,
-        script: Script,
-        keys: Sequence[bytes],
-        arguments: "Sequence[bytes] | Callable[[RedisConnection], Sequence[bytes]]",
-    ) -> Any:
-        from redis.exceptions import NoScriptError
-
-        if self._connection is None:
-            await self._wait_for_the_first_attempt()
-
-        def command(*words: bytes) -> Callable[[], bytes]:
-            return lambda: _pack(
-                (*words, b"%d" % len(keys), *keys, *(arguments(self) if callable(arguments) else arguments))
-            )
-
-        try:
-            return await self._send(command(b"EVALSHA", script.digest))
-        except NoScriptError:  # the store was restarted, or its scripts flushed
-            return await self._send(command(b"EVAL", script.source))
-
     async def aclose(self) -> None:
         """Disconnect. Whoever waits is told that the store is away."""
         self._slots.clear()
@@ -219,97 +275,40 @@ class RedisConnection:
         if attempt is not None:
             attempt.cancel()
             await asyncio.wait({attempt})
-        tasks = self._tasks
-        self._drop("closed")
-        if tasks:
-            await asyncio.wait(tasks)
+        link, self._link = self._link, None
+        if link is not None:
+            link.close("closed")
+            await link.gone.wait()
         self._tried, self._pause, self._next_attempt = False, _SHORTEST_PAUSE, 0.0
 
-    def _send(self, command: Callable[[], bytes]) -> "asyncio.Future[Any]":
-        if self._connection is None:
-            raise StorageUnavailableError(f"Redis at {self.place} is away", sent=False)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append(_Waiting(future, self._ticks, time.monotonic()))
-        self._outbox.append(command)
-        self._wake.set()
-        if self._ticker is None:
-            self._ticker = loop.call_later(self._budget / _TICKS, self._tick)
-        return future
-
-    def _tick(self) -> None:
-        self._ticks += 1
-        self._ticker = None
-        if not self._waiting:
-            return
-        if self._ticks - self._waiting[0].tick >= _TICKS - 1:
-            self._lose(f"no answer within {self._budget * 1000:g} ms")
-            return
-        self._ticker = asyncio.get_running_loop().call_later(self._budget / _TICKS, self._tick)
-
-    async def _write(self, connection: "AbstractConnection") -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            commands, self._outbox = self._outbox, []
-            try:
-                await connection.send_packed_command([command() for command in commands], check_health=False)
-            except Exception as error:
-                self._lose(_reason(error), connection)
-                return
-
-    async def _read(self, connection: "AbstractConnection") -> None:
-        from redis.exceptions import ResponseError
-
-        try:
-            while True:
-                reply: Any
-                try:
-                    reply = await connection.read_response(disable_decoding=True)
-                except ResponseError as error:
-                    reply = error
-                future = self._waiting.popleft().future
-                if future.done():  # whoever asked went away
-                    continue
-                if isinstance(reply, ResponseError):
-                    future.set_exception(reply)
-                else:
-                    future.set_result(reply)
-        except Exception as error:
-            self._lose(_reason(error), connection)
-        finally:
-            await connection.disconnect(nowait=True)
-
-    def _lose(self, reason: str, connection: "AbstractConnection | None" = None) -> None:
-        """Open the breaker."""
-        lost = self._connection
-        if lost is None or connection not in (None, lost):
+    def _lose(self, reason: str, link: _Link) -> None:
+        """Open the breaker, if it is not over with ``link`` already."""
+        if link is not self._link:
             return
         logger.warning("Redis at %s is away: %s", self.place, reason)
-        self._drop(reason)
+        self._link = None
+        link.close(reason)
         self._next_attempt = time.monotonic() + self._pause
 
-    def _drop(self, reason: str) -> None:
-        self._connection = None
-        for task in self._tasks:
-            if task is not asyncio.current_task():
-                task.cancel()
-        self._tasks = []
-        if self._ticker is not None:
-            self._ticker.cancel()
-            self._ticker = None
-        waiting, self._waiting, self._outbox = self._waiting, deque(), []
-        for one in waiting:
-            if not one.future.done():
-                one.future.set_exception(StorageUnavailableError(f"Redis at {self.place} is away: {reason}", sent=True))
+    def _complain(self, text: str, link: _Link) -> None:
+        """It answered, so it is there; but out of memory, read-only, loading, or without the rights."""
+        if time.monotonic() >= self._next_complaint:
+            self._next_complaint = time.monotonic() + _COMPLAIN_EVERY
+            logger.error("Redis at %s refused a command: %s", self.place, text)
+        if "READONLY" in text:
+            self._pause = _LONGEST_PAUSE  # by then its name may be another's
+            self._lose("it has become a replica", link)
 
-    async def _wait_for_the_first_attempt(self) -> None:
-        if self._tried:
-            if time.monotonic() >= self._next_attempt:
-                self._start_attempt()
-        else:
+    async def _connected(self) -> _Link:
+        """The link; there is none while the breaker is open."""
+        if not self._tried:
             await asyncio.wait({self._start_attempt()}, timeout=self._budget)
             self._tried = True
+        elif time.monotonic() >= self._next_attempt:
+            self._start_attempt()
+        if self._link is None:
+            raise StorageUnavailableError(f"Redis at {self.place} is away", sent=False)
+        return self._link
 
     def _start_attempt(self) -> "asyncio.Task[None]":
         if self._attempt is None or self._attempt.done():
@@ -324,6 +323,10 @@ class RedisConnection:
                 sent_at = time.monotonic()
                 await connection.send_command("TIME", check_health=False)
                 seconds, microseconds = await connection.read_response(disable_decoding=True)
+            # It has connected, and said who we are; now it lets go of what we read and write without it.
+            writer: Any = connection._writer
+            connection._reader = connection._writer = None
+            link = _Link(self, writer)
         except BaseException as error:
             await connection.disconnect(nowait=True)
             if isinstance(error, asyncio.CancelledError):
@@ -337,16 +340,7 @@ class RedisConnection:
         self._offset = None
         self.learn_time(int(seconds) + int(microseconds) / 1e6, sent_at)
         logger.info("connected to Redis at %s", self.place)
-        self._tried, self._pause = True, _SHORTEST_PAUSE
-        self._connection, self._wake = connection, asyncio.Event()
-        self._tasks = [
-            asyncio.create_task(self._write(connection), name="write to Redis"),
-            asyncio.create_task(self._read(connection), name="read from Redis"),
-        ]
-
-
-def _pack(parts: Sequence[bytes]) -> bytes:
-    return b"".join((b"*%d\r\n" % len(parts), *(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)))
+        self._tried, self._pause, self._link = True, _SHORTEST_PAUSE, link
 
 
 def _reason(error: BaseException) -> str:
@@ -359,6 +353,7 @@ def _connect(url: str, address: tuple[str, int] | None = None) -> "AbstractConne
     Errors do not show the URL, nor what a library says of it.
     """
     try:
+        import hiredis  # noqa: F401  # redis-py could do without, a link could not
         from redis.asyncio.connection import Connection, parse_url
     except ImportError:
         raise ConfigurationError("RedisConnection needs the package redis: install mcp-middleware[redis]") from None

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -22,7 +23,7 @@ from mcp_middleware.types import Clock
 
 from .bucket import AT_ONCE, Levels, Limit, Limits, Shortage, Turn, full, refill, settle, take, takeable
 from .budgets import RedisBudgets
-from .connection import RedisConnection, Script
+from .connection import RedisConnection, Script, Word
 from .interface import Reservation, StorageUnavailableError, check_tokens
 from .sessions import Agent, Place, SessionTable, Use
 
@@ -148,16 +149,15 @@ class RedisStorage:
         principal = self._known_of(key)
         asked = _asked(limits)
         told: list[tuple[_Known, float, float]] = []  # by this call alone, however many run
+        pairs: list[Word] = []
         for one in asked:
             known = principal.pair(one.part)
-            told.append((known, known.owed_requests, known.owed_tokens))
+            owed = (known.owed_requests, known.owed_tokens)
+            told.append((known, *owed))
+            pairs += (one.name, one.figures, *owed, *self._start(known, one.limits))
             known.owed_requests = known.owed_tokens = 0.0
         most = limits.concurrency
         place = b"" if most is None else os.urandom(_OPEN_NAME_BYTES).hex().encode()
-        pairs: list[bytes] = []
-        for one, (known, owed_requests, owed_tokens) in zip(asked, told, strict=True):
-            owed = (b"%r" % owed_requests, b"%r" % owed_tokens)
-            pairs += (one.name, one.figures, *owed, *self._start(known, one.limits))
         name, sent_at = self._name(key), time.monotonic()
         try:
             reply = await self._connection.run(
@@ -165,11 +165,11 @@ class RedisStorage:
                 (name,) if most is None else (name, self._open_name(key)),
                 lambda node: (
                     self._given_clock(),
-                    b"%r" % (node.deadline() if self._clock is None else 0.0),
-                    b"%r" % tokens,
-                    b"" if most is None else b"%d" % most,
+                    node.deadline() if self._clock is None else 0.0,
+                    tokens,
+                    b"" if most is None else most,
                     place,
-                    b"%r" % _HELD,
+                    _HELD,
                     *pairs,
                 ),
             )
@@ -186,14 +186,14 @@ class RedisStorage:
             return self._reserve_locally(principal, key, limits, tokens, place)
         here = self._now()
         levels: list[Levels] = []
-        for index, (one, (known, _, _)) in enumerate(zip(asked, told, strict=True)):
+        for index, (known, _, _) in enumerate(told):
             requests, left, at = map(float, reply[3 + 4 * index : 6 + 4 * index])
             levels.append((requests, left, at))
-            # As the store has them now; nothing that was taken here meanwhile is missing, for it was taken there.
-            known.levels = refill((requests, left, here - (now - at)), one.limits, here)
+            # As the store has them; nothing that was taken here meanwhile is missing, for it was taken there.
+            known.levels = (requests, left, here - (now - at))
             known.share = None
         if outcome:
-            reservation = _reservation(key, limits, tokens, levels, now + self._lifetime)
+            reservation = _reservation(key, asked, tokens, levels, now + self._lifetime)
             if most is not None:
                 reservation.remaining_concurrency = most - is_open - 1
                 self._opened(principal, reservation, place)
@@ -258,16 +258,16 @@ class RedisStorage:
             tokens = None
             if not place or not self._connection.is_up:
                 return left
-        pairs: list[bytes] = []
+        pairs: list[Word] = []
         for one, was in zip(asked, taken, strict=True):
-            pairs += (one.name, one.figures, b"%r" % was)
+            pairs += (one.name, one.figures, was)
         name = self._name(key)
-        used = b"" if tokens is None else b"%r" % tokens
+        used = b"" if tokens is None else tokens
         try:
             reply = await self._connection.run(
                 _SETTLE,
                 (name, self._open_name(key)) if place else (name,),
-                (self._given_clock(), b"%r" % expires_at, used, place, b"%d" % (1 - requests), *pairs),
+                (self._given_clock(), expires_at, used, place, 1 - requests, *pairs),
             )
         except StorageUnavailableError as error:
             if not error.sent and tokens is not None:  # what may have been counted is not told again
@@ -298,15 +298,15 @@ class RedisStorage:
     def _open_name(self, key: bytes) -> bytes:
         return b"%b:open:{%b}" % (self._prefix, key.hex().encode())
 
-    def _given_clock(self) -> bytes:
-        return b"" if self._clock is None else b"%r" % self._clock()
+    def _given_clock(self) -> Word:
+        return b"" if self._clock is None else self._clock()
 
-    def _start(self, known: _Known, limits: Limits) -> tuple[bytes, bytes]:
+    def _start(self, known: _Known, limits: Limits) -> tuple[Word, Word]:
         """The levels to start from should the store have lost the buckets."""
         if known.levels is None:
             return (b"", b"")
         requests, tokens, _ = refill(known.levels, limits, self._now())
-        return (b"%r" % requests, b"%r" % tokens)
+        return (requests, tokens)
 
     def _known_of(self, key: bytes) -> _Principal:
         principal = self._known.get(key)
@@ -334,7 +334,7 @@ class RedisStorage:
             for place, key in self._open.items():
                 places.setdefault(key, []).append(place)
             for key, names in places.items():
-                arguments = (self._given_clock(), b"%r" % _HELD, *names)
+                arguments = (self._given_clock(), _HELD, *names)
                 try:
                     await self._connection.run(_HOLD, (self._open_name(key),), arguments)
                 except StorageUnavailableError:
@@ -372,7 +372,7 @@ class RedisStorage:
             known.owed_requests += 1
             known.owed_tokens += takeable(self._share(one.limits), tokens)
         reservation = _reservation(
-            key, self._share(limits), tokens, [levels for _, levels in taken], now + self._lifetime
+            key, _asked(self._share(limits)), tokens, [levels for _, levels in taken], now + self._lifetime
         )
         reservation.limits, reservation.local = limits, True
         if limits.concurrency is not None:
@@ -399,13 +399,13 @@ def _give_back(told: list[tuple[_Known, float, float]]) -> None:
         known.owed_tokens += tokens
 
 
-def _reservation(key: bytes, limits: Limits, tokens: float, levels: list[Levels], expires_at: float) -> Reservation:
-    (requests, left, _), *others = levels
-    parts = tuple(
-        (takeable(figures, tokens), requests, left)
-        for (_, figures), (requests, left, _) in zip(limits.parts, others, strict=True)
-    )
-    return Reservation(key, limits, takeable(limits, tokens), requests, left, expires_at, parts)
+def _reservation(
+    key: bytes, asked: Sequence[_Asked], tokens: float, levels: Sequence[Levels], expires_at: float
+) -> Reservation:
+    own, *parts = [
+        (takeable(one.limits, tokens), requests, left) for one, (requests, left, _) in zip(asked, levels, strict=True)
+    ]
+    return Reservation(key, asked[0].limits, *own, expires_at, tuple(parts))
 
 
 def _turn(text: bytes) -> Turn | None:
@@ -449,7 +449,7 @@ class RedisSessions:
         """See ``SessionStore.reserve``."""
         place = Place(agent, b"opening-" + os.urandom(_PLACE_NAME_BYTES).hex().encode())
         if per_agent is not None:
-            arguments = (place.name, b"%d" % per_agent, b"%r" % _OPENING)
+            arguments = (place.name, per_agent, _OPENING)
             taken, wait = await self._connection.run(_TAKE_PLACE, self._keys(agent), arguments)
             if not int(taken):
                 return max(0.0, float(wait))
@@ -459,7 +459,7 @@ class RedisSessions:
     async def release(self, place: Place) -> None:
         """See ``SessionStore.release``."""
         self.table.release(place.agent)
-        await self._try(_LEAVE_PLACE, place.agent, (place.name, b"0"))
+        await self._try(_LEAVE_PLACE, place.agent, (place.name, 0))
 
     async def opened(self, place: Place, use: Use, *, idle: float, now: float) -> None:
         """See ``SessionStore.opened``."""
@@ -478,11 +478,11 @@ class RedisSessions:
         """See ``SessionStore.end``. Remembered as long as the session could have been idle, no longer: then its server
         has let go of it as well."""
         seconds = max(0.0, min(idle, use.expires - now))
-        await self._try(_LEAVE_PLACE, use.counted, (use.name.encode(), b"%r" % seconds))
+        await self._try(_LEAVE_PLACE, use.counted, (use.name.encode(), seconds))
 
     async def forget(self, use: Use) -> None:
         """See ``SessionStore.forget``."""
-        await self._try(_LEAVE_PLACE, use.counted, (use.name.encode(), b"0"))
+        await self._try(_LEAVE_PLACE, use.counted, (use.name.encode(), 0))
 
     async def aclose(self) -> None:
         """Disconnect; a ``RedisConnection`` that others share connects anew when they use it."""
@@ -498,7 +498,7 @@ class RedisSessions:
         if self._keeping is None:
             self._keeping = asyncio.create_task(self._keep_streams(idle), name="keep sessions with open streams")
         seconds = max(0.0, min(idle * (1 + _TOLD_AGAIN), use.expires - now))
-        arguments = (use.name.encode(), place, b"%r" % seconds, b"1" if known else b"")
+        arguments = (use.name.encode(), place, seconds, b"1" if known else b"")
         kept = await self._try(_KEEP_PLACE, use.counted, arguments)
         return None if kept is None else bool(int(kept))
 
@@ -507,11 +507,11 @@ class RedisSessions:
         while True:
             await asyncio.sleep(idle * _TOLD_AGAIN)
             for use in self.table.open_requests():
-                seconds = b"%r" % (idle * (1 + _TOLD_AGAIN))
+                seconds = idle * (1 + _TOLD_AGAIN)
                 if await self._try(_KEEP_PLACE, use.counted, (use.name.encode(), b"", seconds, b"")) is None:
                     break
 
-    async def _try(self, script: Script, agent: Agent, arguments: tuple[bytes, ...]) -> Any:
+    async def _try(self, script: Script, agent: Agent, arguments: tuple[Word, ...]) -> Any:
         """The reply, or None where the store is away, which its connection has logged."""
         try:
             return await self._connection.run(script, self._keys(agent), arguments)

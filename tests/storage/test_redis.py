@@ -28,6 +28,7 @@ from mcp_middleware.storage import (
 )
 from mcp_middleware.storage import redis as redis_storage
 from mcp_middleware.testing import FakeClock, LimitStorageContract
+from tests.certificates import certificate, server_context
 
 from .redis_server import RedisServer, running_redis
 
@@ -491,6 +492,34 @@ async def test_case_42_answers_that_are_out_of_step_are_not_taken_for_others(
         assert "out of step" in caplog.text
         await ended.wait()
         await storage.aclose()
+
+
+async def test_over_tls_and_with_answers_in_pieces(storages: Storages, tmp_path: Path) -> None:
+    """Whatever kind of connection redis-py has opened, and however its answers arrive."""
+    cert, private = certificate(tmp_path, "localhost")
+    ended = asyncio.Event()
+
+    async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter, size: int) -> None:
+        with contextlib.suppress(OSError):
+            while part := await source.read(size):
+                target.write(part)
+                await target.drain()
+        target.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, there = await asyncio.open_connection("127.0.0.1", storages.server.port)
+        await asyncio.gather(pass_on(reader, there, 65_536), pass_on(back, writer, 7))
+        ended.set()
+
+    async with await asyncio.start_server(relay, "127.0.0.1", 0, ssl=server_context(cert, private)) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"rediss://localhost:{port}?ssl_ca_certs={cert}"
+        storage = RedisStorage(RedisConnection(url, budget=10.0))
+        answers = await asyncio.gather(*(storage.reserve(KEY, SLOW, 10) for _ in range(12)))
+        assert [isinstance(answer, Reservation) for answer in answers] == [True] * 10 + [False] * 2
+        assert not any(answer.local for answer in answers)
+        await storage.aclose()
+        await ended.wait()
 
 
 async def test_places_of_a_replica_that_died_are_free_after_a_minute(storages: Storages) -> None:
