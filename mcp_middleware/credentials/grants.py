@@ -117,7 +117,7 @@ class _Grant:
         accepts = f"; it accepts {', '.join(known.token_endpoint_auth_methods)}" if known is not None else ""
         how = "a signed assertion" if isinstance(self._authentication, PrivateKeyJWT) else "a secret"
         return ConfigurationError(
-            f"no token can be had of {self.issuer}: {refusal}. Sent were {sent}, "
+            f"no token can be had of {self.issuer}: {str(refusal).rstrip('.')}. Sent were {sent}, "
             f"and client_id={self._authentication.client_id} with {how}{accepts}"
         )
 

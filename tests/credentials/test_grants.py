@@ -546,9 +546,9 @@ async def test_start_refuses_what_the_server_refuses_and_says_what_was_sent(issu
 
 @pytest.mark.parametrize("error", ["invalid_scope", "invalid_target", "unsupported_grant_type", "unauthorized_client"])
 async def test_start_refuses_a_wrong_scope_target_or_grant(issuer: TokenIssuer, make: Made, error: str) -> None:
-    issuer.refusal = (400, {"error": error})
+    issuer.refusal = (400, {"error": error, "error_description": "It cannot be."})
     for credential in (make.own(), make.exchange()):
-        with pytest.raises(ConfigurationError, match=error):
+        with pytest.raises(ConfigurationError, match=rf"{error}: It cannot be\. Sent were grant_type"):
             await credential.start()
 
 
