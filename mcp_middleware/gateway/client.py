@@ -230,13 +230,13 @@ class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
         "_answer",
         "_client",
-        "_endpoint",
         "_framing",
         "_head_bytes",
         "_interim",
         "_kept",
         "_parser",
         "_transport",
+        "endpoint",
         "idle_since",
         "loop",
         "lost",
@@ -246,7 +246,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def __init__(self, client: "UpstreamClient", endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self.loop = loop
         self._parser: Any = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
@@ -285,7 +285,7 @@ class UpstreamConnection(asyncio.Protocol):
         if answer.complete and self._kept and self._is_sent():
             if self.paused:
                 self.resume()
-            self._client._keep(self._endpoint, self)
+            self._client._keep(self)
         else:
             self.abort()
 
@@ -318,7 +318,7 @@ class UpstreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         answer = self._answer
         if answer is None:  # nobody asked
-            self._client._forget(self._endpoint, self)
+            self._client._forget(self)
             self.abort()
             return
         if answer.started:
@@ -346,7 +346,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         if self._answer is None:  # nothing is sent on it between now and ``connection_lost``
-            self._client._forget(self._endpoint, self)
+            self._client._forget(self)
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -355,7 +355,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser = None  # it holds us: a connection is to go without the garbage collector
         answer = self._answer
         if answer is None:
-            self._client._forget(self._endpoint, self)
+            self._client._forget(self)
         elif not answer.complete:
             if not answer.started:
                 answer._fail(NoAnswerError("the server closed the connection without an answer"))
@@ -428,18 +428,15 @@ class UpstreamClient:
         self._tls: ssl.SSLContext | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
 
     async def start(self) -> None:
         """Begin to look after the connections."""
         if self._timer is None:
-            self._closed = False
             self._loop = asyncio.get_running_loop()
             self._timer = self._loop.call_later(TICK, self._tick)
 
     async def aclose(self) -> None:
         """End every connection; whoever waits for an answer sees it break off."""
-        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -493,16 +490,16 @@ class UpstreamClient:
             self._tls = ssl.create_default_context()
         return self._tls
 
-    def _keep(self, endpoint: Endpoint, connection: UpstreamConnection) -> None:
-        idle = self._idle.setdefault(endpoint, [])
-        if self._closed or len(idle) >= MAX_IDLE:
+    def _keep(self, connection: UpstreamConnection) -> None:
+        idle = self._idle.setdefault(connection.endpoint, [])
+        if self._timer is None or len(idle) >= MAX_IDLE:
             connection.abort()
             return
         connection.idle_since = cast(asyncio.AbstractEventLoop, self._loop).time()
         idle.append(connection)
 
-    def _forget(self, endpoint: Endpoint, connection: UpstreamConnection) -> None:
-        idle = self._idle.get(endpoint)
+    def _forget(self, connection: UpstreamConnection) -> None:
+        idle = self._idle.get(connection.endpoint)
         if idle is not None and connection in idle:
             idle.remove(connection)
 

@@ -68,8 +68,7 @@ class Upstream:
         self.own_headers = frozenset(name.replace(b"_", b"-") for name in names)
         """Names of the headers that the gateway sets, with hyphens for underscores, which some servers take for one
         another; a caller's are replaced."""
-        self._urls = {instance_name(url): url for url in config.instances}
-        self._endpoints = {name: Endpoint(url, own) for name, url in self._urls.items()}
+        self._endpoints = {instance_name(url): Endpoint(url, own) for url in config.instances}
         self._balancer = Balancer(tuple(self._endpoints), retry=config.probe_interval, clock=clock)
         self._tasks: dict[str, str] = {}
         self._probing: asyncio.Task[None] | None = None
