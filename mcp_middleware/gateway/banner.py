@@ -19,10 +19,8 @@ def render(config: Config, *, port: int, readiness: Mapping[str, Any], version: 
 
 
 def _lines(config: Config, port: int, readiness: Mapping[str, Any], version: str) -> Iterator[str]:
-    scheme = "http" if config.tls is None else "https"
-    host = f"[{config.host}]" if ":" in config.host else config.host
     workers = "" if config.workers == 1 else f" by {config.workers} workers"
-    yield f"mcp-gateway {version} listens on {scheme}://{host}:{port}{workers}, by {config.source}"
+    yield f"mcp-gateway {version} listens on {config.own_url(port)}{workers}, by {config.source}"
     yield ""
     yield "  servers"
     width = max(len(config.resource(name)) for name in config.servers)

@@ -98,10 +98,9 @@ class Config:
         parts = urlsplit(self.state)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
-    @property
-    def own_url(self) -> str:
-        """Where it listens; what ``public_url`` is where the file does not say."""
-        return _url_of(self.host, self.port, tls=self.tls is not None)
+    def own_url(self, port: int | None = None) -> str:
+        """Where it listens, by the file or at ``port``; what ``public_url`` is where the file does not say."""
+        return _url_of(self.host, self.port if port is None else port, tls=self.tls is not None)
 
     def resource(self, server: str) -> str:
         """The URL of one server's endpoint, which is its resource identifier (RFC 8707)."""

@@ -11,6 +11,7 @@ import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -76,14 +77,11 @@ def listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise StartError(f"cannot listen on {shown}: another program does; stop it, or change `listen`") from None
         raise StartError(f"cannot listen on {shown}: {error.strerror or error}") from None
-    bound.set_inheritable(True)
     return bound
 
 
 def most_connections() -> int:
     """How many clients may be connected to one worker. Raises the limit of open files as far as it may."""
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * MOST_CONNECTIONS + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -119,9 +117,9 @@ class Worker:
         self._connections = Connections(most=most_connections(), max_header_bytes=config.bounds.max_header_bytes)
         self._tls = _TLS(config.tls) if config.tls is not None else None
         self._files = WatchedFiles(_files_of(config, path))
-        self._told: asyncio.Event
-        self._forced: asyncio.Event
-        self._reload_wanted: asyncio.Event
+        self._told = asyncio.Event()
+        self._forced = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
         self._signal: signal.Signals | None = None
 
     def run(self) -> int:
@@ -130,7 +128,6 @@ class Worker:
             return runner.run(self._run())
 
     async def _run(self) -> int:
-        self._told, self._forced, self._reload_wanted = asyncio.Event(), asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
