@@ -124,14 +124,10 @@ class AuditTrail:
             # "" is a database of its own in a temporary file.
             with closing(self._connect() if is_sqlite else sqlite3.connect("", isolation_level=None)) as connection:
                 sums = Sums(connection, by, wanted.conditions())
-                if not is_sqlite:
-                    connection.execute("BEGIN")
-                    impossible = sums.add_records(self._lines())  # which counts what it skips, too
-                    self.damaged += impossible
-                elif version := self._version(connection):
-                    late = self._uncommitted(connection) if version > 1 else []
-                    self.damaged += sums.add_table(self._records_table(connection))
-                    self.damaged += sums.add_records(late)
+                try:
+                    self._add_up(sums, connection, is_sqlite=is_sqlite)
+                except OSError as error:  # not where the report is used: that writes to pipes and files of its own
+                    raise TrailError(f"{str(self._path)!r}: a journal beside it cannot be read: {error}") from None
                 try:
                     report = sums.report(top)
                 except ValueError as error:
@@ -139,8 +135,16 @@ class AuditTrail:
                 yield report
         except sqlite3.Error as error:
             raise TrailError(f"{str(self._path)!r} cannot be read: {error}") from None
-        except OSError as error:
-            raise TrailError(f"{str(self._path)!r}: a journal beside it cannot be read: {error}") from None
+
+    def _add_up(self, sums: Sums, connection: sqlite3.Connection, *, is_sqlite: bool) -> None:
+        if not is_sqlite:
+            connection.execute("BEGIN")
+            impossible = sums.add_records(self._lines())  # which counts what it skips, too
+            self.damaged += impossible
+        elif version := self._version(connection):
+            late = self._uncommitted(connection) if version > 1 else []
+            self.damaged += sums.add_table(self._records_table(connection))
+            self.damaged += sums.add_records(late)
 
     def _begin(self) -> bool:
         """Whether the trail is a SQLite file."""

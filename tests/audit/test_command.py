@@ -167,3 +167,15 @@ def test_a_terminal_without_unicode_gets_escapes(tmp_path: Path) -> None:
     sink.write(record(target="größe"))
     sink.close()
     assert r"gr\xf6\xdfe" in printed(tmp_path / "audit.jsonl", PYTHONIOENCODING="ascii")
+
+
+@pytest.mark.parametrize("asked", [(), ("report", "--by", "tool")], ids=["query", "report"])
+def test_whoever_reads_the_answer_may_have_seen_enough(trail: Path, asked: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mcp_middleware.audit", *asked, str(trail), "--format", "json"]
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, encoding="utf-8", timeout=30, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")

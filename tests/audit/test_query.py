@@ -234,3 +234,8 @@ def test_an_application_that_rounds_its_own_decimals_rounds_no_sum(make: Any, tm
             assert report.others is not None
             assert report.others[1].costs == {"EUR": Decimal("987648.987654312")}
             assert report.total.costs == {"EUR": Decimal("1481473.481481468")}
+
+
+def test_what_goes_wrong_where_a_report_is_used_is_not_the_trails(path: Path) -> None:
+    with pytest.raises(FileNotFoundError), AuditTrail(path).report(["tool"]):
+        (path.parent / "no" / "such").open()
