@@ -1,48 +1,37 @@
-"""The three histograms."""
+"""The histograms."""
+
+from collections.abc import Sequence
 
 from opentelemetry import metrics
 from opentelemetry.context import Context
-from opentelemetry.metrics import MeterProvider
+from opentelemetry.metrics import Histogram, MeterProvider
 
 from . import conventions as names
 from .attributes import Attributes
-from .providers import is_measuring
 
-__all__ = ["Instruments"]
+__all__ = ["Instruments", "durations"]
 
 
 class Instruments:
     """The durations of operations, of sessions, and of what the members themselves cost; all in seconds."""
 
-    __slots__ = ("_operations", "_overheads", "_provider", "_sessions", "recording")
+    __slots__ = ("_operations", "_overheads", "_sessions")
 
     def __init__(self, provider: MeterProvider | None) -> None:
-        self._provider = provider
-        self.recording = False
-        """Whether somebody listens, as of the last ``look``."""
-        meter = metrics.get_meter(names.SCOPE, meter_provider=provider)
-        self._operations = meter.create_histogram(
+        self._operations = durations(
+            provider,
             names.OPERATION_DURATION,
-            unit="s",
-            description="Time from the arrival of an MCP request or notification to the end of its answer",
-            explicit_bucket_boundaries_advisory=names.DURATION_BOUNDARIES,
+            "Time from the arrival of an MCP request or notification to the end of its answer",
         )
-        self._sessions = meter.create_histogram(
-            names.SESSION_DURATION,
-            unit="s",
-            description="Time from the answer to initialize to the end of the MCP session",
-            explicit_bucket_boundaries_advisory=names.DURATION_BOUNDARIES,
+        self._sessions = durations(
+            provider, names.SESSION_DURATION, "Time from the answer to initialize to the end of the MCP session"
         )
-        self._overheads = meter.create_histogram(
+        self._overheads = durations(
+            provider,
             names.OVERHEAD_DURATION,
-            unit="s",
-            description="Time that one message spent in the middleware, without the server and the network",
-            explicit_bucket_boundaries_advisory=names.OVERHEAD_BOUNDARIES,
+            "Time that one message spent in the middleware, without the server and the network",
+            names.OVERHEAD_BOUNDARIES,
         )
-
-    def look(self) -> None:
-        """Note whether anybody set a meter provider."""
-        self.recording = is_measuring(self._provider)
 
     def record_message(self, seconds: float, overhead: float, labels: Attributes, context: Context | None) -> None:
         """A message is answered. ``context`` holds its span, for exemplars."""
@@ -52,3 +41,16 @@ class Instruments:
     def record_session(self, seconds: float) -> None:
         """A session is over."""
         self._sessions.record(seconds)
+
+
+def durations(
+    provider: MeterProvider | None,
+    name: str,
+    description: str,
+    boundaries: Sequence[float] = names.DURATION_BOUNDARIES,
+) -> Histogram:
+    """A histogram of seconds."""
+    meter = metrics.get_meter(names.SCOPE, meter_provider=provider)
+    return meter.create_histogram(
+        name, unit="s", description=description, explicit_bucket_boundaries_advisory=boundaries
+    )

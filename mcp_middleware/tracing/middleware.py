@@ -32,7 +32,7 @@ from .attributes import KnownTargets, label_of, metric_labels, outcome_of, span_
 from .carrier import NOTHING, Carried, carried_by, carries_anything, introduce, keep_baggage, pass_on
 from .instruments import Instruments
 from .propagation import is_baggage_key, span_id_of, trace_id_of, with_sampled
-from .providers import LOOK_INTERVAL, is_tracing
+from .providers import Listeners
 from .sampling import root_decision
 from .sessions import SessionTimes
 
@@ -103,15 +103,14 @@ class TraceContextMiddleware(Member):
         self._capture_content = capture_content
         self._tracer_provider = tracer_provider
         self._tracer = trace.get_tracer(names.SCOPE, tracer_provider=tracer_provider)
-        self._tracing = False
-        self._next_look = 0.0
+        self._listeners = Listeners(tracer_provider, meter_provider)
         self._instruments = Instruments(meter_provider)
         self._known = KnownTargets()
         self._sessions = SessionTimes()
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         current = get_current()
-        listening = self._is_listening(exchange)
+        listening = self._listeners.any(exchange.started)
         # An empty context has neither span nor baggage. Without an SDK as well, there is nothing to do.
         alone = not current and not carries_anything(exchange)
         if alone and not listening:
@@ -150,7 +149,7 @@ class TraceContextMiddleware(Member):
         failed = exchange.rejection is not None or isinstance(exchange.failed, Exception)
         if exchange.silent or (state is None and not failed):
             return
-        listening = self._is_listening(exchange)
+        listening = self._listeners.any(exchange.started)
         if state is None or (failed and not state.name):
             state = state or _State()
             current = get_current()
@@ -169,19 +168,10 @@ class TraceContextMiddleware(Member):
         for seconds in self._sessions.end_all():
             self._instruments.record_session(seconds)
 
-    def _is_listening(self, exchange: Exchange) -> bool:
-        """Whether a provider is set, for traces or for metrics. A global one that is set after the first request is
-        noticed within ``LOOK_INTERVAL``."""
-        if exchange.started >= self._next_look:
-            self._next_look = exchange.started + LOOK_INTERVAL
-            self._tracing = is_tracing(self._tracer_provider)
-            self._instruments.look()
-        return self._tracing or self._instruments.recording
-
     def _start(self, exchange: Exchange, state: _State, carried: Carried, current: Context) -> SpanContext | None:
         """Start the span of ``exchange``. Its context, or None if nobody makes spans (then we only relay)."""
         state.name = label_of(exchange, self._known)
-        if not self._tracing:
+        if not self._listeners.tracing:
             return None
         try:
             context, links = self._parent(exchange, carried, current, state.name)
@@ -223,7 +213,7 @@ class TraceContextMiddleware(Member):
     def _end(self, exchange: Exchange, state: _State, session: str | None) -> None:
         """End the span and record the durations, where somebody listens."""
         span = state.span
-        measuring = self._instruments.recording
+        measuring = self._listeners.measuring
         if not measuring and not span.is_recording():
             span.end()
             return

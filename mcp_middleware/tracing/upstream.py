@@ -8,7 +8,7 @@ import logging
 import time
 from typing import Final
 
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 from opentelemetry.context import Context, get_current
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider, set_span_in_context
@@ -18,8 +18,9 @@ from mcp_middleware.message import Notification, Request, with_meta
 
 from . import conventions as names
 from .attributes import Attributes, KnownTargets, Outcome, label_of, metric_labels, outcome_of, span_attributes
+from .instruments import durations
 from .propagation import TRACEPARENT, TRACESTATE, format_traceparent
-from .providers import LOOK_INTERVAL, is_measuring, is_tracing
+from .providers import Listeners
 
 __all__ = ["ClientSpan", "ClientSpans"]
 
@@ -62,34 +63,27 @@ class ClientSpans:
     def __init__(
         self, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
     ) -> None:
-        self._tracer_provider = tracer_provider
-        self._meter_provider = meter_provider
         self._tracer = trace.get_tracer(names.SCOPE, tracer_provider=tracer_provider)
-        meter = metrics.get_meter(names.SCOPE, meter_provider=meter_provider)
-        self._durations = meter.create_histogram(
+        self._durations = durations(
+            meter_provider,
             names.CLIENT_OPERATION_DURATION,
-            unit="s",
-            description="Time from sending an MCP request or notification to the end of its answer",
-            explicit_bucket_boundaries_advisory=names.DURATION_BOUNDARIES,
+            "Time from sending an MCP request or notification to the end of its answer",
         )
+        self._listeners = Listeners(tracer_provider, meter_provider)
         self._known = KnownTargets()
-        self._tracing = self._measuring = False
-        self._next_look = 0.0
 
     def start(self, exchange: Exchange, address: str, port: int) -> ClientSpan | None:
         """Begin the span of the message of ``exchange``, and let the message name it as its parent.
 
         None where nobody listens, and for what is no request or notification.
         """
-        now = time.monotonic()
-        if now >= self._next_look:
-            self._look(now)
-        if not (self._tracing or self._measuring) or not isinstance(exchange.message, Request | Notification):
+        listening = self._listeners.any(time.monotonic())
+        if not listening or not isinstance(exchange.message, Request | Notification):
             return None
         name = label_of(exchange, self._known)
         span: Span = trace.INVALID_SPAN
         context: Context | None = None
-        if self._tracing:
+        if self._listeners.tracing:
             try:
                 current = get_current()
                 span = self._tracer.start_span(name, current, kind=SpanKind.CLIENT)
@@ -114,16 +108,10 @@ class ClientSpans:
             if outcome.fault or outcome.error_type is not None:  # to a client, its own faults are errors as well
                 span.set_status(StatusCode.ERROR)
         span.end()
-        if self._measuring:
+        if self._listeners.measuring:
             labels: Attributes = metric_labels(exchange, outcome, self._known) | where
             labels.pop(names.DECISION, None)
             self._durations.record(time.monotonic() - started.started, labels, started.context)
-
-    def _look(self, now: float) -> None:
-        """Note whether anybody set a provider."""
-        self._next_look = now + LOOK_INTERVAL
-        self._tracing = is_tracing(self._tracer_provider)
-        self._measuring = is_measuring(self._meter_provider)
 
 
 def _introduce(exchange: Exchange, span: Span) -> None:
