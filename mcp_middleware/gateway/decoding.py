@@ -10,14 +10,14 @@ from mcp_middleware.types import Headers
 
 from .client import Answer, BrokenAnswerError
 
-__all__ = ["Source", "decoded", "encoding_of"]
+__all__ = ["decoded", "encoding_of", "read_whole"]
 
 _INFLATABLE: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
 _PIECE: Final = 64 * 1024
 """Bytes that are decompressed at once."""
 
 
-class Source(Protocol):
+class _Source(Protocol):
     """Where a body comes from, piece by piece."""
 
     async def read(self) -> bytes:
@@ -33,9 +33,25 @@ def encoding_of(headers: Headers) -> bytes | None:
     return found if found in _INFLATABLE else None
 
 
-def decoded(answer: Answer) -> Source:
+def decoded(answer: Answer) -> _Source:
     """The body of ``answer``, plain."""
     return _Inflated(answer) if encoding_of(answer.headers) else answer
+
+
+async def read_whole(answer: Answer, most: int) -> bytes:
+    """The whole body of ``answer``, plain. Raises BrokenAnswerError, where it has more than ``most`` bytes too."""
+    source = decoded(answer)
+    data = await source.read()
+    if answer.complete and source is answer and len(data) <= most:
+        return data  # as most are: it was there before anybody asked
+    parts, size = [data], len(data)
+    while data and size <= most:
+        data = await source.read()
+        parts.append(data)
+        size += len(data)
+    if size > most:
+        raise BrokenAnswerError("the server's answer is too large")
+    return b"".join(parts)
 
 
 class _Inflated:

@@ -40,19 +40,16 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-from msgspec import Raw
-
 from mcp_middleware.affinity.middleware import INSTANCE_DOWN
 from mcp_middleware.credentials import CredentialRefusedError, CredentialUnavailableError
-from mcp_middleware.errors import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, UNAUTHORIZED, UNAVAILABLE
+from mcp_middleware.errors import INTERNAL_ERROR, INVALID_REQUEST, UNAUTHORIZED, UNAVAILABLE
 from mcp_middleware.exchange import Exchange, Receive, Scope, Send, exchange_of, open_exchange
 from mcp_middleware.member import Bounds
 from mcp_middleware.message import SESSION_HEADER, Request
 from mcp_middleware.responses import error_body, media_type, rejection_answer, retry_later, send_document
-from mcp_middleware.sse import encode
 from mcp_middleware.types import Document, Headers, Rejection
 
+from .answers import begun_task, ends_event, farewell, knows_no_task, unfit
 from .client import (
     Answer,
     BrokenAnswerError,
@@ -63,7 +60,7 @@ from .client import (
     UpstreamError,
 )
 from .credentials import ServerCredentials
-from .decoding import Source, decoded, encoding_of
+from .decoding import decoded, read_whole
 from .headers import for_caller, for_server
 from .upstream import UNAVAILABLE_STATUSES, Upstream
 
@@ -78,7 +75,6 @@ _MAX_TAIL: Final = 4
 
 _METHODS: Final = {"POST": b"POST", "GET": b"GET", "DELETE": b"DELETE"}
 _LISTEN: Final = "subscriptions/listen"
-_SUBSCRIPTION_KEY: Final = "io.modelcontextprotocol/subscriptionId"
 
 
 class _ClientGoneError(Exception):
@@ -87,29 +83,6 @@ class _ClientGoneError(Exception):
 
 class _DrainingError(Exception):
     """The gateway is about to stop."""
-
-
-class _Task(msgspec.Struct, rename="camel"):
-    task_id: str | None = None
-
-
-class _TaskResult(msgspec.Struct, rename="camel"):
-    """Where a result says which task it began (SEP-2663)."""
-
-    task_id: str | None = None
-    task: _Task = msgspec.field(default_factory=_Task)
-
-
-class _ErrorObject(msgspec.Struct):
-    code: int = 0
-
-
-class _Answered(msgspec.Struct):
-    error: _ErrorObject | None = None
-
-
-_task_result: Final = msgspec.json.Decoder(_TaskResult)
-_answered: Final = msgspec.json.Decoder(_Answered)
 
 
 class Forwarder:
@@ -136,7 +109,7 @@ class Forwarder:
         self._client = client
         self._credentials = credentials
         self._spans = spans
-        self._draining = draining
+        self._draining = draining or asyncio.Event()
         self._most = (bounds or Bounds()).max_answer_bytes
         self._streams: set[Answer] = set()
         self._ending: asyncio.Task[None] | None = None
@@ -156,8 +129,7 @@ class Forwarder:
             exchange.close()
 
     async def _forward(self, exchange: Exchange, receive: Receive, send: Send) -> None:
-        scope, message = exchange.scope, exchange.message
-        method = _METHODS.get(scope["method"])
+        method = _METHODS.get(exchange.scope["method"])
         if method is None:
             allow = ((b"allow", b"GET, POST, DELETE"),)
             text = "use POST, GET or DELETE"
@@ -166,12 +138,12 @@ class Forwarder:
         body = await _read_body(receive) if method == b"POST" else b""
         if body is None:
             return
-        request = message if isinstance(message, Request) else None
+        request = exchange.message if isinstance(exchange.message, Request) else None
         streams = method == b"GET" or (request is not None and request.method == _LISTEN)
-        if streams and self._draining is not None and self._draining.is_set():
+        if streams and self._draining.is_set():
             await _refuse(exchange, send, _unavailable("the gateway is about to stop", 1.0))
             return
-        call = _Call(self, exchange, receive, send, method, body, streams)
+        call = _Call(self, exchange, request, receive, send, method=method, body=body, streams=streams)
         try:
             await call.run()
         finally:
@@ -179,11 +151,9 @@ class Forwarder:
 
     def follow(self, answer: Answer) -> None:
         """End ``answer`` when the gateway drains."""
-        if self._draining is None:
-            return
         self._streams.add(answer)
         if self._ending is None:
-            self._ending = asyncio.create_task(self._end_streams(self._draining), name="end streams")
+            self._ending = asyncio.create_task(self._end_streams(), name="end streams")
 
     def forget(self, answer: Answer) -> None:
         """``answer`` has ended."""
@@ -192,8 +162,8 @@ class Forwarder:
             self._ending.cancel()
             self._ending = None
 
-    async def _end_streams(self, draining: asyncio.Event) -> None:
-        await draining.wait()
+    async def _end_streams(self) -> None:
+        await self._draining.wait()
         for answer in list(self._streams):
             answer.interrupt(_DrainingError())
 
@@ -222,8 +192,10 @@ class _Call:
         self,
         forwarder: Forwarder,
         exchange: Exchange,
+        request: Request | None,
         receive: Receive,
         send: Send,
+        *,
         method: bytes,
         body: bytes,
         streams: bool,
@@ -231,15 +203,16 @@ class _Call:
         self.forwarder = forwarder
         self.upstream = forwarder._upstream
         self.exchange = exchange
+        self.request = request
         self.receive = receive
         self.send = send
         self.method = method
         self.body = body
         self.streams = streams
-        self.request = exchange.message if isinstance(exchange.message, Request) else None
         self.credential: Headers = []
         """What the server is to know the gateway by, of what is asked for with each request."""
-        self.name: str | None = None
+        self.name = ""
+        """The instance that was asked last."""
         self.answer: Answer | None = None
         self.watch: asyncio.Task[None] | None = None
         self.span: Any = None
@@ -249,11 +222,15 @@ class _Call:
         exchange, request = self.exchange, self.request
         if self.forwarder._credentials is not None and not await self._prove(self.forwarder._credentials):
             return
-        is_task = request is not None and request.target_kind == "task" and exchange.era == "modern"
-        if is_task and request is not None and request.target and len(self.upstream) > 1:
-            await self._run_task(request.target)
-        elif await self._begin(exchange.instance, set()):
-            await self._answer()
+        task = None
+        if request is not None and request.target_kind == "task" and exchange.era == "modern":
+            task = request.target
+        if task and len(self.upstream) > 1:
+            await self._run_task(task)
+            return
+        answer = await self._begin(exchange.instance, set())
+        if answer is not None:
+            await self._pass_on(answer)
 
     # Out
 
@@ -271,24 +248,22 @@ class _Call:
         await _refuse(self.exchange, self.send, refusal)
         return False
 
-    async def _begin(self, name: str | None, tried: set[str]) -> bool:
+    async def _begin(self, name: str | None, tried: set[str]) -> Answer | None:
         """Send the request to ``name``, or where no connection can be made to another instance, and wait until the
-        answer begins. Whether it has; if not, the caller has been answered."""
-        if not await self._attempt(name, tried):
-            return False
-        credentials = self.forwarder._credentials
-        if credentials is None or self.answer is None or self.answer.status != 401:
-            return True
+        answer begins. None where it does not, and the caller has been answered."""
+        answer, credentials = await self._attempt(name, tried), self.forwarder._credentials
+        if answer is None or answer.status != 401 or credentials is None:
+            return answer
         if not credentials.rejected(self.exchange, self.credential):
-            return True  # ``_unfit`` says what is to be said
+            return answer  # ``unfit`` says what is to be said
         self._let_go()
-        return await self._prove(credentials) and await self._attempt(self.name, tried)
+        return await self._attempt(self.name, tried) if await self._prove(credentials) else None
 
-    async def _attempt(self, name: str | None, tried: set[str]) -> bool:
+    async def _attempt(self, name: str | None, tried: set[str]) -> Answer | None:
         """As ``_begin``, with the credential that is there."""
         found = await self._connect(name, tried)
         if found is None:
-            return False
+            return None
         name, connection, head = found
         upstream = self.upstream
         self.name = name
@@ -304,14 +279,14 @@ class _Call:
         except UpstreamError as error:
             upstream.suspect(name)
             await self._fail(504 if isinstance(error, SlowAnswerError) else 502, str(error), error)
-            return False
+            return None
         except _ClientGoneError:
-            return False
+            return None
         except _DrainingError:
             await self._send_error(503, UNAVAILABLE, "the gateway is about to stop", ((b"retry-after", b"1"),))
-            return False
+            return None
         upstream.answered(name, answer.status)
-        return True
+        return answer
 
     async def _connect(self, name: str | None, tried: set[str]) -> tuple[str, UpstreamConnection, bytes] | None:
         """An instance, a connection to it, and the head to send on it; None where the caller has been answered."""
@@ -357,19 +332,20 @@ class _Call:
         upstream, tried = self.upstream, set[str]()
         name = upstream.task_instance(task) or self.exchange.instance
         while True:
-            if not await self._begin(name, tried) or self.answer is None:
+            answer = await self._begin(name, tried)
+            if answer is None:
                 return
-            if media_type(self.answer.headers) != b"application/json" or _unfit(self.answer) is not None:
-                await self._answer()
+            if media_type(answer.headers) != b"application/json" or unfit(answer) is not None:
+                await self._pass_on(answer)
                 return
-            data = await self._read_whole(self.answer)
+            data = await self._read_whole(answer)
             if data is None:
                 return
-            unknown = _error_code(data) == INVALID_PARAMS
+            unknown = knows_no_task(data)
             following = upstream.choose(tried) if unknown else None
             if following is None:
-                await self._send_whole(self.answer, data)
-                if not unknown and self.name is not None:
+                await self._send_whole(answer, data)
+                if not unknown:
                     upstream.remember_task(task, self.name)
                 return
             self.close()
@@ -377,12 +353,9 @@ class _Call:
 
     # Back
 
-    async def _answer(self) -> None:
-        """Pass the answer on that has begun."""
-        answer = self.answer
-        if answer is None:
-            return
-        refusal = _unfit(answer)
+    async def _pass_on(self, answer: Answer) -> None:
+        """Pass on an answer that has begun."""
+        refusal = unfit(answer)
         if refusal is not None:
             await self._fail(502, refusal, BrokenAnswerError(refusal))
             return
@@ -403,27 +376,15 @@ class _Call:
 
     async def _read_whole(self, answer: Answer) -> bytes | None:
         """The whole body; None where there is none, and the caller has been answered."""
-        source: Source = decoded(answer)
-        most = self.forwarder._most
         try:
-            data = await source.read()
-            if not answer.complete or source is not answer or len(data) > most:
-                parts, size = [data], len(data)
-                while data and size <= most:
-                    data = await source.read()
-                    parts.append(data)
-                    size += len(data)
-                if size > most:
-                    raise BrokenAnswerError("the server's answer is too large")
-                data = b"".join(parts)
+            return await read_whole(answer, self.forwarder._most)
         except UpstreamError as error:
-            if self.name is not None and not answer.complete:
+            if not answer.complete:
                 self.upstream.suspect(self.name)
             await self._fail(502, str(error), error)
-            return None
         except _ClientGoneError:
-            return None
-        return data
+            pass
+        return None
 
     async def _send_whole(self, answer: Answer, data: bytes) -> None:
         headers = for_caller(answer.headers)
@@ -443,39 +404,22 @@ class _Call:
                 if self.exchange.ended:
                     return
         except UpstreamError as error:
-            if self.name is not None:
-                self.upstream.suspect(self.name)
+            self.upstream.suspect(self.name)
             logger.warning("%s: a stream of the instance %s broke off: %s", self.upstream.name, self.name, error)
             raise
         except _ClientGoneError:
             return
         except _DrainingError:
-            data = self._farewell() if tail.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")) else b""
+            asked = self.request if self.exchange.answer is None and ends_event(tail) else None
+            data = b"" if asked is None else farewell(asked.id)  # a GET stream just ends
         await send({"type": "http.response.body", "body": data, "more_body": False})
-
-    def _farewell(self) -> bytes:
-        """The result that ends a subscription properly (2026-07-28, subscriptions; A17). A GET stream just ends."""
-        if self.request is None or self.exchange.answer is not None:
-            return b""
-        result = {"resultType": "complete", "_meta": {_SUBSCRIPTION_KEY: self.request.id}}
-        return encode(msgspec.json.encode({"jsonrpc": "2.0", "id": self.request.id, "result": result}))
 
     def _note_task(self) -> None:
         """Remember where a task is that this answer began."""
         answer, request = self.exchange.answer, self.request
-        if answer is None or request is None or self.name is None or len(self.upstream) == 1:
+        if answer is None or request is None or request.method != "tools/call" or len(self.upstream) == 1:
             return
-        if (
-            request.method != "tools/call"
-            or not isinstance(answer.result, Raw)
-            or b'"taskId"' not in bytes(answer.result)
-        ):
-            return
-        try:
-            result = _task_result.decode(answer.result)
-        except (msgspec.DecodeError, RecursionError):
-            return
-        task = result.task_id or result.task.task_id
+        task = begun_task(answer.result)
         if task is not None:
             self.upstream.remember_task(task, self.name)
 
@@ -532,8 +476,7 @@ class _Call:
                 self.forwarder.forget(self.answer)
             self.answer.close()
             self.answer = None
-            if self.name is not None:
-                self.upstream.leave(self.name)
+            self.upstream.leave(self.name)
 
     def _end_span(self, error: Exception | None) -> None:
         span, self.span = self.span, None
@@ -572,25 +515,3 @@ async def _read_body(receive: Receive) -> bytes | None:
             return None
         body += event.get("body", b"")
     return body
-
-
-def _unfit(answer: Answer) -> str | None:
-    """Why this answer of the server is none for the caller."""
-    status = answer.status
-    if 300 <= status < 400:
-        return f"the server redirects ({status}); its configured URL must be the final one"
-    if status in (401, 407) or (status == 403 and any(name == b"www-authenticate" for name, _ in answer.headers)):
-        return f"the server refuses the gateway's credential ({status})"
-    if encoding_of(answer.headers) is None:
-        return "the server compresses its answer in a way that nobody asked for"
-    if sum(name == b"content-type" for name, _ in answer.headers) > 1:
-        return "the server's answer has several content types"
-    return None
-
-
-def _error_code(data: bytes) -> int | None:
-    try:
-        error = _answered.decode(data).error
-    except (msgspec.DecodeError, RecursionError):
-        return None
-    return None if error is None else error.code
