@@ -308,13 +308,10 @@ def _verifier(config: Config, previous: _Generation | None) -> IssuersVerifier |
     """One set of issuers and keys for all servers, kept over a reload that does not change it."""
     if config.auth is None:
         return None
-    if (
-        previous is not None
-        and previous.config.auth is not None
-        and previous.config.auth.issuers == config.auth.issuers
-    ):
+    before = None if previous is None else previous.config.auth
+    if previous is not None and before is not None and before.issuers == config.auth.issuers:
         return previous._verifier
-    return verifier(config.auth, config.resource(next(iter(config.servers))))
+    return verifier(config, config.auth.issuers)
 
 
 def _credentials(

@@ -4,7 +4,7 @@ It runs as a member in the pipeline of the others, so that what it refuses is re
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from typing import ClassVar, Final, TypeAlias
 
 from mcp_middleware.errors import INVALID_REQUEST, RATE_LIMITED
@@ -44,9 +44,9 @@ class OpenRequests:
     __slots__ = ("_counts",)
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str | None, str, str | None], int] = {}
+        self._counts: dict[Hashable, int] = {}
 
-    def enter(self, agent: tuple[str | None, str, str | None], most: int) -> bool:
+    def enter(self, agent: Hashable, most: int) -> bool:
         """Count one more, unless there are ``most`` already."""
         count = self._counts.get(agent, 0)
         if count >= most:
@@ -54,7 +54,7 @@ class OpenRequests:
         self._counts[agent] = count + 1
         return True
 
-    def leave(self, agent: tuple[str | None, str, str | None]) -> None:
+    def leave(self, agent: Hashable) -> None:
         """One that ``enter`` counted has ended."""
         count = self._counts[agent] - 1
         if count:

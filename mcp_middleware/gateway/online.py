@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth import OAuthHTTPClient
-from mcp_middleware.resource_server import Issuer, IssuersVerifier
+from mcp_middleware.resource_server import Issuer
 
 from .client import UpstreamClient
 from .config import Config
-from .stack import credentials
+from .stack import credentials, verifier
 from .upstream import Upstream
 
 __all__ = ["Finding", "ask"]
@@ -42,7 +42,7 @@ async def ask(config: Config) -> list[Finding]:
 
 
 async def _ask_issuer(config: Config, issuer: Issuer) -> list[Finding]:
-    made = IssuersVerifier(resource=config.resource(next(iter(config.servers))), issuers=[issuer])
+    made = verifier(config, [issuer])
     try:
         await made.start()
     except ConfigurationError as error:

@@ -43,14 +43,17 @@ class Shared:
         """To authorization servers, whosever they are."""
         self.telemetry = Telemetry(config.tracing)
         self.sinks = _sinks(config)
-        self.connection = None if config.state == "memory" else RedisConnection(config.state)
-        self.storage: LimitStorage = MemoryStorage()
-        self.forecasts: defaultdict[str, Forecast] = defaultdict(Forecast)
-        """By server: tools of one name on two servers have nothing to do with each other."""
-        self.sessions: SessionStore = MemorySessions()
-        if self.connection is not None:
+        self.connection: RedisConnection | None = None
+        self.storage: LimitStorage
+        self.sessions: SessionStore
+        if config.state == "memory":
+            self.storage, self.sessions = MemoryStorage(), MemorySessions()
+        else:
+            self.connection = RedisConnection(config.state)
             self.storage = RedisStorage(self.connection, replicas=config.workers * config.replicas)
             self.sessions = RedisSessions(self.connection)
+        self.forecasts: defaultdict[str, Forecast] = defaultdict(Forecast)
+        """By server: tools of one name on two servers have nothing to do with each other."""
         self.session_keys: tuple[str, ...] = (base64.b64encode(secrets.token_bytes(32)).decode(),)
         """For a configuration without keys: good for this process alone."""
 

@@ -1,6 +1,7 @@
 """The members that a configuration asks for, around the forwarder to one server. What each member is told of the
 configuration is said here and nowhere else."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Final
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from mcp_middleware.ratelimit import (
     RequestGuardMiddleware,
     TokenCounter,
 )
-from mcp_middleware.resource_server import IssuersVerifier, OAuthResourceServerMiddleware
+from mcp_middleware.resource_server import Issuer, IssuersVerifier, OAuthResourceServerMiddleware
 from mcp_middleware.resource_server.origins import AllowedOrigins
 from mcp_middleware.tracing import TraceContextMiddleware
 
@@ -26,7 +27,6 @@ from .config import Config
 from .credentials import ServerCredentials
 from .edge import Edge
 from .forwarder import Forwarder
-from .sections.auth import AuthConfig
 from .sections.credentials import GrantConfig
 from .sections.limits import Counting, LimitsConfig
 from .sections.servers import ServerConfig
@@ -158,9 +158,9 @@ def _counter(counting: Counting) -> TokenCounter:
     return EstimatingCounter() if counting == "estimate" else ExactCounter(counting)
 
 
-def verifier(auth: AuthConfig, resource: str) -> IssuersVerifier:
-    """Who verifies the tokens for ``resource``; by its ``for_resource`` also those for others of the same issuers."""
-    return IssuersVerifier(resource=resource, issuers=auth.issuers)
+def verifier(config: Config, issuers: Sequence[Issuer]) -> IssuersVerifier:
+    """Who verifies tokens of ``issuers`` for one of the servers; by its ``for_resource`` also those for the others."""
+    return IssuersVerifier(resource=config.resource(next(iter(config.servers))), issuers=issuers)
 
 
 def credentials(

@@ -33,7 +33,6 @@ class Telemetry:
         self._reloads = meter.create_counter(
             names.RELOADS, unit="{reload}", description="Changes of the configuration, by how they ended"
         )
-
         self._credential_failures = meter.create_counter(
             names.CREDENTIAL_FAILURES,
             unit="{request}",
