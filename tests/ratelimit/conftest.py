@@ -4,13 +4,16 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import pytest
 
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.member import Member
 from mcp_middleware.ratelimit import RateLimitMiddleware
 from mcp_middleware.storage import MemoryStorage
 from mcp_middleware.testing import FakeClock
+from mcp_middleware.types import Rejection, Usage
 from tests.core.asgi import Call, rpc
 
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
@@ -125,12 +128,44 @@ class Stack:
         return int(values['"requests"']), int(values['"tokens"'])
 
 
+class Reader(Member):
+    """Stands in the place of the audit log."""
+
+    stage = "audit"
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self.usages: list[Usage | None] = []
+        self.rejections: list[Rejection | None] = []
+
+    async def on_finish(self, exchange: Exchange) -> None:
+        self.usages.append(exchange.usage)
+        self.rejections.append(exchange.rejection)
+
+
+class BrokenCounter:
+    """Counts arguments well and answers badly."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def count(self, text: str) -> Any:
+        return self.value if "x" in text else 1
+
+
+Make: TypeAlias = Callable[..., Stack]
+INPUT: Final = len('"tool"')
+"""Tokens of a call without arguments."""
+OUTPUT: Final = 100
+"""Tokens of the server's answer."""
+
+
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
 
 
 @pytest.fixture
-def make(clock: FakeClock) -> Callable[..., Stack]:
+def make(clock: FakeClock) -> Make:
     """Builds a Stack with the test's clock."""
     return lambda **options: Stack(clock, **options)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +25,7 @@ from mcp_middleware.storage.budgets import MemoryBudgets
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Era
 from tests.audit.trails import ListSink
-from tests.ratelimit.conftest import Characters, Stack
+from tests.ratelimit.conftest import Characters, Make, Stack
 from tests.storage.redis_server import running_redis
 from tests.support import connect, serve
 
@@ -39,8 +38,6 @@ PRICES: dict[str, Any] = {
     ],
 }
 DAY = 86_400.0
-
-Make = Callable[..., Stack]
 
 
 @pytest.fixture

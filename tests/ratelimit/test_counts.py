@@ -1,6 +1,5 @@
 """What the limiter's metrics say."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,9 +9,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from mcp_middleware.storage import RedisStorage
 from mcp_middleware.testing import FakeClock
 
-from .conftest import Stack
+from .conftest import Make
 
-Make = Callable[..., Stack]
 PREFIX = "mcp_middleware.limiter."
 
 

@@ -1,52 +1,16 @@
-"""What is charged, what is refused and how, and what is settled."""
+"""What is limited, whom it is charged to, and how it is refused."""
 
 import asyncio
-import contextlib
 import json
-import threading
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from mcp_middleware.errors import INVALID_PARAMS, RATE_LIMITED, ConfigurationError
-from mcp_middleware.exchange import Exchange
-from mcp_middleware.member import Member
+from mcp_middleware.errors import RATE_LIMITED, ConfigurationError
 from mcp_middleware.ratelimit import Forecast, Rate
 from mcp_middleware.testing import FakeClock
-from mcp_middleware.types import Rejection, Usage
 from tests.core.asgi import MODERN_META, Call, modern_headers, rpc
 
-from .conftest import Characters, Stack
-
-Make = Callable[..., Stack]
-INPUT = len('"tool"')
-OUTPUT = 100
-
-
-class Judge(Member):
-    """Stands in the place of tool authorization: refuses on request, and sees what the limiter wrote."""
-
-    stage = "authorization"
-    refuse = False
-
-    async def on_request(self, exchange: Exchange) -> Rejection | None:
-        return Rejection(200, INVALID_PARAMS, "Unknown tool: tool", "not_allowed") if self.refuse else None
-
-
-class Reader(Member):
-    """Stands in the place of the audit log."""
-
-    stage = "audit"
-
-    def __init__(self, app: Any) -> None:
-        super().__init__(app)
-        self.usages: list[Usage | None] = []
-        self.rejections: list[Rejection | None] = []
-
-    async def on_finish(self, exchange: Exchange) -> None:
-        self.usages.append(exchange.usage)
-        self.rejections.append(exchange.rejection)
+from .conftest import INPUT, Make, Reader
 
 
 async def test_a_refusal_is_429_with_retry_after_and_an_error_with_the_id(make: Make) -> None:
@@ -89,13 +53,6 @@ async def test_case_28_a_request_that_never_fits_is_told_so_for_good(make: Make,
         clock.advance(10_000)
     assert stack.server.received == []
     assert await stack.left() == (59, 200)  # nothing was charged
-
-
-async def test_only_the_guessed_part_of_an_estimate_is_capped(make: Make) -> None:
-    stack = make(tokens="200/minute", initial_output_tokens=10**6)
-    assert (await stack.call(arguments={"text": "y" * 100})).status == 200
-    refused = await stack.call(arguments={"text": "y" * 190})
-    assert refused.status == 413
 
 
 @pytest.mark.parametrize(
@@ -215,155 +172,6 @@ async def test_limits_of_agents_alone(make: Make) -> None:
     assert len(stack.storage) == 1
 
 
-@pytest.mark.parametrize("sse", [False, True])
-async def test_the_true_number_of_tokens_takes_the_place_of_the_estimate(make: Make, sse: bool) -> None:
-    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
-    stack.server.sse = sse
-    answer = await stack.call()
-    assert answer.headers["ratelimit"] == f'"requests";r=59, "tokens";r={5000 - INPUT - 3000}'
-    assert await stack.left() == (58, 5000 - INPUT - OUTPUT)
-
-
-async def test_the_next_estimate_is_what_the_tool_answered(make: Make) -> None:
-    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
-    await stack.call()
-    answer = await stack.call()
-    assert answer.headers["ratelimit"] == f'"requests";r=58, "tokens";r={5000 - 2 * INPUT - 2 * OUTPUT}'
-
-
-async def test_an_answer_longer_than_the_estimate_leaves_a_debt(make: Make, clock: FakeClock) -> None:
-    stack = make(requests="60/minute", tokens="600/minute")
-    stack.server.result = {"content": [{"type": "text", "text": "x" * 2000}]}
-    assert (await stack.call()).status == 200
-    refused = await stack.call()
-    assert refused.json["error"]["data"]["dimension"] == "tokens"
-    assert refused.json["error"]["data"]["remaining"] == 0
-    # a bucket of 600 that is 1406 in debt, and this tool is now known to answer with 2,000
-    assert refused.headers["retry-after"] == str((2000 + INPUT - 600 + 600) // 10 + 1)
-    assert (await stack.left())[1] == 0  # a request without tokens does not wait for them
-
-
-async def test_a_call_the_policy_denies_is_a_request_but_no_tokens(make: Make) -> None:
-    stack = make(requests="60/minute", tokens="5000/minute")
-    judge = Judge(stack.server)
-    judge.refuse = True
-    limited = Stack(FakeClock(), requests="60/minute", tokens="5000/minute")
-    limited.limiter = type(limited.limiter)(judge, requests="60/minute", tokens="5000/minute", storage=limited.storage)
-    limited.app.app = limited.limiter
-    for _ in range(5):
-        assert (await limited.call()).json["error"]["message"] == "Unknown tool: tool"
-    judge.refuse = False
-    assert await limited.left() == (54, 5000)
-    assert [message["method"] for message in stack.server.received] == ["tools/list"]
-
-
-async def test_case_30_a_disconnect_before_the_answer_keeps_the_estimate(make: Make) -> None:
-    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
-    stack.server.gate.clear()
-    call = stack.prepare()
-    running = asyncio.create_task(call.run())
-    await stack.server.entered.wait()
-    call.disconnect()
-    running.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
-    stack.server.gate.set()
-    assert await stack.left() == (58, 5000 - INPUT - 3000)
-
-
-async def test_case_30_a_crash_before_the_answer_keeps_the_estimate(make: Make) -> None:
-    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
-    stack.server.raises = RuntimeError("crashed")
-    with pytest.raises(RuntimeError, match="crashed"):
-        await stack.call()
-    stack.server.raises = None
-    assert await stack.left() == (58, 5000 - INPUT - 3000)
-
-
-@pytest.mark.parametrize(("status", "tokens"), [(404, INPUT), (400, INPUT), (500, INPUT + 3000), (502, INPUT + 3000)])
-async def test_an_answer_without_a_message(make: Make, status: int, tokens: int) -> None:
-    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
-    stack.server.status = status
-    await stack.call()
-    stack.server.status = 200
-    assert await stack.left() == (58, 5000 - tokens)
-
-
-@pytest.mark.parametrize(
-    "usage",
-    [
-        *({"output_tokens": wrong} for wrong in (-1, -(10**9), 10**9, 1.5, "NaN", "7", True, None, [1], 10**400)),
-        {"inputTokens": 5, "outputTokens": -1},
-        {"outputTokens": 5, "output_tokens": 6},
-        {"outputTokens": 5, "padding": "x" * 20_000},
-        {"total_tokens": 1e308},
-        {},
-        7,
-        None,
-    ],
-)
-async def test_case_30_nonsense_that_a_server_reports_is_not_believed(make: Make, usage: Any) -> None:
-    stack = make(requests="60/minute", tokens="5000/minute")
-    stack.server.result = {"content": [{"type": "text", "text": "x" * 100}], "_meta": {"usage": usage}, "usage": usage}
-    await stack.call()
-    assert await stack.left() == (58, 5000 - INPUT - OUTPUT)
-
-
-async def test_case_30_a_report_in_numbers_that_no_json_has_is_not_believed(
-    make: Make, caplog: pytest.LogCaptureFixture
-) -> None:
-    stack = make(requests="60/minute", tokens="5000/minute")
-    for number in ("1e999", "-0.5", "1e8", "NaN"):
-        stack.server.raw = (
-            b'{"jsonrpc":"2.0","id":7,"result":{"_meta":{"usage":{"outputTokens":%b}}}}' % number.encode()
-        )
-        await stack.call()
-    stack.server.raw = None
-    _, left = await stack.left()
-    assert 4700 < left < 5000
-    assert caplog.text.count("cannot be true") == 1
-
-
-@pytest.mark.parametrize(
-    ("usage", "expected"),
-    [
-        ({"inputTokens": 20, "outputTokens": 700}, Usage(20, 700)),
-        ({"input_tokens": 20, "output_tokens": 700.0}, Usage(20, 700)),
-        ({"outputTokens": 700}, Usage(INPUT, 700)),
-        ({"inputTokens": 20}, Usage(20, OUTPUT)),
-        ({"outputTokens": 0}, Usage(INPUT, 0)),
-    ],
-)
-async def test_usage_that_a_server_reports_is_used_where_it_can_be_true(
-    make: Make, usage: Any, expected: Usage
-) -> None:
-    stack = make(requests="60/minute", tokens="5000/minute")
-    reader = Reader(stack.limiter)
-    stack.app.app = reader
-    stack.server.result = {"content": [{"type": "text", "text": "x" * 100}], "_meta": {"usage": usage}}
-    await stack.call()
-    assert reader.usages == [expected]
-    assert (await stack.left())[1] == 5000 - expected.input_tokens - expected.output_tokens
-
-
-async def test_failed_calls_do_not_teach_the_forecast(make: Make) -> None:
-    forecast = Forecast()
-    stack = make(requests="60/minute", tokens="50000/minute", initial_output_tokens=3000, forecast=forecast)
-    stack.server.result = {"content": [{"type": "text", "text": "no"}], "isError": True}
-    await stack.call(name="invented")
-    stack.server.error = {"code": -32602, "message": "no such tool"}
-    await stack.call(name="invented too")
-    assert len(forecast) == 0
-
-
-async def test_usage_is_there_for_the_record_also_without_limits(make: Make) -> None:
-    stack = make(agents={"batch": {"tokens": "100/minute"}})
-    reader = Reader(stack.limiter)
-    for body in (rpc("tools/call", {"name": "tool"}), rpc("tools/list"), rpc("ping")):
-        await Call(reader, body).run()
-    assert reader.usages == [Usage(INPUT, OUTPUT), None, None]
-
-
 async def test_a_refusal_says_its_reason_to_the_record(make: Make) -> None:
     reader = Reader(make(requests="1/day").limiter)
     for _ in range(2):
@@ -372,29 +180,6 @@ async def test_a_refusal_says_its_reason_to_the_record(make: Make) -> None:
     assert reader.rejections[1] is not None
     assert (reader.rejections[1].reason, reader.rejections[1].rule) == ("rate_limited", "requests")
     assert reader.usages == [None, None]
-
-
-class BrokenCounter:
-    """Counts arguments well and answers badly."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def count(self, text: str) -> Any:
-        return self.value if "x" in text else 1
-
-
-@pytest.mark.parametrize("value", [-5, 1.5, float("nan"), float("inf"), "7", None])
-async def test_case_30_a_counter_that_answers_nonsense_changes_no_bucket(
-    make: Make, value: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    stack = make(requests="60/minute", tokens="5000/minute", counter=BrokenCounter(value))
-    assert (await stack.call()).status == 200
-    assert await stack.left() == (58, 5000 - 1 - 100)
-    assert "the token counter answered" in caplog.text
-    with pytest.raises(ValueError, match="the token counter answered"):
-        await stack.call(name="x")
-    assert len(stack.server.received) == 2
 
 
 async def test_one_agent_without_tokens_leaves_the_others_alone(make: Make) -> None:
@@ -522,31 +307,6 @@ async def test_no_more_calls_of_one_agent_are_open_than_allowed(make: Make) -> N
     assert not stack.storage._open
 
 
-@pytest.mark.parametrize("broken", ["raise", "disconnect", "counter"])
-async def test_case_30_a_call_that_ends_badly_is_not_open_any_more(
-    make: Make, broken: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    counter = BrokenCounter(-1) if broken == "counter" else Characters()
-    stack = make(concurrency=1, tokens="50000/minute", counter=counter)
-    if broken == "raise":
-        stack.server.raises = RuntimeError("crashed")
-        with pytest.raises(RuntimeError, match="crashed"):
-            await stack.call()
-        stack.server.raises = None
-    elif broken == "counter":
-        await stack.call()
-    else:
-        stack.server.gate.clear()
-        running = asyncio.create_task(stack.call())
-        await stack.server.entered.wait()
-        assert (await stack.call()).status == 429
-        running.cancel()
-        await asyncio.wait({running})
-        stack.server.gate.set()
-    assert not stack.storage._open
-    assert (await stack.call("tools/list")).status == 200
-
-
 async def test_shadow_lets_everything_through_and_says_what_it_would_have_refused(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -615,92 +375,3 @@ async def test_a_refusal_may_be_a_tool_result_for_agents_that_see_nothing_else(m
         "rate_limited",
     ]
     assert (await stack.call("tools/list")).status == 429
-
-
-def notice(text: str) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": text}}
-
-
-async def test_a_long_stream_is_topped_up_as_it_flows(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    stack = make(tokens="5000/day")
-    seen: list[float] = []
-    top_up = stack.storage.top_up
-
-    async def spy(reservation: Any, tokens: float) -> float:
-        seen.append(await top_up(reservation, tokens))
-        return seen[-1]
-
-    monkeypatch.setattr(stack.storage, "top_up", spy)
-    stack.server.notices = [notice("x" * 400) for _ in range(12)]
-    answer = await stack.call()
-    assert "error" not in answer.body.decode()
-    # an event has 425 tokens: 100 were reserved, and what is missing is taken in steps of at least 500
-    assert seen
-    assert seen == sorted(seen, reverse=True)
-    assert seen[-1] < 1000
-    refused = await stack.call()
-    assert refused.json["error"]["data"]["dimension"] == "tokens"
-
-
-async def test_a_stream_without_tokens_left_goes_on_unless_it_is_to_be_cut(make: Make) -> None:
-    for cut in (False, True):
-        stack = make(tokens="1000/day", cut_streams=cut)
-        stack.server.notices = [notice("x" * 400) for _ in range(12)]
-        answer = await stack.call()
-        events = [json.loads(line[6:]) for line in answer.body.decode().splitlines() if line.startswith("data: ")]
-        if not cut:
-            assert len(events) == 13
-            continue
-        assert 3 <= len(events) <= 6
-        assert [event["method"] for event in events[:-1]] == ["notifications/message"] * (len(events) - 1)
-        assert events[-1]["id"] == 7
-        assert events[-1]["error"]["code"] == RATE_LIMITED
-        assert events[-1]["error"]["data"] == {"dimension": "tokens", "cut": True}
-        assert (await stack.call()).status == 429
-
-
-async def test_a_stream_that_is_cut_ends_although_its_server_goes_on(make: Make) -> None:
-    stack, goes_on = make(tokens="1000/day", concurrency=1, cut_streams=True), asyncio.Event()
-    stack.server.notices = [notice("x" * 400) for _ in range(12)]
-    stack.server.last = goes_on
-    call = stack.prepare()
-    running = asyncio.create_task(call.run())
-    async with asyncio.timeout(10), call.arrived:
-        await call.arrived.wait_for(lambda: call.events and call.events[-1].get("more_body") is False)
-    assert call.body.count(b'"cut":true') == 1
-    assert not running.done()
-    assert (await stack.call("tools/list")).json["error"]["data"]["dimension"] == "concurrency"  # it still runs
-    goes_on.set()
-    await running
-    assert (await stack.call("tools/list")).status == 200
-
-
-async def test_images_and_sounds_count_what_was_configured(make: Make) -> None:
-    stack = make(requests="60/minute", tokens="5000/minute", image_tokens=70, audio_tokens=300)
-    image = {"type": "image", "data": "A" * 900, "mimeType": "image/png"}
-    sound = {"uri": "a:b", "mimeType": "audio/wav", "blob": "A" * 900}
-    stack.server.result = {"content": [image, {"type": "resource", "resource": sound}]}
-    await stack.call()
-    assert await stack.left() == (58, 5000 - INPUT - 370)
-
-
-class Threaded:
-    """A counter that says where it was called."""
-
-    threaded_above = 1000
-
-    def __init__(self) -> None:
-        self.threads: list[tuple[int, bool]] = []
-
-    def count(self, text: str) -> int:
-        self.threads.append((len(text), threading.current_thread() is threading.main_thread()))
-        return len(text)
-
-
-async def test_a_slow_counter_is_called_in_a_thread_for_large_messages(make: Make) -> None:
-    counter = Threaded()
-    stack = make(tokens="50000/minute", counter=counter)
-    await stack.call()
-    stack.server.result = {"content": [{"type": "text", "text": "x" * 3000}]}
-    await stack.call(arguments={"text": "y" * 2000})
-    assert [main for _, main in counter.threads] == [True, True, False, False]
