@@ -59,19 +59,26 @@ class _Closing:
 class SessionAffinityMiddleware(Member):
     """Seals session ids and binds them to the caller, the endpoint and the instance that opened them.
 
-    ``keys``: 32 random bytes each, in base64; the first seals, all open, so that keys can be replaced in turn.
-    ``idle``: seconds without a request after which a session is over. ``lifetime``: seconds after which it is over in
-    any case. ``per_agent``: the most sessions one principal (issuer, client, subject) may have open, or None for no
-    limit; callers whom nobody authenticated are one. ``instance``: the name of the process that owns the sessions it
-    opens; an id of another name is unknown here. ``instances``: the instances of the server behind a gateway, which
-    sends each request where ``exchange.instance`` says: a session's to the instance that opened it, any other to the
-    one that is least busy. A session whose instance cannot be used is unknown, so that its client starts anew.
-    ``max_sessions``: the most sessions to remember; of those used least
-    recently beyond it, idle time and count are forgotten while their ids stay good. ``store``: where that is kept
-    instead, shared by several members (``MemorySessions``) or replicas (``RedisSessions``); each endpoint then has a
-    count of its own. ``clock``: Unix seconds.
+    Args:
+        app: the ASGI application.
+        keys: 32 random bytes each, in base64; the first seals, all open, so that keys can be replaced in turn.
+        idle: seconds without a request after which a session is over.
+        lifetime: seconds after which it is over in any case.
+        per_agent: the most sessions one principal (issuer, client, subject) may have open, or None for no limit;
+            callers whom nobody authenticated are one.
+        instance: the name of the process that owns the sessions it opens; an id of another name is unknown here.
+        instances: the instances of the server behind a gateway, which sends each request where ``exchange.instance``
+            says: a session's to the instance that opened it, any other to the one that is least busy. A session whose
+            instance cannot be used is unknown, so that its client starts anew.
+        max_sessions: the most sessions to remember; of those used least recently beyond it, idle time and count are
+            forgotten while their ids stay good.
+        store: where that is kept instead, shared by several members (``MemorySessions``) or replicas
+            (``RedisSessions``); each endpoint then has a count of its own.
+        clock: Unix seconds.
+        bounds: what one request may take.
 
-    Raises ConfigurationError for a wrong option; it never shows a key.
+    Raises:
+        ConfigurationError: an option has a value that is not allowed; it never shows a key.
     """
 
     stage: ClassVar[str] = "affinity"

@@ -35,9 +35,12 @@ class JSONLinesSink(QueuedSink):
     Several processes may write the same file. The file is opened for each batch, so that it can be renamed under a
     running process; a path that is no regular file, such as ``/dev/stdout``, is written to as it is.
 
-    :param path: the file; made with mode 0600 if it does not exist.
-    :param queue_size: records that may wait for the disk before new calls are refused.
-    :raises ConfigurationError: the file cannot be written, or ``queue_size`` is no whole number above 0.
+    Args:
+        path: the file; made with mode 0600 if it does not exist.
+        queue_size: records that may wait for the disk before new calls are refused.
+
+    Raises:
+        ConfigurationError: the file cannot be written, or ``queue_size`` is no whole number above 0.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, queue_size: int = 10_000) -> None:

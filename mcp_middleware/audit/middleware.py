@@ -22,7 +22,6 @@ __all__ = ["AuditLogMiddleware"]
 
 logger = logging.getLogger("mcp_middleware.audit")
 
-
 _UNAVAILABLE: Final = Rejection(
     503,
     UNAVAILABLE,
@@ -32,16 +31,35 @@ _UNAVAILABLE: Final = Rejection(
 )
 
 
+class _State:
+    """What is known of an exchange between its hooks."""
+
+    __slots__ = ("basis", "begun", "session", "tickets")
+
+    def __init__(self) -> None:
+        self.begun: AuditRecord | None = None
+        """The record as it was before the message went on."""
+        self.basis: tuple[object, ...] = ()
+        """What that was made of."""
+        self.session = b""
+        """The id of the session that this exchange begins."""
+        self.tickets: dict[AuditSink, int] = {}
+
+
 class AuditLogMiddleware(Member):
     """Writes one record a message to every sink: who called what, what was decided, how it ended.
 
-    :param sink: where records go; ``SQLiteSink("audit.db")`` if neither it nor ``sinks`` is given.
-    :param sinks: several sinks; each gets every record.
-    :param server: the governed server's name for the records' ``server``, where several have one trail.
-    :param on_failure: ``"refuse"`` answers requests with 503 while any sink cannot take records, before the server
-        sees them; ``"continue"`` serves them, and the log counts what is lost.
-    :param bounds: limits of one request, see ``Bounds``.
-    :raises ConfigurationError: an option is not what it must be.
+    Args:
+        app: the ASGI application.
+        sink: where records go; ``SQLiteSink("audit.db")`` if neither it nor ``sinks`` is given.
+        sinks: several sinks; each gets every record.
+        server: the governed server's name for the records' ``server``, where several have one trail.
+        on_failure: ``"refuse"`` answers requests with 503 while any sink cannot take records, before the server sees
+            them; ``"continue"`` serves them, and the log counts what is lost.
+        bounds: what one request may take.
+
+    Raises:
+        ConfigurationError: an option has a value that is not allowed.
     """
 
     stage: ClassVar[str] = "audit"
@@ -140,7 +158,7 @@ class AuditLogMiddleware(Member):
             except Exception:
                 logger.exception("an audit record was lost: %s failed", sink)
 
-    def _record(self, exchange: Exchange, state: "_State | None" = None) -> AuditRecord:
+    def _record(self, exchange: Exchange, state: _State | None) -> AuditRecord:
         finished = time.monotonic()
         session_id = state.session if state is not None else b""
         if state is not None and state.begun is not None and state.basis == _basis(exchange):
@@ -163,20 +181,6 @@ class AuditLogMiddleware(Member):
                 await asyncio.to_thread(sink.close)
             except Exception:
                 logger.exception("the audit sink %s failed while closing", sink)
-
-
-class _State:
-    """What is known of an exchange between its hooks."""
-
-    __slots__ = ("basis", "begun", "session", "tickets")
-
-    def __init__(self) -> None:
-        self.begun: AuditRecord | None = None
-        """The record as it was before the message went on, and what it was made of."""
-        self.basis: tuple[object, ...] = ()
-        self.session = b""
-        """The id of the session that this exchange begins."""
-        self.tickets: dict[AuditSink, int] = {}
 
 
 def _basis(exchange: Exchange) -> tuple[object, ...]:

@@ -108,10 +108,13 @@ class SQLiteSink(QueuedSink):
     server. The next sink of that file, in whatever process, takes over what it left; ``AuditTrail`` reads it, too.
     Several processes may write the same file, on a local disk.
 
-    :param path: the file; made with mode 0600 if it does not exist.
-    :param queue_size: records that may wait for the disk before new calls are refused.
-    :raises ConfigurationError: the file cannot be written or is something else's, or ``queue_size`` is no whole
-        number above 0.
+    Args:
+        path: the file; made with mode 0600 if it does not exist.
+        queue_size: records that may wait for the disk before new calls are refused.
+
+    Raises:
+        ConfigurationError: the file cannot be written or is something else's, or ``queue_size`` is no whole number
+            above 0.
     """
 
     linger: ClassVar[float] = 0.25
