@@ -29,7 +29,9 @@ local function recall(key, name, life, known_life, known_until, known)
   end
   if until_ == known_until and tonumber(known) > tonumber(start) then
     redis.call('HINCRBY', key, name, known) -- by whole numbers: a double does not tell billionths apart
-    redis.call('HINCRBY', key, name, '-' .. start)
+    if start ~= '0' then
+      redis.call('HINCRBY', key, name, '-' .. start)
+    end
     redis.call('HSET', key, name .. ':start', known)
   end
   return until_

@@ -273,6 +273,15 @@ async def test_after_a_loss_the_replica_that_remembers_most_is_believed(stores: 
     assert (await spend(knows_little, 0)).spent == (0, 72)
 
 
+async def test_after_a_loss_one_that_remembers_nothing_may_come_first(stores: Stores, clock: FakeClock) -> None:
+    knows_nothing, knows_all = stores.make(clock), stores.make(clock)
+    await spend(knows_all, 40)
+    stores.server.flush()
+    assert (await spend(knows_nothing, 2)).spent == (2, 2)
+    assert (await spend(knows_all, 4)).spent == (46, 46)
+    assert (await spend(knows_nothing, 0)).spent == (46, 46)
+
+
 async def test_a_settled_call_lets_no_other_budget_be_forgotten_early(stores: Stores) -> None:
     store = stores.make()
     under_way = await spend(store, 1)
