@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from mcp_middleware.resource_server.origins import AllowedOrigins
 
+from .scalars import Duration, Flag, Secret, Whole
 from .sections.access import ACCESS
 from .sections.audit import AUDIT
 from .sections.auth import AUTH
@@ -24,7 +25,7 @@ from .sections.servers import SERVERS
 from .sections.sessions import SESSIONS
 from .sections.tls import TLS
 from .sections.tracing import TRACING
-from .shapes import Duration, Flag, Key, ListOf, Secret, Section, Text, Whole
+from .shapes import Key, ListOf, Section, Text
 from .values import WEB_URL, web_url
 
 __all__ = ["FILE"]

@@ -5,7 +5,8 @@ from typing import Any, Final
 import yaml
 
 from .keys import FILE
-from .shapes import SECRET_FILE, Key
+from .scalars import SECRET_FILE
+from .shapes import Key
 
 __all__ = ["reference_markdown", "schema"]
 

@@ -10,7 +10,8 @@ from mcp_middleware.oauth.urls import absolute_url
 from mcp_middleware.ratelimit.rate import Rate
 
 from .headers import HOP_BY_HOP
-from .shapes import Either, MapOf, Off, Secret, Text, Whole
+from .scalars import Off, Secret, Whole
+from .shapes import Either, MapOf, Text
 
 __all__ = [
     "AGENT_GLOB",

@@ -3,7 +3,8 @@
 from typing import Any, Final
 
 from mcp_middleware.authorization.rules import POLICY_KEYS, RULE_KEYS
-from mcp_middleware.gateway.shapes import Either, File, Key, ListOf, OneOf, Section, Text
+from mcp_middleware.gateway.scalars import File, OneOf
+from mcp_middleware.gateway.shapes import Either, Key, ListOf, Section, Text
 from mcp_middleware.gateway.source import Reading
 from mcp_middleware.nodes import Node
 

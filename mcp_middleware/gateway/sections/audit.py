@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from mcp_middleware.gateway.shapes import File, Key, OneOf, Section
+from mcp_middleware.gateway.scalars import File, OneOf
+from mcp_middleware.gateway.shapes import Key, Section
 from mcp_middleware.gateway.values import some_of
 
 __all__ = ["AUDIT", "AuditConfig"]

@@ -4,7 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mcp_middleware.gateway.shapes import Duration, Either, Flag, Key, ListOf, MapOf, Off, OneOf, Section, Text
+from mcp_middleware.gateway.scalars import Duration, Flag, Off, OneOf
+from mcp_middleware.gateway.shapes import Either, Key, ListOf, MapOf, Section, Text
 from mcp_middleware.gateway.values import ISSUER, only_given
 from mcp_middleware.oauth.urls import absolute_url
 from mcp_middleware.resource_server import Claims, Introspection, Issuer

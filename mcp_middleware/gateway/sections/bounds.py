@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from mcp_middleware.gateway.shapes import Duration, Key, Section, Size
+from mcp_middleware.gateway.scalars import Duration, Size
+from mcp_middleware.gateway.shapes import Key, Section
 from mcp_middleware.member import Bounds
 
 __all__ = ["BOUNDS"]

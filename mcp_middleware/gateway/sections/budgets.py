@@ -2,7 +2,8 @@
 
 from typing import Final, get_args
 
-from mcp_middleware.gateway.shapes import Amount, Key, ListOf, OneOf, Section
+from mcp_middleware.gateway.scalars import Amount, OneOf
+from mcp_middleware.gateway.shapes import Key, ListOf, Section
 from mcp_middleware.gateway.values import AGENT_GLOB
 from mcp_middleware.ratelimit import Budget
 from mcp_middleware.ratelimit.budgets import BudgetAction

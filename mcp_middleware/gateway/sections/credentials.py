@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from mcp_middleware.credentials import CallerSigner
-from mcp_middleware.gateway.shapes import Flag, Key, Kinds, OneOf, Secret, Section, Text
+from mcp_middleware.gateway.scalars import Flag, OneOf, Secret
+from mcp_middleware.gateway.shapes import Key, Kinds, Section, Text
 from mcp_middleware.gateway.values import HEADER_NAME, HEADER_VALUE, ISSUER, NAME, some_of
 from mcp_middleware.oauth import ClientAuthentication
 from mcp_middleware.resource_server.scopes import scope_names

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from mcp_middleware.gateway.shapes import Either, Flag, Key, MapOf, Off, OneOf, Section, Whole
+from mcp_middleware.gateway.scalars import Flag, Off, OneOf, Whole
+from mcp_middleware.gateway.shapes import Either, Key, MapOf, Section
 from mcp_middleware.gateway.values import AGENT_GLOB, MOST, RATE, TOOL_GLOB, only_given, some_of, unless_off
 from mcp_middleware.ratelimit import AgentLimits, LimiterMode, PartLimits, Rate, Refusal
 from mcp_middleware.ratelimit.tokens import AUDIO_TOKENS, IMAGE_TOKENS

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from mcp_middleware.gateway.shapes import Amount, Key, ListOf, Section, Text
+from mcp_middleware.gateway.scalars import Amount
+from mcp_middleware.gateway.shapes import Key, ListOf, Section, Text
 from mcp_middleware.gateway.values import TOOL_GLOB, glob, some_of
 from mcp_middleware.ratelimit import Price, Prices
 from mcp_middleware.ratelimit.reading import matches_any

@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from typing import Any, Final, get_args
 
-from mcp_middleware.gateway.shapes import Key, OneOf, Secret, Text
+from mcp_middleware.gateway.scalars import OneOf, Secret
+from mcp_middleware.gateway.shapes import Key, Text
 from mcp_middleware.gateway.values import NAME, printable, visible
 from mcp_middleware.oauth.authentication import ClientAuthentication, ClientSecret, PrivateKeyJWT, SecretMethod
 from mcp_middleware.resource_server.keys import ALGORITHMS

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urlsplit
 
-from mcp_middleware.gateway.shapes import Duration, Key, ListOf, MapOf, Section, Text
+from mcp_middleware.gateway.scalars import Duration
+from mcp_middleware.gateway.shapes import Key, ListOf, MapOf, Section, Text
 from mcp_middleware.gateway.values import HEADERS, WEB_URL, web_url
 
 from .credentials import CALLER, CREDENTIALS, CallerConfig, GrantConfig, HeaderConfig

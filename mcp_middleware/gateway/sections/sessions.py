@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mcp_middleware.affinity.sealing import KeyRing
-from mcp_middleware.gateway.shapes import Duration, Key, ListOf, Secret, Section
+from mcp_middleware.gateway.scalars import Duration, Secret
+from mcp_middleware.gateway.shapes import Key, ListOf, Section
 from mcp_middleware.gateway.values import MOST, unless_off
 
 __all__ = ["SESSIONS", "SessionsConfig"]

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mcp_middleware.gateway.shapes import File, Key, Section
+from mcp_middleware.gateway.scalars import File
+from mcp_middleware.gateway.shapes import Key, Section
 
 __all__ = ["TLS", "TLSConfig"]
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from mcp_middleware.gateway.shapes import Flag, Key, ListOf, OneOf, Section, Share, Text
+from mcp_middleware.gateway.scalars import Flag, OneOf, Share
+from mcp_middleware.gateway.shapes import Key, ListOf, Section, Text
 from mcp_middleware.gateway.values import HEADERS, WEB_URL
 from mcp_middleware.tracing.propagation import is_baggage_key
 
