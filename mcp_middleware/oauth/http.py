@@ -129,6 +129,8 @@ class OAuthHTTPClient:
     """Fetches small documents from authorization servers and posts forms to them.
 
     One is enough for a process. It may be used from one event loop after the other: nothing of it belongs to one.
+
+    Raises ConfigurationError where the environment names certificates that cannot be read.
     """
 
     def __init__(self, *, resolve: Resolver = look_up) -> None:
@@ -250,12 +252,16 @@ class _BadAddressError(Exception):
 
 
 @cache
-def _trust(_file: str | None, _directory: str | None) -> ssl.SSLContext:
+def _trust(file: str | None, directory: str | None) -> ssl.SSLContext:
     """The certificates to trust, which the environment names. Read when the application starts, and once: with the
-    import it takes 0.2 s."""
+    import it takes 0.2 s. Raises ConfigurationError."""
     import httpcore2
 
-    return httpcore2.default_ssl_context()
+    try:
+        return httpcore2.default_ssl_context()
+    except OSError as error:
+        name, value = ("SSL_CERT_FILE", file) if file else ("SSL_CERT_DIR", directory)
+        raise ConfigurationError(f"{name} is {value!r}; it must name certificates in PEM ({error})") from None
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth import http
 from mcp_middleware.oauth.http import BusyError, FetchError, OAuthHTTPClient, RefusedAddressError, look_up
 from tests.certificates import certificate, server_context
@@ -243,6 +244,18 @@ async def test_tls_verifies_the_name_although_the_address_is_connected_to(
         with pytest.raises(FetchError, match=r"ConnectError .*CERTIFICATE_VERIFY_FAILED"):
             await OAuthHTTPClient(resolve=Names(["127.0.0.2"])).get(f"https://login.localhost:{server.port}/")
         assert len(server.received) == 1
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_certificates_that_cannot_be_read_are_a_mistake_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    path = tmp_path / "authorities.pem"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    with pytest.raises(ConfigurationError, match=r"^SSL_CERT_FILE is '.*authorities\.pem'; it must name certificates"):
+        OAuthHTTPClient()
 
 
 async def test_nothing_of_the_environment_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
