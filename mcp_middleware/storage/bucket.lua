@@ -78,8 +78,9 @@ end
 -- Keep the levels until all buckets are full: full ones are as good as none. What has been given back does not make
 -- that earlier, so that a bucket which a replica remembers as used and does not find has been lost, not filled.
 local function keep(key, name, requests, tokens, at, limits, expiring)
-  local requests_text, tokens_text, at_text = text(requests), text(tokens), text(at)
-  redis.call('HSET', key, name .. 'requests', requests_text, name .. 'tokens', tokens_text, name .. 'at', at_text)
+  redis.call(
+    'HSET', key, name .. 'requests', text(requests), name .. 'tokens', text(tokens), name .. 'at', text(at)
+  )
   if expiring then
     local seconds = 0
     if limits[1] > 0 then
@@ -94,5 +95,4 @@ local function keep(key, name, requests, tokens, at, limits, expiring)
       redis.call('PEXPIRE', key, string.format('%.0f', left))
     end
   end
-  return requests_text, tokens_text, at_text
 end

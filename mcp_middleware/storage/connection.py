@@ -61,14 +61,14 @@ class Script:
 
     __slots__ = ("digest", "replies", "source")
 
-    def __init__(self, *names: str, replies: type[list[Any]] | type[int] = list) -> None:
+    def __init__(self, *names: str, replies: type[list[Any] | bytes | int] = list) -> None:
         self.source = b"\n".join(Path(__file__).with_name(name).read_bytes() for name in names)
         self.digest = hashlib.sha1(self.source, usedforsecurity=False).hexdigest().encode()
         """What ``EVALSHA`` calls it."""
         self.replies = replies
 
 
-Word: TypeAlias = bytes | float
+Word: TypeAlias = bytes | str | float
 """Part of a command; numbers are sent as Python writes them."""
 Arguments: TypeAlias = "Sequence[Word] | Callable[[RedisConnection], Sequence[Word]]"
 

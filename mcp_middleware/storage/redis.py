@@ -17,11 +17,13 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.options import seconds, whole_number
 from mcp_middleware.types import Clock
 
-from .bucket import AT_ONCE, Levels, Limit, Limits, Shortage, Turn, full, refill, settle, take, takeable
+from .bucket import AT_ONCE, Levels, Limit, Limits, Shortage, full, refill, settle, take, takeable
 from .budgets import RedisBudgets
 from .connection import RedisConnection, Script, Word
 from .interface import Reservation, StorageUnavailableError, check_tokens
@@ -29,8 +31,11 @@ from .sessions import Agent, Place, SessionTable, Use
 
 __all__ = ["RedisSessions", "RedisStorage"]
 
-_RESERVE: Final = Script("bucket.lua", "open.lua", "reserve.lua")
-_SETTLE: Final = Script("bucket.lua", "settle.lua")
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder().decode
+"""What the scripts of every call are asked and answer: numbers by their bits, which nobody has to write out and read."""
+_RESERVE: Final = Script("bucket.lua", "open.lua", "reserve.lua", replies=bytes)
+_SETTLE: Final = Script("bucket.lua", "settle.lua", replies=bytes)
 _HOLD: Final = Script("bucket.lua", "open.lua", "hold.lua", replies=int)
 _LATE: Final = -1
 
@@ -98,9 +103,9 @@ class _Asked(NamedTuple):
     """One pair of buckets as the scripts are asked about it."""
 
     part: str | None
-    name: bytes
+    name: str
     limits: Limits
-    figures: bytes
+    figures: str
 
 
 class RedisStorage:
@@ -149,58 +154,48 @@ class RedisStorage:
         principal = self._known_of(key)
         asked = _asked(limits)
         told: list[tuple[_Known, float, float]] = []  # by this call alone, however many run
-        pairs: list[Word] = []
+        pairs: list[tuple[str | float, ...]] = []
         for one in asked:
             known = principal.pair(one.part)
             owed = (known.owed_requests, known.owed_tokens)
             told.append((known, *owed))
-            pairs += (one.name, one.figures, *owed, *self._start(known, one.limits))
+            pairs.append((one.name, one.figures, *owed, *self._start(known, one.limits)))
             known.owed_requests = known.owed_tokens = 0.0
         most = limits.concurrency
         place = b"" if most is None else os.urandom(_OPEN_NAME_BYTES).hex().encode()
         name, sent_at = self._name(key), time.monotonic()
         try:
+            packed = _pack((self._given_clock(), tokens, most, place.decode(), _HELD, pairs))
             reply = await self._connection.run(
                 _RESERVE,
                 (name,) if most is None else (name, self._open_name(key)),
-                lambda node: (
-                    self._given_clock(),
-                    node.deadline() if self._clock is None else 0.0,
-                    tokens,
-                    b"" if most is None else most,
-                    place,
-                    _HELD,
-                    *pairs,
-                ),
+                lambda node: (node.deadline() if self._clock is None else 0.0, packed),
             )
         except BaseException as error:
             _give_back(told)
             if isinstance(error, StorageUnavailableError):
                 return self._reserve_locally(principal, key, limits, tokens, place)
             raise
-        outcome, now, is_open = int(reply[0]), float(reply[1]), int(reply[2])
+        outcome, now, is_open, there = _unpack(reply)
         if self._clock is None:
             self._connection.node_of(name).learn_time(now, sent_at)
         if outcome == _LATE:
             _give_back(told)
             return self._reserve_locally(principal, key, limits, tokens, place)
         here = self._now()
-        levels: list[Levels] = []
-        for index, (known, _, _) in enumerate(told):
-            requests, left, at = map(float, reply[3 + 4 * index : 6 + 4 * index])
-            levels.append((requests, left, at))
+        for (known, _, _), (requests, left, at, *_) in zip(told, there, strict=True):
             # As the store has them; nothing that was taken here meanwhile is missing, for it was taken there.
             known.levels = (requests, left, here - (now - at))
             known.share = None
         if outcome:
-            reservation = _reservation(key, asked, tokens, levels, now + self._lifetime)
+            reservation = _reservation(key, asked, tokens, there, now + self._lifetime)
             if most is not None:
                 reservation.remaining_concurrency = most - is_open - 1
                 self._opened(principal, reservation, place)
             return reservation
         shortages = [] if most is None or is_open < most else [Shortage("concurrency", most, 0, AT_ONCE)]
-        for index, (one, there) in enumerate(zip(asked, levels, strict=True)):
-            answer = take(there, one.limits, tokens, now, _turn(reply[6 + 4 * index]))
+        for one, (requests, left, at, *turn) in zip(asked, there, strict=True):
+            answer = take((requests, left, at), one.limits, tokens, now, *turn)
             if isinstance(answer, Shortage):
                 shortages.append(replace(answer, part=one.part))
         return max(shortages, key=lambda one: one.retry_after_ms)
@@ -258,16 +253,13 @@ class RedisStorage:
             tokens = None
             if not place or not self._connection.is_up:
                 return left
-        pairs: list[Word] = []
-        for one, was in zip(asked, taken, strict=True):
-            pairs += (one.name, one.figures, was)
+        pairs = [(one.name, one.figures, was) for one, was in zip(asked, taken, strict=True)]
         name = self._name(key)
-        used = b"" if tokens is None else tokens
         try:
             reply = await self._connection.run(
                 _SETTLE,
                 (name, self._open_name(key)) if place else (name,),
-                (self._given_clock(), expires_at, used, place, 1 - requests, *pairs),
+                (_pack((self._given_clock(), expires_at, tokens, place.decode(), 1 - requests, pairs)),),
             )
         except StorageUnavailableError as error:
             if not error.sent and tokens is not None:  # what may have been counted is not told again
@@ -276,12 +268,11 @@ class RedisStorage:
                     known.owed_tokens += tokens - was
                     known.owed_requests += requests - 1
             return left
-        for index, one in enumerate(asked[: (len(reply) - 1) // 3]):
-            counted, there, rest = reply[1 + 3 * index : 4 + 3 * index]
+        for one, there in zip(asked, _unpack(reply), strict=False):
             known = principal.pair(one.part)
-            if int(counted) and known.levels is not None:
-                known.levels = (float(there), float(rest), self._now())
-                left = min(left, float(rest))
+            if there and known.levels is not None:
+                known.levels = (*there, self._now())
+                left = min(left, there[1])
         return left
 
     async def aclose(self) -> None:
@@ -299,12 +290,12 @@ class RedisStorage:
         return b"%b:open:{%b}" % (self._prefix, key.hex().encode())
 
     def _given_clock(self) -> Word:
-        return b"" if self._clock is None else self._clock()
+        return "" if self._clock is None else self._clock()
 
-    def _start(self, known: _Known, limits: Limits) -> tuple[Word, Word]:
+    def _start(self, known: _Known, limits: Limits) -> tuple[float, float]:
         """The levels to start from should the store have lost the buckets."""
         if known.levels is None:
-            return (b"", b"")
+            return (math.inf, math.inf)
         requests, tokens, _ = refill(known.levels, limits, self._now())
         return (requests, tokens)
 
@@ -400,26 +391,19 @@ def _give_back(told: list[tuple[_Known, float, float]]) -> None:
 
 
 def _reservation(
-    key: bytes, asked: Sequence[_Asked], tokens: float, levels: Sequence[Levels], expires_at: float
+    key: bytes, asked: Sequence[_Asked], tokens: float, levels: Sequence[Sequence[float]], expires_at: float
 ) -> Reservation:
     own, *parts = [
-        (takeable(one.limits, tokens), requests, left) for one, (requests, left, _) in zip(asked, levels, strict=True)
+        (takeable(one.limits, tokens), requests, left) for one, (requests, left, *_) in zip(asked, levels, strict=True)
     ]
     return Reservation(key, asked[0].limits, *own, expires_at, tuple(parts))
-
-
-def _turn(text: bytes) -> Turn | None:
-    if not text:
-        return None
-    tokens, at, overtaken = text.split()
-    return (float(tokens), float(at), overtaken == b"1")
 
 
 @lru_cache(1024)
 def _asked(limits: Limits) -> tuple[_Asked, ...]:
     """The principal's own pair of buckets, and those of the parts."""
-    parts = (_Asked(part, part.encode() + b":", figures, _figures(figures)) for part, figures in limits.parts)
-    return (_Asked(None, b"", limits, _figures(limits)), *parts)
+    parts = (_Asked(part, f"{part}:", figures, _figures(figures)) for part, figures in limits.parts)
+    return (_Asked(None, "", limits, _figures(limits)), *parts)
 
 
 class RedisSessions:
@@ -524,12 +508,12 @@ class RedisSessions:
         return (b"%b:places:{%b}" % (self._prefix, tag), b"%b:ended:{%b}" % (self._prefix, tag))
 
 
-def _figures(limits: Limits) -> bytes:
+def _figures(limits: Limits) -> str:
     """The limits as the scripts read them."""
     pairs = (
         (0.0, 0.0) if limit is None else (limit.capacity, limit.rate) for limit in (limits.requests, limits.tokens)
     )
-    return b" ".join(b"%r" % figure for pair in pairs for figure in pair)
+    return " ".join(repr(figure) for pair in pairs for figure in pair)
 
 
 def connection_of(connection: Any) -> RedisConnection:

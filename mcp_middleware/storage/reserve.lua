@@ -1,41 +1,40 @@
 -- Take one request and some tokens from every pair of buckets, and a place among the open requests: all or nothing.
 -- KEYS: the principal's buckets, its open requests.
--- ARGV: clock or '', deadline (0: none), tokens, how many may be open ('': any number), a name for the place, for how
--- many seconds it is kept; then for each pair its name, its limits, requests and tokens that the replica let through
--- by itself, and the levels to start from if there are none ('': full).
--- Reply: 1 (taken), 0 (short) or -1 (too late to be waited for, nothing was done); now; how many are open; then for
--- each pair its levels, their time and the turn: after taking, or as they were decided by.
+-- ARGV: deadline (0: none); and in MessagePack clock or '', tokens, how many may be open (nil: any number), a name for
+-- the place, for how many seconds it is kept, and the pairs: each its name, its limits, requests and tokens that the
+-- replica let through by itself, and the levels to start from if there are none.
+-- Reply, in MessagePack: 1 (taken), 0 (short) or -1 (too late to be waited for, nothing was done), now, how many are
+-- open, and the pairs: each its levels, their time and the turn, if any: after taking, or as they were decided by.
 
-local now = clock(ARGV[1])
-local deadline = tonumber(ARGV[2])
+local deadline = tonumber(ARGV[1])
+local given, tokens, most, place, seconds, asked = unpack(cmsgpack.unpack(ARGV[2]), 1, 6)
+local now = clock(given)
 if deadline > 0 and now > deadline then
-  return {-1, text(now), 0}
+  return cmsgpack.pack({-1, now, 0, {}})
 end
-local tokens = tonumber(ARGV[3])
-local expiring = ARGV[1] == ''
+local expiring = given == ''
 
 local open = 0
 local short = false
-if ARGV[4] ~= '' then
+if most then
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', text(now))
   open = redis.call('ZCARD', KEYS[2])
-  short = open >= tonumber(ARGV[4])
+  short = open >= most
 end
 
 local found = {}
-for first = 7, #ARGV, 6 do
-  local name, stated = ARGV[first], ARGV[first + 1]
+for index = 1, #asked do
+  local name, stated, requests_owed, tokens_owed, requests_start, tokens_start = unpack(asked[index])
   local requests, tokens_left, at, limits_were, turn_text = load(KEYS[1], name)
   local limits = read(stated)
   if not at then
     at = now
-    requests = clamp(tonumber(ARGV[first + 4]) or math.huge, limits[1])
-    tokens_left = clamp(tonumber(ARGV[first + 5]) or math.huge, limits[3])
+    requests = clamp(requests_start, limits[1])
+    tokens_left = clamp(tokens_start, limits[3])
   end
   local there = math.max(now, at)
   local requests_there = refill(requests, limits[1], limits[2], there - at)
   local tokens_there = refill(tokens_left, limits[3], limits[4], there - at)
-  local requests_owed, tokens_owed = tonumber(ARGV[first + 2]), tonumber(ARGV[first + 3])
   local changed = false
   if requests_owed ~= 0 or tokens_owed ~= 0 then
     requests_there = clamp(requests_there - requests_owed, limits[1])
@@ -53,13 +52,13 @@ for first = 7, #ARGV, 6 do
     or delays(turn, tokens_there, limits[3], limits[4], cost, there) then
     short = true
   end
-  found[#found + 1] = {
+  found[index] = {
     name, stated, limits, limits_were, turn, turn_text, changed, cost, short_of_tokens,
     requests, tokens_left, at, requests_there, tokens_there, there
   }
 end
 
-local reply = {short and 0 or 1, text(now), open}
+local levels = {}
 for index = 1, #found do
   local name, stated, limits, limits_were, turn, turn_text, changed, cost, short_of_tokens,
     requests, tokens_left, at, requests_there, tokens_there, there = unpack(found[index], 1, 15)
@@ -82,22 +81,18 @@ for index = 1, #found do
       changed = true
     end
   end
-  local requests_text, tokens_text, at_text
   if changed then
-    requests_text, tokens_text, at_text = keep(KEYS[1], name, requests, tokens_left, at, limits, expiring)
+    keep(KEYS[1], name, requests, tokens_left, at, limits, expiring)
     if turn_after ~= turn_text then
       redis.call('HSET', KEYS[1], name .. 'turn', turn_after)
     end
     if limits_were ~= stated then
       redis.call('HSET', KEYS[1], name .. 'limits', stated)
     end
-  else
-    requests_text, tokens_text, at_text = text(requests), text(tokens_left), text(at)
   end
-  local last = 4 * index
-  reply[last], reply[last + 1], reply[last + 2], reply[last + 3] = requests_text, tokens_text, at_text, turn_text
+  levels[index] = {requests, tokens_left, at, turn}
 end
-if not short and ARGV[4] ~= '' then
-  hold(KEYS[2], ARGV[5], now, tonumber(ARGV[6]), expiring)
+if not short and most then
+  hold(KEYS[2], place, now, seconds, expiring)
 end
-return reply
+return cmsgpack.pack({short and 0 or 1, now, open, levels})
