@@ -33,7 +33,7 @@ __all__ = ["RedisSessions", "RedisStorage"]
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
-"""What the scripts of every call are asked and answer: numbers by their bits, which nobody has to write out and read."""
+"""What the scripts of a call are asked and answer: numbers by their bits, which nobody has to write out and read."""
 _RESERVE: Final = Script("bucket.lua", "open.lua", "reserve.lua", replies=bytes)
 _SETTLE: Final = Script("bucket.lua", "settle.lua", replies=bytes)
 _HOLD: Final = Script("bucket.lua", "open.lua", "hold.lua", replies=int)
