@@ -29,13 +29,11 @@ __all__ = [
     "printable",
     "some_of",
     "unless_off",
-    "visible",
     "web_url",
 ]
 
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _FIELD_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?", re.ASCII)
-_VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,512}", re.ASCII)
 _OURS: Final = frozenset(name.decode() for name in HOP_BY_HOP) | {
     "accept",
     "content-encoding",
@@ -77,13 +75,6 @@ def web_url(text: str) -> str:
 def printable(text: str) -> str:
     """A short text without line breaks and the like. Raises ValueError."""
     if not text.isprintable() or len(text) > 512:
-        raise ValueError
-    return text
-
-
-def visible(text: str) -> str:
-    """A short text of ASCII without spaces. Raises ValueError."""
-    if not _VISIBLE.fullmatch(text):
         raise ValueError
     return text
 
@@ -130,7 +121,7 @@ HEADER_NAME: Final = Text(
     "be the name of a header (RFC 9110), none that the gateway sets itself or the protocol uses (Mcp-*, Host, Accept, "
     "Connection, Content-*, ...)",
     _header_name,
-    r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$",
+    f"^{_FIELD_NAME.pattern}$",
     ("X-Api-Key",),
 )
 HEADER_VALUE: Final = Secret(

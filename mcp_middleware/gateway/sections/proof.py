@@ -1,15 +1,24 @@
 """How the gateway proves itself to an authorization server: the keys that ``auth`` and ``credentials`` share."""
 
+import re
 from collections.abc import Collection
 from typing import Any, Final, get_args
 
 from mcp_middleware.gateway.scalars import OneOf, Secret
 from mcp_middleware.gateway.shapes import Key, Text
-from mcp_middleware.gateway.values import NAME, printable, visible
+from mcp_middleware.gateway.values import NAME, printable
 from mcp_middleware.oauth.authentication import ClientAuthentication, ClientSecret, PrivateKeyJWT, SecretMethod
 from mcp_middleware.resource_server.keys import ALGORITHMS
 
 __all__ = ["PRIVATE", "PROOF", "one_proof", "take_proof"]
+
+_CLIENT_ID: Final = re.compile(r"[!-~]{1,512}", re.ASCII)
+
+
+def _client_id(text: str) -> str:
+    if not _CLIENT_ID.fullmatch(text):
+        raise ValueError
+    return text
 
 
 def _client_secret(text: str) -> str:
@@ -28,8 +37,8 @@ PROOF: Final = (
         Text(
             "string",
             "be printable ASCII without spaces, of at most 512",
-            visible,
-            r"^[!-~]{1,512}$",
+            _client_id,
+            f"^{_CLIENT_ID.pattern}$",
             ("gateway",),
         ),
         "The gateway's name there.",

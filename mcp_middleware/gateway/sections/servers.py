@@ -16,8 +16,7 @@ from .limits import SERVER_LIMITS
 __all__ = ["SERVERS", "ServerConfig"]
 
 _MAX_NAME: Final = 64
-_NAME: Final = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,{_MAX_NAME - 1}}}", re.ASCII)
-_RESERVED: Final = frozenset({"healthz", "readyz"})
+_NAME: Final = re.compile(rf"^(?!(healthz|readyz)$)[a-z0-9][a-z0-9_-]{{0,{_MAX_NAME - 1}}}$", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +51,7 @@ class ServerConfig:
 
 
 def _name(text: str) -> str:
-    if not _NAME.fullmatch(text) or text in _RESERVED:
+    if not _NAME.fullmatch(text):
         raise ValueError
     return text
 
@@ -101,7 +100,7 @@ SERVERS: Final = MapOf(
         "the server's name",
         f"be at most {_MAX_NAME} of a-z, 0-9, - and _, with a letter or digit first, and neither healthz nor readyz",
         _name,
-        rf"^(?!(healthz|readyz)$)[a-z0-9][a-z0-9_-]{{0,{_MAX_NAME - 1}}}$",
+        _NAME.pattern,
         ("search",),
     ),
     _SERVER,
