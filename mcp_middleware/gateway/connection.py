@@ -64,7 +64,8 @@ TLS_GOODBYE: Final = 2.0
 
 _IDLE, _HEAD, _BODY = range(3)
 _METHOD: Final = re.compile(rb"[A-Za-z]{1,32} ")
-_TLS_HANDSHAKE: Final = b"\x16\x03"
+_CLIENT_HELLO: Final = b"\x16\x03"
+"""How a client begins that takes this for a port of https."""
 
 
 async def accept(
@@ -398,7 +399,7 @@ class Connection(HttpToolsProtocol):
             self._answer_in_turn(cause.status, str(cause))
         elif isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD.match(data):
             self._answer_in_turn(501, "This method is not known here; use POST, GET or DELETE")
-        elif self.phase != _BODY and data.startswith(_TLS_HANDSHAKE):
+        elif self.phase != _BODY and data.startswith(_CLIENT_HELLO):
             self._answer_in_turn(400, "This port speaks http, not https")
         else:
             self._answer_in_turn(400, f"This is not a valid HTTP/1.1 request: {error}")
@@ -436,7 +437,7 @@ class Connection(HttpToolsProtocol):
         for name, value in (*self.server_state.default_headers, *headers_of(document)):
             lines += (name, b": ", value, b"\r\n")
         self.raw.write(b"".join((*lines, b"\r\n", document.body)))
-        self.phase = _HEAD
+        self.phase = _HEAD  # not between two requests: it may still be sending, and gets to read this
         self.close()
 
 
