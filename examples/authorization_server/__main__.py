@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+from urllib.parse import quote_plus
 
 import uvicorn
 from joserfc.jwk import KeySet
@@ -27,6 +28,9 @@ from .server import USERS, AuthorizationServer
 from .tokens import User
 
 T = TypeVar("T")
+
+_SCOPE: Final = "mcp:use"
+"""What the documentation's gateways ask of every token."""
 
 BANNER = """\
 ######################################################################
@@ -52,7 +56,7 @@ A client of its own, with a token for {resource}:
   client_secret {machine}
 
   TOKEN=$(curl -s {issuer}/token -u machine:{machine} \\
-    -d grant_type=client_credentials -d resource={resource} \\
+    -d grant_type=client_credentials -d scope={scope} -d resource={resource} \\
     | python3 -c 'import json, sys; print(json.load(sys.stdin)["access_token"])')
 
 What a token is:
@@ -188,6 +192,7 @@ def main() -> None:
             ),
             machine=_ready_client(server, "machine"),
             gateway=_ready_client(server, "gateway"),
+            scope=quote_plus(" ".join(server.scopes or [_SCOPE]), safe=":"),
             pid=os.getpid(),
         ),
         flush=True,

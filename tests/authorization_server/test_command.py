@@ -70,6 +70,7 @@ def test_what_it_prints_can_be_pasted(tmp_path: Path) -> None:
         said = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True, timeout=20).stdout
         token, _, told = said.partition("\n")
         assert json.loads(told)["active"] is True
+        assert json.loads(told)["scope"] == "mcp:use", "else the gateways of the documentation do not take it"
         with httpx2.Client(base_url=issuer) as http:
             assert "Never deploy it" in http.get("/").text
             form = {"grant_type": "client_credentials", "client_id": "mine", "client_secret": "secret"}
