@@ -151,6 +151,8 @@ _prompt_result: Final = msgspec.json.Decoder(_PromptResult)
 _any: Final = msgspec.json.Decoder()
 _encode: Final = msgspec.json.Encoder().encode
 
+_APART: Final = 256
+"""Texts of an answer that are counted each by itself. There may be millions of others, of a letter each."""
 _MAX_DECODED: Final = 256 * 1024
 """Bytes of JSON to decode for its escapes; the values of more could fill the memory, so of that a part is read."""
 _PART: Final = 32 * 1024
@@ -183,42 +185,46 @@ def output_tokens(request: Request, answer: ServerMessage, counter: TokenCounter
         if request.method == "tools/call":
             result = answer.tool_result
             if result is not None and (result.content or result.structured):
-                content = _content_tokens(result.content, counter, media)
+                content = _sum([_content(block, media) for block in result.content], counter)
                 return max(content, _json_tokens([result.structured], counter)) if result.structured else content
         elif request.method == "resources/read":
             contents = _resource_result.decode(answer.result).contents
-            return sum([_block_tokens(block, counter, media) for block in contents])
+            return _sum([_resource(block, media) for block in contents], counter)
         elif request.method == "prompts/get":
             messages = _prompt_result.decode(answer.result).messages
-            return _content_tokens([message.content for message in messages], counter, media)
+            return _sum([_content(message.content, media) for message in messages], counter)
     except (msgspec.DecodeError, RecursionError):
         pass  # not the shape its method has: counted as the JSON it is
     return _json_tokens([answer.result], counter)
 
 
-def _content_tokens(blocks: Sequence[Content], counter: TokenCounter, media: Media) -> int:
-    return sum([_content_block_tokens(block, counter, media) for block in blocks])
-
-
-def _content_block_tokens(block: Content, counter: TokenCounter, media: Media) -> int:
+def _content(block: Content, media: Media) -> int | str:
+    """A block's tokens, or the text that has to be counted."""
     if block.text is not None:
-        return _count(counter, block.text)
+        return block.text
     if block.resource:
-        return _block_tokens(_block.decode(block.resource), counter, media)
+        return _resource(_block.decode(block.resource), media)
     if block.data is not None:
         return media.audio if block.type == "audio" else media.image
     return LINK_TOKENS
 
 
-def _block_tokens(block: _Block, counter: TokenCounter, media: Media) -> int:
+def _resource(block: _Block, media: Media) -> int | str:
     if block.text is not None:
-        return _count(counter, block.text)
+        return block.text
     kind = (block.mime_type or "").partition("/")[0]
     if kind == "image":
         return media.image
     if kind == "audio":
         return media.audio
-    return _count(counter, block.blob or "")
+    return block.blob or ""
+
+
+def _sum(blocks: Sequence[int | str], counter: TokenCounter) -> int:
+    texts = [block for block in blocks if isinstance(block, str)]
+    tokens = sum([block for block in blocks if isinstance(block, int)])
+    tokens += sum([_count(counter, text) for text in texts[:_APART]])
+    return tokens + _count(counter, "\n".join(texts[_APART:])) if len(texts) > _APART else tokens
 
 
 def _json_tokens(values: Sequence[Raw], counter: TokenCounter) -> int:

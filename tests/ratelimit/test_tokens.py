@@ -147,6 +147,28 @@ def test_a_tool_result_counts_what_a_model_sees_once(result: Any, expected: int)
     assert output_tokens(request(), answer(result), Characters()) == expected
 
 
+@pytest.mark.parametrize("shape", ["content", "contents", "messages"])
+def test_a_million_small_texts_are_not_counted_one_by_one(shape: str) -> None:
+    class Counted(Characters):
+        times = 0
+
+        def count(self, text: str) -> int:
+            self.times += 1
+            return super().count(text)
+
+    text = {"type": "text", "text": "12345"}
+    one, method = {
+        "content": (text, "tools/call"),
+        "contents": ({"uri": "a:b", "text": "12345"}, "resources/read"),
+        "messages": ({"role": "user", "content": text}, "prompts/get"),
+    }[shape]
+    counter = Counted()
+    made = request(method, **{"resources/read": {"uri": "a:b"}, "prompts/get": {"name": "p"}}.get(method, {}))
+    tokens = output_tokens(made, answer({shape: [one] * 5000}), counter)
+    assert counter.times < 300
+    assert 25_000 <= tokens <= 25_000 + 5000  # a line break between two
+
+
 @pytest.mark.parametrize(
     "result",
     [
