@@ -213,9 +213,7 @@ class Gateway:
             await _answer(send, 200, {"status": "alive"})
         else:
             document = self.readiness()
-            for server in document["servers"].values():  # where they are is for the log: anybody can ask
-                states = [instance["state"] for instance in server["instances"].values()]
-                server |= {"instances": len(states), "usable": len(states) - states.count("ejected")}
+            document["servers"] = {name: _counted(server) for name, server in document["servers"].items()}
             await _answer(send, 200 if document["status"] == "ready" else 503, document)
 
 
@@ -350,6 +348,12 @@ def _normal(path: str) -> str:
     if "//" not in path and not path.endswith("/"):
         return path
     return "/" + "/".join(part for part in path.split("/") if part)
+
+
+def _counted(server: Mapping[str, Any]) -> dict[str, int]:
+    """How many instances a server has. Where they are is for the log: anybody can ask."""
+    states = [instance["state"] for instance in server["instances"].values()]
+    return {"instances": len(states), "usable": len(states) - states.count("ejected")}
 
 
 async def _answer(

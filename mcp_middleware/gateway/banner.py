@@ -14,7 +14,7 @@ __all__ = ["capabilities", "render"]
 
 
 def render(config: Config, *, port: int, readiness: Mapping[str, Any], version: str) -> str:
-    """The banner, some lines of plain text. ``port`` is the one that was got, ``readiness`` as ``/readyz`` has it."""
+    """The banner, some lines of plain text. ``port`` is the one that was got, ``readiness`` as ``Gateway`` has it."""
     return "".join(f"{visible(line)}\n" for line in _lines(config, port, readiness, version))
 
 
