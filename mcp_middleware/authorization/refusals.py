@@ -13,10 +13,10 @@ from mcp_middleware.message import Request, ServerMessage
 from mcp_middleware.types import Decision, Era, Rejection
 
 from .methods import LEGACY_ONLY, MAX_SUBSCRIBED_TEXT, MAX_SUBSCRIPTIONS
+from .rules import SCOPE
 
 __all__ = ["refusal", "unified", "unreadable"]
 
-_SCOPES: Final = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+(?: [\x21\x23-\x5B\x5D-\x7E]+)*")
 _SDK_PREFIX: Final = re.compile(r"MCP error -?[0-9]+: ")
 """What the MCP SDK for TypeScript writes before an error's text."""
 
@@ -51,7 +51,7 @@ def refusal(
     if not decision.scopes:
         return Rejection(403, errors.UNAUTHORIZED, f"{name} is not allowed", "not_allowed", rule=decision.rule)
     scope = " ".join(dict.fromkeys((*base_scopes, *decision.scopes)))
-    if not _SCOPES.fullmatch(scope):
+    if not all(SCOPE.fullmatch(one) for one in scope.split(" ")):
         raise errors.ConfigurationError(
             f"the authorizer's scopes are {decision.scopes!r}; a scope is printable ASCII, no space, quote, backslash"
         )

@@ -14,6 +14,7 @@ __all__ = [
     "CONDITIONS",
     "POLICY_KEYS",
     "RULE_KEYS",
+    "SCOPE",
     "TARGETS",
     "Effect",
     "Rule",
@@ -50,7 +51,7 @@ _SERVERS: Final = "servers"
 _NO_RULES: Final = Node("", "list")
 _EFFECTS: Final[Mapping[str, Effect]] = {"allow": "allow", "deny": "deny"}
 _ANY: Final = Glob("*")
-_SCOPE: Final = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+")
+SCOPE: Final = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+")
 """A scope token (RFC 6749 section 3.3); it goes into a header as it is."""
 
 
@@ -212,7 +213,7 @@ class _Problems(list[str]):
             self.at(node, f"{name}: a rule that denies asks for no scopes; leave the key out")
         scopes = self.strings(node, name)
         for item, text in scopes:
-            if not _SCOPE.fullmatch(text):
+            if not SCOPE.fullmatch(text):
                 self.at(item, f"{name} has {item.describe()}; a scope is printable ASCII, no space, quote, backslash")
             elif text == "offline_access":
                 self.at(item, f"{name} has offline_access, which asks for a refresh token and permits nothing")
