@@ -1,4 +1,11 @@
-"""Requests and tokens per agent: reserve before the server is called, settle when its answer is known."""
+"""Requests and tokens per agent: reserve before the server is called, settle when its answer is known.
+
+1. ``on_request``: ``Rules`` say which limits hold, ``Meter`` what the call has and is likely to have, and ``Charges``
+   take that from buckets and budgets, all or nothing. What does not fit is refused.
+2. ``on_response_start``: headers say what is left.
+3. ``on_response_message``: a stream that brings more than was taken is topped up as it flows, or cut.
+4. ``on_finish``: ``Meter`` says what the call took, ``Payments`` what it cost, and ``Charges`` settle.
+"""
 
 import asyncio
 import logging
@@ -117,15 +124,13 @@ class RateLimitMiddleware(Member):
             raise ConfigurationError(f"{name}: refuse_with is {refuse_with!r}; it must be 'error' or 'tool_result'")
         if not isinstance(cut_streams, bool):
             raise ConfigurationError(f"{name}: cut_streams is {cut_streams!r}; it must be True or False")
-        storage = MemoryStorage() if storage is None else with_method(f"{name}: storage", storage, "reserve")
         self.mode = mode
         self._refuse_with = refuse_with
         self._cut_streams = cut_streams
         self._server_name = server
         self._counts = counts_for(meter_provider)
-        self._storage = storage
-        self._charges = Charges(storage, self._counts)
-        self._budget_storage: BudgetStorage | None = getattr(storage, "budgets", None)
+        self._storage = MemoryStorage() if storage is None else with_method(f"{name}: storage", storage, "reserve")
+        self._charges = Charges(self._storage, self._counts)
         self._meter = Meter(
             name,
             self._counts,
@@ -175,19 +180,9 @@ class RateLimitMiddleware(Member):
 
         Raises ConfigurationError, and changes nothing, for a wrong one.
         """
-        name = type(self).__name__
-        priced = read_prices(f"{name}: prices", prices, server=self._server_name)
-        budgeted = None
-        if budgets is not None:
-            if priced is None:
-                raise ConfigurationError(f"{name}: budgets need prices, by which calls are paid for")
-            if self._budget_storage is None:
-                raise ConfigurationError(
-                    f"{name}: budgets need a storage that keeps them, and {self._storage!r} does not"
-                )
-            budgeted = (Budgets(f"{name}: budgets", budgets, currency=priced.currency), self._budget_storage)
+        payments = self._read_payments(prices, budgets)
         self._rules = Rules(
-            name,
+            type(self).__name__,
             requests=requests,
             tokens=tokens,
             concurrency=concurrency,
@@ -195,11 +190,28 @@ class RateLimitMiddleware(Member):
             tools=tools,
             server=self._server_name,
             server_limits=server_limits,
-            is_priced=priced is not None,
+            is_priced=payments is not None,
         )
-        self._payments = None
-        if priced is not None:
-            self._payments = Payments(priced, budgeted, server=self._server_name, counts=self._counts)
+        self._payments = payments
+
+    def _read_payments(
+        self, prices: PricesOption, budgets: Sequence[Budget | Mapping[str, Any]] | None
+    ) -> Payments | None:
+        name = type(self).__name__
+        priced = read_prices(f"{name}: prices", prices, server=self._server_name)
+        if priced is None:
+            if budgets is not None:
+                raise ConfigurationError(f"{name}: budgets need prices, by which calls are paid for")
+            return None
+        budgeted = None
+        if budgets is not None:
+            storage: BudgetStorage | None = getattr(self._storage, "budgets", None)
+            if storage is None:
+                raise ConfigurationError(
+                    f"{name}: budgets need a storage that keeps them, and {self._storage!r} does not"
+                )
+            budgeted = (Budgets(f"{name}: budgets", budgets, currency=priced.currency), storage)
+        return Payments(priced, budgeted, server=self._server_name, counts=self._counts)
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         """Reserve, or refuse."""
