@@ -45,7 +45,6 @@ class Estimate(msgspec.Struct, frozen=True, gc=False):
 
 
 _WITHOUT_TOKENS: Final = Estimate(None, 0, 0)
-_NOTHING: Final = Usage()
 _UNTOLD: Final = Report(None, None)
 
 
@@ -102,7 +101,7 @@ class Meter:
         ``streamed``: tokens that came before the answer.
         """
         if exchange.rejection is not None:
-            return _NOTHING  # a member further in refused: the server saw nothing
+            return Usage()  # a member further in refused: the server saw nothing
         answer = exchange.answer
         if exchange.failed is not None or (answer and answer.error and answer.error.code == UNAUTHORIZED):
             return None  # the server broke off, or the caller's token ended first: nobody knows what it has done
