@@ -18,15 +18,6 @@ local function clock(given)
   return time[1] + time[2] / 1000000
 end
 
--- The numbers in a text with spaces between them.
-local function read(written)
-  local figures = {}
-  for figure in string.gmatch(written, '%S+') do
-    figures[#figures + 1] = tonumber(figure)
-  end
-  return figures
-end
-
 local function clamp(level, capacity)
   if capacity == 0 then
     return math.huge
@@ -63,24 +54,20 @@ local function delays(turn, level, capacity, rate, cost, now)
   return left + rate * TOLERANCE < math.min(turn[1], capacity)
 end
 
--- A pair of buckets as it is kept: its name before each field, '' for the principal's own. Its limits are written as
--- capacity and rate of the requests and of the tokens bucket; a capacity of 0 does not limit.
+-- A pair of buckets is kept in one field, by its name, '' for the principal's own: its levels, their time, its limits
+-- and the turn, if any. Limits are capacity and rate of the requests and of the tokens bucket; a capacity of 0 does not
+-- limit.
 local function load(key, name)
-  local held
-  if name == '' then
-    held = redis.call('HMGET', key, 'requests', 'tokens', 'at', 'limits', 'turn')
-  else
-    held = redis.call('HMGET', key, name .. 'requests', name .. 'tokens', name .. 'at', name .. 'limits', name .. 'turn')
+  local held = redis.call('HGET', key, name)
+  if held then
+    return unpack(cmsgpack.unpack(held), 1, 5)
   end
-  return tonumber(held[1] or ''), tonumber(held[2] or ''), tonumber(held[3] or ''), held[4], held[5] or ''
 end
 
--- Keep the levels until all buckets are full: full ones are as good as none. What has been given back does not make
--- that earlier, so that a bucket which a replica remembers as used and does not find has been lost, not filled.
-local function keep(key, name, requests, tokens, at, limits, expiring)
-  redis.call(
-    'HSET', key, name .. 'requests', text(requests), name .. 'tokens', text(tokens), name .. 'at', text(at)
-  )
+-- Keep it until all buckets are full: full ones are as good as none. What has been given back does not make that
+-- earlier, so that a bucket which a replica remembers as used and does not find has been lost, not filled.
+local function keep(key, name, requests, tokens, at, limits, turn, expiring)
+  redis.call('HSET', key, name, cmsgpack.pack({requests, tokens, at, limits, turn}))
   if expiring then
     local seconds = 0
     if limits[1] > 0 then

@@ -105,7 +105,7 @@ class _Asked(NamedTuple):
     part: str | None
     name: str
     limits: Limits
-    figures: str
+    figures: tuple[float, ...]
 
 
 class RedisStorage:
@@ -154,7 +154,7 @@ class RedisStorage:
         principal = self._known_of(key)
         asked = _asked(limits)
         told: list[tuple[_Known, float, float]] = []  # by this call alone, however many run
-        pairs: list[tuple[str | float, ...]] = []
+        pairs: list[tuple[Any, ...]] = []
         for one in asked:
             known = principal.pair(one.part)
             owed = (known.owed_requests, known.owed_tokens)
@@ -508,12 +508,12 @@ class RedisSessions:
         return (b"%b:places:{%b}" % (self._prefix, tag), b"%b:ended:{%b}" % (self._prefix, tag))
 
 
-def _figures(limits: Limits) -> str:
+def _figures(limits: Limits) -> tuple[float, ...]:
     """The limits as the scripts read them."""
     pairs = (
         (0.0, 0.0) if limit is None else (limit.capacity, limit.rate) for limit in (limits.requests, limits.tokens)
     )
-    return " ".join(repr(figure) for pair in pairs for figure in pair)
+    return tuple(figure for pair in pairs for figure in pair)
 
 
 def connection_of(connection: Any) -> RedisConnection:

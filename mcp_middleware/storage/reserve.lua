@@ -12,7 +12,6 @@ local now = clock(given)
 if deadline > 0 and now > deadline then
   return cmsgpack.pack({-1, now, 0, {}})
 end
-local expiring = given == ''
 
 local open = 0
 local short = false
@@ -24,9 +23,8 @@ end
 
 local found = {}
 for index = 1, #asked do
-  local name, stated, requests_owed, tokens_owed, requests_start, tokens_start = unpack(asked[index])
-  local requests, tokens_left, at, limits_were, turn_text = load(KEYS[1], name)
-  local limits = read(stated)
+  local name, limits, requests_owed, tokens_owed, requests_start, tokens_start = unpack(asked[index])
+  local requests, tokens_left, at, _, turn = load(KEYS[1], name)
   if not at then
     at = now
     requests = clamp(requests_start, limits[1])
@@ -46,53 +44,45 @@ for index = 1, #asked do
   if limits[3] > 0 then
     cost = math.min(cost, limits[3])
   end
-  local turn = turn_text ~= '' and read(turn_text) or nil
   local short_of_tokens = not fits(tokens_there, limits[3], limits[4], cost)
   if short_of_tokens or not fits(requests_there, limits[1], limits[2], 1)
     or delays(turn, tokens_there, limits[3], limits[4], cost, there) then
     short = true
   end
   found[index] = {
-    name, stated, limits, limits_were, turn, turn_text, changed, cost, short_of_tokens,
-    requests, tokens_left, at, requests_there, tokens_there, there
+    name, limits, turn, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there, tokens_there, there
   }
 end
 
 local levels = {}
 for index = 1, #found do
-  local name, stated, limits, limits_were, turn, turn_text, changed, cost, short_of_tokens,
-    requests, tokens_left, at, requests_there, tokens_there, there = unpack(found[index], 1, 15)
-  local turn_after = turn_text
+  local name, limits, turn, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there, tokens_there,
+    there = unpack(found[index], 1, 12)
+  local turn_after = turn
   if not short then
     requests, tokens_left, at = requests_there - 1, tokens_there - cost, there
     changed = true
     if turn and not is_small(cost, turn) then
-      turn_after = ''
+      turn_after = nil
     end
   elseif short_of_tokens then
     local overtaken
     if not turn or there >= turn[2] + PATIENCE then
-      overtaken = ' 0'
+      overtaken = 0
     elseif there >= turn[2] and not is_small(cost, turn) then
-      overtaken = ' 1'
+      overtaken = 1
     end
     if overtaken then
-      turn_after = text(cost) .. ' ' .. text(there + (cost - tokens_there) / limits[4]) .. overtaken
+      turn_after = {cost, there + (cost - tokens_there) / limits[4], overtaken}
       changed = true
     end
   end
   if changed then
-    keep(KEYS[1], name, requests, tokens_left, at, limits, expiring)
-    if turn_after ~= turn_text then
-      redis.call('HSET', KEYS[1], name .. 'turn', turn_after)
-    end
-    if limits_were ~= stated then
-      redis.call('HSET', KEYS[1], name .. 'limits', stated)
-    end
+    keep(KEYS[1], name, requests, tokens_left, at, limits, turn_after, given == '')
   end
   levels[index] = {requests, tokens_left, at, turn}
 end
 if not short and most then
-  hold(KEYS[2], place, now, seconds, expiring)
+  hold(KEYS[2], place, now, seconds, given == '')
 end
 return cmsgpack.pack({short and 0 or 1, now, open, levels})
