@@ -45,6 +45,8 @@ that did not answer the last time."""
 _REFUSED_FOR: Final = 30.0
 """Seconds that a refusal holds."""
 _MAX_REFUSALS: Final = 1024
+_ELSEWHERE: Final = range(300, 400)
+"""Statuses of a server that has moved, or that something else stands before."""
 
 
 @dataclass(slots=True)
@@ -217,7 +219,13 @@ class TokenKeeper:
                 self._refuse(key, str(error), self._refuses_caller(error) if error.permanent else None)
         except BusyError as error:
             self._refuse(key, str(error), None)
-        except (FetchError, IssuerUnavailableError) as error:
+        except FetchError as error:
+            if error.status is None or error.status in OVERLOADED or error.status in _ELSEWHERE:
+                self._be_silent(str(error))
+            else:  # an answer that is too long, or compressed: what came of this token, and says nothing of others
+                self._silent_since = None
+                self._refuse(key, str(error), None)
+        except IssuerUnavailableError as error:
             self._be_silent(str(error))
         except Exception:
             logger.exception("asking %s for a token failed in a way that is not foreseen", self._issuer)

@@ -338,7 +338,17 @@ async def test_one_tries_whether_a_silent_server_is_back_and_nobody_waits_long(
 
 
 @pytest.mark.parametrize(
-    ("status", "document"), [(500, {"error": "invalid_client"}), (200, {"x": 1}), (404, {}), (400, {}), (403, {"x": 1})]
+    ("status", "document"),
+    [
+        (500, {"error": "invalid_client"}),
+        (200, {"x": 1}),
+        (200, {"groups": "x" * 300_000}),
+        (404, {}),
+        (400, {}),
+        (400, {"error": "x" * 300_000}),
+        (403, {"x": 1}),
+    ],
+    ids=lambda value: None if isinstance(value, int) else ascii(value)[:30],
 )
 async def test_what_one_token_upsets_keeps_nobody_else_from_theirs(
     issuer: TokenIssuer, make: Made, clock: FakeClock, status: int, document: dict[str, Any]
