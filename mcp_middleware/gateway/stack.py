@@ -74,30 +74,8 @@ def stack(
         bounds=bounds,
     )
     app = _limited(app, config, name, shared)
-    if config.auth is not None and verifier is not None:
-        resource = config.resource(name)
-        app = OAuthResourceServerMiddleware(
-            app,
-            resource=resource,
-            verifier=verifier.for_resource(resource),
-            scopes=config.auth.scopes,
-            implied_scopes=config.auth.implied_scopes,
-            legacy_metadata=config.auth.legacy_metadata,
-            allowed_origins=config.origins,
-            tell_server=False,
-            bounds=bounds,
-        )
-    if config.guard is not None:
-        guard = config.guard
-        app = RequestGuardMiddleware(
-            app,
-            addresses=guard.addresses,
-            tools=guard.tools,
-            trusted_proxies=guard.trusted_proxies,
-            server=name,
-            storage=shared.guarded,
-            bounds=bounds,
-        )
+    app = _authenticated(app, config, name, verifier)
+    app = _guarded(app, config, name, shared)
     app = Edge(
         app,
         server=name,
@@ -148,6 +126,40 @@ def _limited(app: ASGIApp, config: Config, name: str, shared: Shared) -> ASGIApp
         refuse_with=limits.refuse_with,
         cut_streams=limits.cut_streams,
         meter_provider=shared.telemetry.meter_provider,
+        bounds=config.bounds,
+    )
+
+
+def _authenticated(app: ASGIApp, config: Config, name: str, verifier: IssuersVerifier | None) -> ASGIApp:
+    """``app`` for callers with a token, where tokens are asked for."""
+    if config.auth is None or verifier is None:
+        return app
+    resource = config.resource(name)
+    return OAuthResourceServerMiddleware(
+        app,
+        resource=resource,
+        verifier=verifier.for_resource(resource),
+        scopes=config.auth.scopes,
+        implied_scopes=config.auth.implied_scopes,
+        legacy_metadata=config.auth.legacy_metadata,
+        allowed_origins=config.origins,
+        tell_server=False,
+        bounds=config.bounds,
+    )
+
+
+def _guarded(app: ASGIApp, config: Config, name: str, shared: Shared) -> ASGIApp:
+    """``app`` with a guard before it, where there is one."""
+    guard = config.guard
+    if guard is None:
+        return app
+    return RequestGuardMiddleware(
+        app,
+        addresses=guard.addresses,
+        tools=guard.tools,
+        trusted_proxies=guard.trusted_proxies,
+        server=name,
+        storage=shared.guarded,
         bounds=config.bounds,
     )
 
