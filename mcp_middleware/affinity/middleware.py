@@ -239,7 +239,7 @@ class SessionAffinityMiddleware(Member):
         await self._store.forget(use)
 
     def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
-        """Put the caller's id in place of the server's."""
+        """Put the caller's id in place of the server's, and note a session that has ended or is not known any more."""
         upstream = [value for name, value in headers if name.lower() == SESSION_HEADER]
         held = exchange.state.get(self)
         if isinstance(held, _Opening) and upstream and 200 <= status < 300:

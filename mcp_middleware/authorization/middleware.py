@@ -46,6 +46,7 @@ class ToolAuthorizationMiddleware(Member):
         self._max_ttl_ms = whole_number("ToolAuthorizationMiddleware: max_ttl_ms", max_ttl_ms, least=0)
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
+        """Refuse what the policy does not allow; what it hides as if it did not exist."""
         request = exchange.message
         if not isinstance(request, Request):
             exchange.strict = request is None  # a GET stream may carry the answer to a list
@@ -90,6 +91,7 @@ class ToolAuthorizationMiddleware(Member):
         return judged, decision
 
     def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage | None:
+        """Take out of lists and news what the caller may not see, and say of what does not exist only that."""
         if message.method == _UPDATED:
             return message if self._may_hear(exchange, message) else None
         request = exchange.message

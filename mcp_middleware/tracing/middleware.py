@@ -109,6 +109,7 @@ class TraceContextMiddleware(Member):
         self._sessions = SessionTimes()
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
+        """Choose a parent, start the span, and let the server read one context, ours or the one that was chosen."""
         current = get_current()
         listening = self._listeners.any(exchange.started)
         # An empty context has neither span nor baggage. Without an SDK as well, there is nothing to do.
@@ -136,6 +137,7 @@ class TraceContextMiddleware(Member):
         return None
 
     def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
+        """Note the session that an ``initialize`` opens."""
         message = exchange.message
         if isinstance(message, Request) and message.method == "initialize":
             state: _State | None = exchange.state.get(self)
@@ -143,6 +145,7 @@ class TraceContextMiddleware(Member):
                 state.session = next((value for name, value in headers if name == SESSION_HEADER), None)
 
     async def on_finish(self, exchange: Exchange) -> None:
+        """End the span and measure. What was refused before it could be read has its span from here."""
         state: _State | None = exchange.state.pop(self, None)
         if state is not None and state.token is not None:
             detach(state.token)
@@ -165,6 +168,7 @@ class TraceContextMiddleware(Member):
             self._end(exchange, state, session)
 
     async def aclose(self) -> None:
+        """Measure the sessions that are open: they end with the application."""
         for seconds in self._sessions.end_all():
             self._instruments.record_session(seconds)
 
