@@ -10,7 +10,6 @@ import math
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -171,24 +170,28 @@ class RedisStorage:
                 (name,) if most is None else (name, self._open_name(key)),
                 lambda node: (node.deadline() if self._clock is None else 0.0, packed),
             )
+            outcome, now, is_open, there = _unpack(reply)
+            if self._clock is None:
+                self._connection.node_of(name).learn_time(now, sent_at)
+            if outcome == _LATE:
+                raise StorageUnavailableError("the store came to it too late", sent=False)
         except BaseException as error:
-            _give_back(told)
+            for known, owed_requests, owed_tokens in told:  # what was not told is owed still
+                known.owed_requests += owed_requests
+                known.owed_tokens += owed_tokens
             if isinstance(error, StorageUnavailableError):
                 return self._reserve_locally(principal, key, limits, tokens, place)
             raise
-        outcome, now, is_open, there = _unpack(reply)
-        if self._clock is None:
-            self._connection.node_of(name).learn_time(now, sent_at)
-        if outcome == _LATE:
-            _give_back(told)
-            return self._reserve_locally(principal, key, limits, tokens, place)
         here = self._now()
-        for (known, _, _), (requests, left, at, *_) in zip(told, there, strict=True):
+        taken: list[tuple[float, float, float]] = []
+        for one, (known, _, _), (requests, left, at, *_) in zip(asked, told, there, strict=True):
             # As the store has them; nothing that was taken here meanwhile is missing, for it was taken there.
             known.levels = (requests, left, here - (now - at))
             known.share = None
+            taken.append((takeable(one.limits, tokens), requests, left))
         if outcome:
-            reservation = _reservation(key, asked, tokens, there, now + self._lifetime)
+            own, *parts = taken
+            reservation = Reservation(key, limits, *own, now + self._lifetime, tuple(parts))
             if most is not None:
                 reservation.remaining_concurrency = most - is_open - 1
                 self._opened(principal, reservation, place)
@@ -335,7 +338,7 @@ class RedisStorage:
         self, principal: _Principal, key: bytes, limits: Limits, tokens: float, place: bytes
     ) -> Reservation | Shortage:
         now = self._now()
-        taken: list[tuple[_Asked, Levels]] = []
+        after: list[tuple[_Asked, Levels]] = []
         shortages: list[Shortage] = []
         for one in _asked(limits):
             known, here = principal.pair(one.part), self._share(one.limits)
@@ -350,22 +353,22 @@ class RedisStorage:
             if isinstance(answer, Shortage):
                 shortages.append(replace(answer, part=one.part, local=True))
             else:
-                taken.append((one, answer))
+                after.append((one, answer))
         if limits.concurrency is not None:
             most = max(1, limits.concurrency // self._replicas)
             if principal.is_open >= most:
                 shortages.append(Shortage("concurrency", most, 0, AT_ONCE, local=True))
         if shortages:
             return max(shortages, key=lambda one: one.retry_after_ms)
-        for one, levels in taken:
-            known = principal.pair(one.part)
+        taken: list[tuple[float, float, float]] = []
+        for one, levels in after:
+            known, cost = principal.pair(one.part), takeable(self._share(one.limits), tokens)
             known.share = levels
             known.owed_requests += 1
-            known.owed_tokens += takeable(self._share(one.limits), tokens)
-        reservation = _reservation(
-            key, _asked(self._share(limits)), tokens, [levels for _, levels in taken], now + self._lifetime
-        )
-        reservation.limits, reservation.local = limits, True
+            known.owed_tokens += cost
+            taken.append((cost, levels[0], levels[1]))
+        own, *parts = taken
+        reservation = Reservation(key, limits, *own, now + self._lifetime, tuple(parts), local=True)
         if limits.concurrency is not None:
             self._opened(principal, reservation, place)
             reservation.remaining_concurrency = max(1, limits.concurrency // self._replicas) - principal.is_open
@@ -381,22 +384,6 @@ class RedisStorage:
 
         parts = tuple((name, self._find_share(figures)) for name, figures in limits.parts)
         return Limits(part(limits.requests), part(limits.tokens), limits.concurrency, parts)
-
-
-def _give_back(told: list[tuple[_Known, float, float]]) -> None:
-    """What was not told is owed still."""
-    for known, requests, tokens in told:
-        known.owed_requests += requests
-        known.owed_tokens += tokens
-
-
-def _reservation(
-    key: bytes, asked: Sequence[_Asked], tokens: float, levels: Sequence[Sequence[float]], expires_at: float
-) -> Reservation:
-    own, *parts = [
-        (takeable(one.limits, tokens), requests, left) for one, (requests, left, *_) in zip(asked, levels, strict=True)
-    ]
-    return Reservation(key, asked[0].limits, *own, expires_at, tuple(parts))
 
 
 @lru_cache(1024)
