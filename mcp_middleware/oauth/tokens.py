@@ -5,7 +5,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -29,6 +29,8 @@ _ERROR: Final = re.compile(r"[ !#-\[\]-~]{1,200}")
 """The characters of RFC 6749 section 5.2."""
 _VERDICTS: Final = range(400, 404)
 """The statuses of an authorization server that has decided; a 404 or 405 comes from whatever stands in its place."""
+_SECRET: Final = ("client_assertion", "client_secret", "subject_token")
+"""Of what is sent, what nobody may read in a log."""
 _PASSING: Final = frozenset({"authorization_pending", "server_error", "slow_down", "temporarily_unavailable"})
 """Errors that another time is without."""
 
@@ -81,11 +83,16 @@ async def request_token(
     sent, headers = dict(form), dict[str, str]()
     authentication.apply(sent, headers, audience=metadata.issuer, now=now, methods=metadata.token_endpoint_auth_methods)
     status, body = await client.post(endpoint, sent, headers=headers, allow_private=allow_private)
-    return parse_token_response(status, body, endpoint=endpoint, now=now)
+    secret = [sent[name] for name in _SECRET if name in sent]
+    return parse_token_response(status, body, endpoint=endpoint, now=now, secret=secret)
 
 
-def parse_token_response(status: int, body: bytes, *, endpoint: str, now: float) -> IssuedToken:
-    """The token in an answer of ``endpoint`` to a request made at ``now`` (Unix seconds). Raises TokenRequestError."""
+def parse_token_response(
+    status: int, body: bytes, *, endpoint: str, now: float, secret: Collection[str] = ()
+) -> IssuedToken:
+    """The token in an answer of ``endpoint`` to a request made at ``now`` (Unix seconds). Raises TokenRequestError,
+    which never shows what is ``secret`` of the request: some servers repeat it.
+    """
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -93,7 +100,7 @@ def parse_token_response(status: int, body: bytes, *, endpoint: str, now: float)
     if not isinstance(document, dict):
         document = {}
     if status != 200:
-        raise _refusal(status, document, endpoint)
+        raise _refusal(status, document, endpoint, secret)
 
     def refused(what: str) -> TokenRequestError:
         return TokenRequestError(f"{endpoint} answered {what}", status=status, permanent=False)
@@ -127,12 +134,14 @@ def _lifetime(document: Mapping[str, Any]) -> float | None:
     return float(min(value, _MAX_LIFETIME))
 
 
-def _refusal(status: int, document: Mapping[str, Any], endpoint: str) -> TokenRequestError:
+def _refusal(status: int, document: Mapping[str, Any], endpoint: str, secret: Collection[str]) -> TokenRequestError:
     """RFC 6749 section 5.2. What the server says is shown only as far as it keeps to the characters allowed there."""
     error, description = (
         value if isinstance(value, str) and _ERROR.fullmatch(value) else None
         for value in (document.get("error"), document.get("error_description"))
     )
+    if description is not None and any(part in description for part in secret):
+        description = None
     said = ": ".join(part for part in (error, description) if part is not None)
     return TokenRequestError(
         f"{endpoint} answered {status}{', ' + said if said else ''}",

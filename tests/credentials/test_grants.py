@@ -288,6 +288,17 @@ async def test_a_caller_whose_token_has_none_of_the_scopes_is_refused(issuer: To
     assert caught.value.caller
 
 
+async def test_case_34_a_server_that_repeats_the_callers_token_puts_it_into_no_log(
+    issuer: TokenIssuer, make: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    issuer.refusal = (400, {"error": "invalid_grant", "error_description": "Invalid access token: alices-token"})
+    with pytest.raises(CredentialRefusedError) as caught:
+        await make.exchange().headers(caller())
+    assert "invalid_grant" in str(caught.value)
+    assert "alices-token" not in str(caught.value) + caplog.text
+
+
 async def test_a_refusal_of_our_own_token_is_never_the_callers_fault(issuer: TokenIssuer, make: Made) -> None:
     issuer.refusal = (400, {"error": "invalid_grant"})
     with pytest.raises(CredentialRefusedError) as caught:

@@ -122,6 +122,16 @@ def test_only_what_may_stand_there_is_repeated(value: Any) -> None:
     assert not caught.value.permanent
 
 
+def test_what_is_secret_of_the_request_is_not_repeated() -> None:
+    """Case 34. Some servers say which token it is that they do not know."""
+    body = json.dumps({"error": "invalid_grant", "error_description": "unknown token s3cret"}).encode()
+    for secret, told in [(["other", "s3cret"], "invalid_grant"), (["other"], "invalid_grant: unknown token s3cret")]:
+        with pytest.raises(TokenRequestError) as caught:
+            parse_token_response(400, body, endpoint=ENDPOINT, now=NOW, secret=secret)
+        assert str(caught.value) == f"{ENDPOINT} answered 400, {told}"
+        assert caught.value.permanent
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
