@@ -139,7 +139,7 @@ def report_as_json(report: CostReport) -> Iterator[str]:
 
 def report_as_csv(report: CostReport) -> Iterator[str]:
     """RFC 4180 with a header line. Costs are exact. Without a total, which a spreadsheet would add once more."""
-    costs = [f"cost_{_visible(currency)}" for currency in report.currencies]
+    costs = [_csv_cell(f"cost_{currency}") for currency in report.currencies]
     yield _csv_line([*report.by, *_COUNTED, *costs, "unpriced"])
     for row in report.rows():
         counted = [str(value(row)) for value in _COUNTED.values()]

@@ -172,6 +172,14 @@ def test_case_34_names_do_nothing_to_a_terminal_or_a_spreadsheet(
     assert {row["tool"] for row in json.loads(document)["rows"]} == set(HOSTILE)
 
 
+@pytest.mark.parametrize("make", KINDS)
+def test_case_34_no_formula_hides_in_a_currency(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "audit", make, [priced(0.1, "a;=cmd()\n")])
+    assert main(["report", str(path), "--format", "csv"]) == 0
+    head, *_ = capsys.readouterr().out.splitlines()
+    assert r"cost_a;'=cmd()\u000a" in head
+
+
 MONEY = st.integers(0, 10**15 - 1)
 CALL = st.fixed_dictionaries(
     {
