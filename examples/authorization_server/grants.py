@@ -289,6 +289,8 @@ class ClientAssertion(JWTBearerClientAssertion):
         return header, claims
 
     def validate_jti(self, claims: dict[str, Any], jti: object) -> bool:
+        if claims["exp"] > self.server.clock() + _ASSERTION_LIFETIME + 60:
+            raise InvalidClientError(description=f"The assertion must end within {_ASSERTION_LIFETIME} seconds.")
         return bool(self.server.is_new_assertion(claims["sub"], jti, claims["exp"], within=_ASSERTION_LIFETIME))
 
     def resolve_client_public_key(self, client: Client) -> KeySet:

@@ -92,6 +92,12 @@ async def test_an_assertion_is_good_once(issuer: RunningServer) -> None:
     assert error_of(await issuer.post("/token", by(once))) == "invalid_client"
 
 
+async def test_an_assertion_that_lives_too_long_is_told_so(issuer: RunningServer) -> None:
+    keyed = issuer.add_client("keyed", key=True)
+    answer = await issuer.post("/token", by(keyed.assertion(issuer.issuer, exp=int(time.time()) + 86_400)))
+    assert answer.json()["error_description"] == "The assertion must end within 300 seconds."
+
+
 async def test_an_assertion_of_another_making_is_refused(issuer: RunningServer, subtests: pytest.Subtests) -> None:
     keyed, other = issuer.add_client("keyed", key=True), issuer.add_client("other", key=True)
     agent = issuer.add_client("agent")
