@@ -228,6 +228,8 @@ class Worker:
             gateway.note_bad_reload(f"{type(error).__name__}: {error}")
             return
         self._take(config)
+        gc.unfreeze()
+        gc.collect()  # the configuration before
         _settle_heap()
 
     # The end
@@ -327,10 +329,9 @@ def _settle_heap() -> None:
     A started gateway of one server holds 43,000 objects that live as long as it does. To walk them takes 23 ms, and
     every request waits so long; frozen, they are out of the collector's sight, and a full collection takes 0.01 ms. A
     finished request leaves no cycles behind (``Exchange.close``), so the young ones need no frequent look either.
-    While it started, the collector was off (``cli``).
+    While it started, the collector was off (``cli``), and what has become garbage by then is not worth a walk: a
+    thousand objects of 140,000.
     """
-    gc.unfreeze()
-    gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNGEST, 20, 50)
     gc.enable()
