@@ -9,10 +9,15 @@ from mcp_middleware.errors import ConfigurationError
 __all__ = ["ExactCounter"]
 
 _PIECE: Final = 16 * 1024
-"""Characters that are counted in one go: about half a millisecond, in which the interpreter runs nothing else."""
-_SEAM: Final = re.compile(r"(?<=[a-z])(?= [a-z])")
-"""Between two words a text may be cut without another number of tokens: no token of these vocabularies has a blank
-behind a letter."""
+"""Characters that are counted in one go, or some more, at most twice as many: about half a millisecond of prose, a few
+of base64, in which the interpreter runs nothing else. The library refuses a million characters, and 200,000 tokens."""
+_SEAM: Final = re.compile(
+    r"(?<=[A-Za-z])(?=[\x00-&(-@\[-`{-\x7f])"  # an apostrophe may belong to the word before it
+    r"|(?<=[0-9])(?=[\x00-/:-\x7f])"
+    r"|(?<=[^\W_])(?=[，。、；：？！「」])"
+)
+"""Where a text may be cut without another number of tokens: before these vocabularies look at it, they take it apart
+where words and numbers end."""
 
 
 class ExactCounter:
@@ -43,12 +48,10 @@ class ExactCounter:
         """See ``TokenCounter.count``."""
         if not text.isascii():
             text = text.encode("utf-8", "replace").decode()  # a lone surrogate is no text
-        if len(text) <= _PIECE:
-            return len(self._encode(text))
         tokens = start = 0
-        while start < len(text):
-            seam = _SEAM.search(text, start + _PIECE) if len(text) - start > 2 * _PIECE else None
-            end = len(text) if seam is None else min(seam.start(), start + 4 * _PIECE)
+        while len(text) - start > 2 * _PIECE:
+            seam = _SEAM.search(text, start + _PIECE, start + 2 * _PIECE)
+            end = start + 2 * _PIECE if seam is None else seam.start()  # a word of so many characters is none
             tokens += len(self._encode(text[start:end]))
             start = end
-        return tokens
+        return tokens + len(self._encode(text[start:]))

@@ -1,14 +1,19 @@
 """The counter with a vocabulary, against the numbers of the corpus."""
 
+import base64
 import json
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.ratelimit import ExactCounter
+from mcp_middleware.ratelimit.exact import _SEAM
 
 CORPUS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "corpus.json").read_text(encoding="utf-8"))
 
@@ -29,8 +34,41 @@ def test_a_large_text_is_counted_in_pieces_without_a_seam_to_be_seen(counter: tu
     text = "the harbour office closes at five, but the lamps along the quay stay lit " * 5000
     assert exact.count(text) == len(exact._encode(text))
     unbroken = "A1" * 100_000
-    assert exact.count(unbroken) == pytest.approx(len(exact._encode(unbroken)), abs=10)
+    assert exact.count(unbroken) == len(exact._encode(unbroken))
     assert exact.count("\ud800") > 0
+
+
+WRITTEN = "abz AZ 09 \t\r\n\"'{}[],:;.-_/\\()é中文字，。、！٣½\u0301\u00a0’😀"
+
+
+@given(text=st.text(st.sampled_from(WRITTEN), max_size=40) | st.text(max_size=20))
+def test_a_seam_changes_no_number(counter: tuple[str, ExactCounter], text: str) -> None:
+    encode = counter[1]._encode
+    text = text.encode("utf-8", "replace").decode()
+    whole = encode(text)
+    for seam in _SEAM.finditer(text):
+        assert encode(text[: seam.start()]) + encode(text[seam.start() :]) == whole
+
+
+LARGE = {
+    "base64": base64.b64encode(Random(1).randbytes(900_000)).decode(),
+    "compact JSON": json.dumps([{"id": number, "ok": True} for number in range(50_000)], separators=(",", ":")),
+    "CSV": "1,2.5,EUR\n" * 120_000,
+    "capitals": "SOME WORDS " * 100_000,
+    "Chinese": "微服务架构是一种方法，很好。" * 40_000,
+    "rare characters": "".join(chr(number) for number in range(0x20000, 0x2A000)) * 3,
+    "blanks": " " * 1_200_000,
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_case_30_no_text_is_too_large_to_be_counted(counter: tuple[str, ExactCounter], kind: str) -> None:
+    _, exact = counter
+    text = LARGE[kind]
+    beginning = text[:40_000]
+    per_character = len(exact._encode(beginning)) / len(beginning)
+    assert exact.count(beginning) == pytest.approx(len(exact._encode(beginning)), abs=2)
+    assert exact.count(text) == pytest.approx(per_character * len(text), rel=0.1)
 
 
 def test_an_unknown_vocabulary_is_refused() -> None:
