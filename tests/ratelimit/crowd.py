@@ -44,17 +44,17 @@ class Crowd:
         self._pause = pause
         self._rest = rest
 
-    async def run(self, seconds: float) -> Seen:
-        """Call for that long."""
+    async def run(self, seconds: float, *, refusals: int = 0) -> Seen:
+        """Call for that long, and on a busy machine until there were so many ``refusals``."""
         seen = Seen()
         ends = time.monotonic() + seconds
-        await asyncio.gather(*(self._caller(ends, seen) for _ in range(self._callers)))
+        await asyncio.gather(*(self._caller(ends, refusals, seen) for _ in range(self._callers)))
         return seen
 
-    async def _caller(self, ends: float, seen: Seen) -> None:
+    async def _caller(self, ends: float, refusals: int, seen: Seen) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
-            while time.monotonic() < ends:
+            while time.monotonic() < ends or seen.refused < refusals:
                 began = time.monotonic()
                 writer.write(self._request)
                 status = await _answered(reader)

@@ -23,6 +23,8 @@ REPLICAS = 4
 IN_FLIGHT = 40
 """Calls of each: 160 together."""
 SECONDS = 4.0
+REFUSALS = 30
+"""By each at least: so long they are called, however slow the machine is."""
 REQUESTS_DECIDE = (100, 30_000)
 TOKENS_DECIDE = (1000, 15_000)
 """Requests and tokens a second; the burst is twice as much."""
@@ -124,7 +126,9 @@ async def hammered(
                     running(home, {"files": origin}, state=redis.url, replicas=REPLICAS, limits=limits)
                 )
             )
-        crowds = [Crowd(gateway.port, callers=IN_FLIGHT, pause=0.1).run(SECONDS) for gateway in gateways]
+        crowds = [
+            Crowd(gateway.port, callers=IN_FLIGHT, pause=0.1).run(SECONDS, refusals=REFUSALS) for gateway in gateways
+        ]
         tool.began = time.monotonic()
         results, _ = await asyncio.gather(asyncio.gather(*crowds), disturb(redis) if disturb else asyncio.sleep(0))
     seen = Seen(*(sum(getattr(one, name) for one in results) for name in ("admitted", "refused", "failed")))
