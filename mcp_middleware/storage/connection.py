@@ -103,7 +103,7 @@ class _Link(asyncio.Protocol):
         """Send a command; its answer."""
         loop = asyncio.get_running_loop()
         if not self._outbox:
-            loop.call_soon(self._write)
+            loop.call_soon(self._write)  # with all that is asked in this turn
         if self._ticker is None:
             self._ticker = loop.call_later(self._tick_seconds, self._tick)
         future: asyncio.Future[Any] = loop.create_future()

@@ -648,8 +648,9 @@ def test_a_wrong_budget_is_refused(value: Any) -> None:
         RedisConnection("redis://localhost", budget=value)
 
 
-def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "redis.asyncio.connection", None)
+@pytest.mark.parametrize("module", ["redis.asyncio.connection", "hiredis"])
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigurationError, match=r"mcp-middleware\[redis\]"):
         RedisStorage("redis://localhost")
 
