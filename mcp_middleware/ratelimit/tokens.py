@@ -13,7 +13,7 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
@@ -90,11 +90,7 @@ class EstimatingCounter:
             return round(_weigh(text)) if size else 0
         if size <= _SLICE * _SLICES:
             return round(sum(_weigh(text[start : start + _SLICE]) for start in range(0, size, _SLICE)))
-        stride = (size - _SLICE) / _SLICES
-        phase = random.random() * stride  # noqa: S311  # evenness matters, secrecy does not
-        weight = sum(
-            _weigh(text[start : start + _SLICE]) for start in (int(phase + i * stride) for i in range(_SLICES))
-        )
+        weight = sum(map(_weigh, _slices(text, _SLICE, _SLICES)))
         return round(weight * size / (_SLICE * _SLICES))
 
 
@@ -154,9 +150,11 @@ _encode: Final = msgspec.json.Encoder().encode
 _APART: Final = 256
 """Texts of an answer that are counted each by itself. There may be millions of others, of a letter each."""
 _MAX_DECODED: Final = 256 * 1024
-"""Bytes of JSON to decode for its escapes; the values of more could fill the memory, so of that a part is read."""
-_PART: Final = 32 * 1024
-_ESCAPE: Final = re.compile(r"\\u([0-9a-fA-F]{4})")
+"""Bytes of JSON to decode for its escapes; the values of more could fill the memory, so there they are replaced."""
+_PART: Final = 4 * 1024
+_PARTS: Final = 8
+"""What is read of so much JSON, unless its counter may take long: from all over it, for no beginning speaks for all."""
+_ESCAPES: Final = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 
 _UNCOUNTED: Final = frozenset({"_meta", "requestState"})
 
@@ -235,8 +233,10 @@ def _json_tokens(values: Sequence[Raw], counter: TokenCounter) -> int:
     if len(text) <= _MAX_DECODED:
         text = b"".join([_unescaped(value) for value in values]).decode("utf-8", "replace")
         return _count(counter, text)
-    part = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text[:_PART])
-    return round(_count(counter, part) * len(text) / _PART)
+    if hasattr(counter, "threaded_above"):
+        return _count(counter, _replaced(text))
+    parts = "".join(_slices(text, _PART, _PARTS))
+    return round(_count(counter, _replaced(parts)) * len(text) / len(parts))
 
 
 def _unescaped(value: Raw) -> bytes:
@@ -244,6 +244,21 @@ def _unescaped(value: Raw) -> bytes:
     with suppress(msgspec.DecodeError, RecursionError):  # else counted with its escapes
         return _encode(_any.decode(data))
     return data
+
+
+def _replaced(text: str) -> str:
+    """JSON with the characters that its escapes stand for."""
+    return _ESCAPES.sub(lambda run: bytes.fromhex(run[0].replace("\\u", "")).decode("utf-16-be", "replace"), text)
+
+
+def _slices(text: str, size: int, number: int) -> Iterator[str]:
+    """Some of a long text, from all over it. Where they begin is drawn anew each time, so that nobody can make a text
+    look short."""
+    stride = (len(text) - size) / number
+    phase = random.random() * stride  # noqa: S311  # evenness matters, secrecy does not
+    for index in range(number):
+        start = int(phase + index * stride)
+        yield text[start : start + size]
 
 
 def _count(counter: TokenCounter, text: str) -> int:

@@ -3,6 +3,7 @@
 import base64
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -111,6 +112,24 @@ def test_case_30_a_large_structured_result_counts_alike_with_and_without_escapes
         return output_tokens(request, answer, EstimatingCounter())
 
     assert tokens(True) == pytest.approx(tokens(False), rel=0.1)
+
+
+def test_case_30_no_beginning_makes_a_large_text_with_escapes_look_short() -> None:
+    dense = base64.b64encode(Random(1).randbytes(450_000)).decode()
+    for beginning in ("\\u0020" * 6000, " " * 40_000 + "\\u0020"):
+        body = '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"t","arguments":{"a":"%s"}}}'
+        call = parse((body % (beginning + dense)).encode())
+        assert isinstance(call, Request)
+        counts = sorted(input_tokens(call, EstimatingCounter()) for _ in range(21))
+        assert counts[10] == pytest.approx(EstimatingCounter().count(dense), rel=0.15)
+
+
+def test_a_counter_that_may_take_long_reads_all_of_a_large_text_with_escapes() -> None:
+    class Slow(Characters):
+        threaded_above = 1000
+
+    call = request(name="t", arguments={"q": "速率限制 🎉" * 30_000})  # sent as six ASCII characters each
+    assert input_tokens(call, Slow()) == len('"t"') + len('{"q": ""}') + 6 * 30_000
 
 
 def test_escapes_are_read_before_they_are_counted() -> None:
