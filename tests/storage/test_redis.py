@@ -25,6 +25,7 @@ from mcp_middleware.storage import (
     RedisStorage,
     Reservation,
     Shortage,
+    StorageUnavailableError,
     connection,
 )
 from mcp_middleware.storage import redis as redis_storage
@@ -476,8 +477,9 @@ async def test_case_42_a_redis_that_has_become_a_replica_is_left_for_whoever_too
     assert await admitted(storage, 20) == 3
 
 
+@pytest.mark.parametrize(("nonsense", "why"), [(b":1\r\n", "out of step"), (b"what?\r\n", "ProtocolError")])
 async def test_case_42_answers_that_are_out_of_step_are_not_taken_for_others(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, nonsense: bytes, why: str
 ) -> None:
     ended = asyncio.Event()
 
@@ -488,7 +490,7 @@ async def test_case_42_answers_that_are_out_of_step_are_not_taken_for_others(
                 if b"TIME" in asked:
                     writer.write(b"*2\r\n$1\r\n1\r\n$1\r\n0\r\n")
                 elif b"EVAL" in asked:
-                    writer.write(b":1\r\n")
+                    writer.write(nonsense)
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
@@ -498,9 +500,16 @@ async def test_case_42_answers_that_are_out_of_step_are_not_taken_for_others(
         port = server.sockets[0].getsockname()[1]
         storage = RedisStorage(RedisConnection(f"redis://127.0.0.1:{port}", budget=10.0), replicas=2)
         assert await admitted(storage, 20) == 5
-        assert "out of step" in caplog.text
+        assert why in caplog.text
         await ended.wait()
         await storage.aclose()
+
+
+async def test_what_cannot_be_written_leaves_nobody_waiting(storages: Storages) -> None:
+    storage = storages.make()
+    command: Any = object()
+    with pytest.raises(StorageUnavailableError):
+        await storage._connection.run(redis_storage._HOLD, (OPEN,), (command,))
 
 
 async def test_over_tls_and_with_answers_in_pieces(storages: Storages, tmp_path: Path) -> None:
