@@ -195,6 +195,15 @@ class Exchange:
         """The id an answer must carry."""
         return self.message.id if isinstance(self.message, Request) else None
 
+    @property
+    def tool_failed(self) -> bool | None:
+        """Whether a called tool says that it failed (``isError``); None where no tool's result has come."""
+        message, answer = self.message, self.answer
+        if answer is None or not isinstance(message, Request) or message.method != "tools/call":
+            return None
+        result = answer.tool_result
+        return None if result is None else result.is_error
+
     def set_header(self, name: bytes, value: bytes | None) -> None:
         """Set a request header for the server, or remove it with None."""
         self._edits[name] = value

@@ -115,7 +115,7 @@ def build_record(
     rejection, decision, caller = exchange.rejection, exchange.decision, exchange.caller
     if rejection is not None and request_id is None:
         request_id = rejection.request_id
-    tool_error = _tool_error(exchange)
+    tool_error = exchange.tool_failed
     usage, cost, trace = exchange.usage, exchange.cost, exchange.trace
     verdict = _decision(exchange)
     address = exchange.scope.get("client")
@@ -171,7 +171,7 @@ def build_record(
 def end_record(begun: AuditRecord, exchange: Exchange, *, finished: float, session: str | None = None) -> AuditRecord:
     """``build_record`` for an exchange of which ``begun`` was built before it went on, and is still true: all that
     cannot have changed since is taken from there."""
-    tool_error = _tool_error(exchange)
+    tool_error = exchange.tool_failed
     usage, cost = exchange.usage, exchange.cost
     return msgspec.structs.replace(
         begun,
@@ -217,14 +217,6 @@ def _outcome(exchange: Exchange, decision: AuditDecision, tool_error: bool | Non
     if isinstance(exchange.message, Request) or exchange.status is None:
         return "disconnected" if exchange.disconnected else "unknown"
     return "ok"
-
-
-def _tool_error(exchange: Exchange) -> bool | None:
-    message, answer = exchange.message, exchange.answer
-    if answer is None or not isinstance(message, Request) or message.method != "tools/call":
-        return None
-    result = answer.tool_result
-    return result.is_error if result is not None else None
 
 
 def _error_code(exchange: Exchange) -> int | None:

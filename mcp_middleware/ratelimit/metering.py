@@ -20,7 +20,7 @@ from .reading import with_method
 from .reports import HINT, NONSENSE, Report, reported
 from .tokens import EstimatingCounter, Media, TokenCounter, input_tokens, output_tokens, streamed_tokens
 
-__all__ = ["BY_METHOD", "BY_TARGET", "Estimate", "Meter", "has_succeeded"]
+__all__ = ["BY_METHOD", "BY_TARGET", "Estimate", "Meter"]
 
 logger = logging.getLogger("mcp_middleware.ratelimit")
 
@@ -118,7 +118,8 @@ class Meter:
             output = output_tokens(request, answer, self._counter, self._media)
         output += streamed
         exchange.usage = usage = Usage(known, output)
-        if estimate.name is not None and has_succeeded(request, answer):
+        has_succeeded = exchange.tool_failed is False if request.method == "tools/call" else answer.error is None
+        if has_succeeded and estimate.name is not None:
             self._forecast.add(estimate.name, output)
         return usage
 
@@ -134,13 +135,6 @@ class Meter:
             self._next_complaint = time.monotonic() + _COMPLAIN_EVERY
             logger.warning("a server reported usage in _meta that cannot be true; its answer was counted instead")
         return _UNTOLD
-
-
-def has_succeeded(request: Request, answer: ServerMessage) -> bool:
-    """Whether the answer is no error, a tool's neither."""
-    if answer.error is not None or request.method != "tools/call":
-        return answer.error is None
-    return answer.tool_result is not None and not answer.tool_result.is_error
 
 
 def _name(request: Request) -> str | None:

@@ -18,6 +18,7 @@ from mcp_middleware.errors import RATE_LIMITED, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request, ServerMessage
+from mcp_middleware.options import flag, one_of
 from mcp_middleware.storage import LimitStorage, MemoryStorage
 from mcp_middleware.storage.budgets import BudgetStorage
 from mcp_middleware.types import Headers, Rejection, Usage
@@ -26,7 +27,7 @@ from .budgets import Budget, Budgets, overspent
 from .charges import Charge, Charges, Shortfall
 from .counts import counts_for
 from .forecast import Forecast
-from .metering import Meter, has_succeeded
+from .metering import Meter
 from .payments import Payments
 from .prices import PricesOption, read_prices
 from .rate import AgentLimits, PartLimits, RateOption
@@ -120,10 +121,8 @@ class RateLimitMiddleware(Member):
         name = type(self).__name__
         if meter_provider is not None and not isinstance(meter_provider, MeterProvider):
             raise ConfigurationError(f"{name}: meter_provider is {meter_provider!r}; it must be a MeterProvider")
-        if refuse_with not in get_args(Refusal):
-            raise ConfigurationError(f"{name}: refuse_with is {refuse_with!r}; it must be 'error' or 'tool_result'")
-        if not isinstance(cut_streams, bool):
-            raise ConfigurationError(f"{name}: cut_streams is {cut_streams!r}; it must be True or False")
+        one_of(f"{name}: refuse_with", refuse_with, get_args(Refusal))
+        flag(f"{name}: cut_streams", cut_streams)
         self.mode = mode
         self._refuse_with = refuse_with
         self._cut_streams = cut_streams
@@ -158,10 +157,7 @@ class RateLimitMiddleware(Member):
 
     @mode.setter
     def mode(self, mode: LimiterMode) -> None:
-        if mode not in get_args(LimiterMode):
-            raise ConfigurationError(
-                f"{type(self).__name__}: mode is {mode!r}; it must be 'enforce', 'shadow' or 'off'"
-            )
+        one_of(f"{type(self).__name__}: mode", mode, get_args(LimiterMode))
         self._mode: LimiterMode = mode
 
     def update(
@@ -322,7 +318,5 @@ def _price(exchange: Exchange, payments: Payments, request: Request, used: Usage
     """Say what the call cost. Billionths; 0 for what has no price, or was refused further in."""
     if exchange.rejection is not None:
         return 0
-    answer = exchange.answer
-    is_known = request.method == "tools/call" and answer is not None and has_succeeded(request, answer)
-    cost = exchange.cost = payments.cost(request, used, is_known=is_known)
+    cost = exchange.cost = payments.cost(request, used, is_known=exchange.tool_failed is False)
     return 0 if cost is None else cost.nanos

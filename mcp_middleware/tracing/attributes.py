@@ -117,20 +117,12 @@ def outcome_of(exchange: Exchange) -> Outcome:
     if exchange.failed is not None:
         return Outcome(type(exchange.failed).__qualname__, None, True)
     if answer is not None:
-        return Outcome(names.TOOL_ERROR, None, True) if _is_tool_error(exchange) else _FINE
+        return Outcome(names.TOOL_ERROR, None, True) if exchange.tool_failed else _FINE
     if exchange.status is not None and exchange.status >= 400:
         return Outcome(str(exchange.status), None, exchange.status >= 500)
     if exchange.disconnected and isinstance(exchange.message, Request):
         return Outcome(names.DISCONNECTED)
     return _FINE
-
-
-def _is_tool_error(exchange: Exchange) -> bool:
-    message, answer = exchange.message, exchange.answer
-    if answer is None or not isinstance(message, Request) or message.method != "tools/call":
-        return False
-    result = answer.tool_result
-    return result is not None and result.is_error
 
 
 def label_of(exchange: Exchange, known: KnownTargets) -> str:
