@@ -1,10 +1,26 @@
 """Checks of options that several classes have, so that all refuse a wrong one in the same words."""
 
 import math
+from collections.abc import Sequence
 
 from .errors import ConfigurationError
 
-__all__ = ["seconds", "whole_number"]
+__all__ = ["flag", "one_of", "seconds", "whole_number"]
+
+
+def flag(place: str, value: object) -> bool:
+    """``value``, if it is True or False; ``place`` names the option. Raises ConfigurationError."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{place} is {value!r}; it must be True or False")
+    return value
+
+
+def one_of(place: str, value: object, allowed: Sequence[str]) -> str:
+    """``value``, if it is one of ``allowed``; ``place`` names the option. Raises ConfigurationError."""
+    if not isinstance(value, str) or value not in allowed:
+        *others, last = map(repr, allowed)
+        raise ConfigurationError(f"{place} is {value!r}; it must be {', '.join(others)} or {last}")
+    return value
 
 
 def whole_number(place: str, value: object, *, least: int = 1) -> int:

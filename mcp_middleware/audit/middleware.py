@@ -12,6 +12,7 @@ from mcp_middleware.errors import UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import SESSION_HEADER, Request
+from mcp_middleware.options import one_of
 from mcp_middleware.types import Headers, Rejection
 
 from .record import MAX_TEXT, AuditRecord, build_record, end_record
@@ -75,10 +76,7 @@ class AuditLogMiddleware(Member):
         bounds: Bounds | None = None,
     ) -> None:
         super().__init__(app, bounds=bounds)
-        if on_failure not in ("refuse", "continue"):
-            raise ConfigurationError(
-                f"AuditLogMiddleware: on_failure is {on_failure!r}; it must be 'refuse' or 'continue'"
-            )
+        one_of("AuditLogMiddleware: on_failure", on_failure, ("refuse", "continue"))
         if server is not None and (not isinstance(server, str) or not 0 < len(server) <= MAX_TEXT):
             raise ConfigurationError(
                 f"AuditLogMiddleware: server is {server!r}; it must be a name of 1 to {MAX_TEXT} characters"

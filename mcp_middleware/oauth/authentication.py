@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from urllib.parse import quote_plus
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.options import one_of
 
 __all__ = ["ClientAuthentication", "ClientSecret", "PrivateKeyJWT", "SecretMethod", "SigningKey"]
 
@@ -35,9 +36,8 @@ class ClientSecret:
         _check_client(self.client_id)
         if not isinstance(self.secret, str) or not self.secret:
             raise ConfigurationError("the client's secret is empty; it must be a string")
-        if self.method is not None and self.method not in get_args(SecretMethod):
-            allowed = " or ".join(map(repr, get_args(SecretMethod)))
-            raise ConfigurationError(f"the client's method is {self.method!r}; it must be {allowed}")
+        if self.method is not None:
+            one_of("the client's method", self.method, get_args(SecretMethod))
 
     def apply(
         self,

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from mcp_middleware.errors import RATE_LIMITED, ConfigurationError
+from mcp_middleware.options import one_of
 from mcp_middleware.storage.budgets import Overspending, Period, Wallet
 from mcp_middleware.types import Rejection
 
@@ -40,11 +41,7 @@ class Budget:
     def __post_init__(self) -> None:
         object.__setattr__(self, "agents", globs("agents", self.agents))
         for name, kind in (("period", Period), ("action", BudgetAction)):
-            allowed = get_args(kind)
-            if getattr(self, name) not in allowed:
-                raise ConfigurationError(
-                    f"{name} is {getattr(self, name)!r}; it must be {' or '.join(map(repr, allowed))}"
-                )
+            one_of(name, getattr(self, name), get_args(kind))
         if self.amount is None:
             raise ConfigurationError("amount is None; it must be a number above 0")
         object.__setattr__(self, "nanos", amount_in_nanos("amount", self.amount, most=_MOST))

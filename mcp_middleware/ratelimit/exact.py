@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any, Final
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.options import one_of
 
 __all__ = ["ExactCounter"]
 
@@ -38,10 +39,7 @@ class ExactCounter:
             raise ConfigurationError(
                 "ExactCounter needs the package bpe-openai; install mcp-middleware[exact]"
             ) from None
-        if encoding not in ("o200k_base", "cl100k_base"):
-            raise ConfigurationError(
-                f"ExactCounter: encoding is {encoding!r}; it must be 'o200k_base' or 'cl100k_base'"
-            )
+        one_of("ExactCounter: encoding", encoding, ("o200k_base", "cl100k_base"))
         self._encode = library.get_encoding(encoding).encode_ordinary
 
     def count(self, text: str) -> int:

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth.authentication import ClientAuthentication
 from mcp_middleware.oauth.urls import absolute_url
+from mcp_middleware.options import flag, one_of
 
 from .claims import Claims
 from .keys import ALGORITHMS
@@ -74,8 +75,7 @@ class Issuer:
 
     def __post_init__(self) -> None:
         absolute_url("Issuer.issuer", self.issuer)
-        if self.typ not in ("at+jwt", "any"):
-            raise ConfigurationError(f"Issuer.typ is {self.typ!r}; it must be 'at+jwt' or 'any'")
+        one_of("Issuer.typ", self.typ, ("at+jwt", "any"))
         if not _strings(self.audiences):
             raise ConfigurationError(f"Issuer.audiences is {self.audiences!r}; it must be a list of strings")
         if not _strings(self.algorithms) or not self.algorithms or not ALGORITHMS.issuperset(self.algorithms):
@@ -85,9 +85,7 @@ class Issuer:
             absolute_url("Issuer.jwks_uri", self.jwks_uri, query=True)
         if not isinstance(self.claims, Claims):
             object.__setattr__(self, "claims", _claims(self.claims))
-        if not isinstance(self.allow_private_addresses, bool):
-            shown = repr(self.allow_private_addresses)
-            raise ConfigurationError(f"Issuer.allow_private_addresses is {shown}; it must be True or False")
+        flag("Issuer.allow_private_addresses", self.allow_private_addresses)
         if self.introspection is not None:
             self._check_introspection()
 

@@ -10,6 +10,7 @@ from mcp_middleware.errors import INVALID_REQUEST, UNAUTHORIZED, UNAVAILABLE, Co
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.oauth.http import IssuerUnavailableError
+from mcp_middleware.options import flag
 from mcp_middleware.responses import retry_later
 from mcp_middleware.types import AccessToken, Document, Principal, Rejection, TokenVerifier
 
@@ -93,11 +94,8 @@ class OAuthResourceServerMiddleware(Member):
         self._hierarchy = ScopeHierarchy(implied_scopes) if implied_scopes else None
         self._widened: dict[int, tuple[VerifiedToken, Principal]] = {}
         self._origins = AllowedOrigins(resource, allowed_origins)
-        for name, value in (("tell_server", tell_server), ("legacy_metadata", legacy_metadata)):
-            if not isinstance(value, bool):
-                raise ConfigurationError(f"{name} is {value!r}; it must be True or False")
-        self._legacy = issuer_metadata(resource, verifier) if legacy_metadata else None
-        self._hand_on = hand_on() if tell_server else None
+        self._legacy = issuer_metadata(resource, verifier) if flag("legacy_metadata", legacy_metadata) else None
+        self._hand_on = hand_on() if flag("tell_server", tell_server) else None
 
     async def on_startup(self) -> None:
         start = getattr(self._verifier, "start", None)

@@ -25,6 +25,7 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Exchange, TraceIds, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import SESSION_HEADER, Notification, Request
+from mcp_middleware.options import flag, one_of
 from mcp_middleware.types import Headers, Rejection
 
 from . import conventions as names
@@ -263,10 +264,8 @@ def _check_options(
     for key in baggage:
         if not isinstance(key, str) or not is_baggage_key(key):
             raise ConfigurationError(f"{place}: baggage has {key!r}; a key is a token, as in W3C Baggage")
-    if trust not in get_args(Trust):
-        raise ConfigurationError(f"{place}: trust is {trust!r}; it must be one of {', '.join(get_args(Trust))}")
-    if not isinstance(capture_content, bool):
-        raise ConfigurationError(f"{place}: capture_content is {capture_content!r}; it must be True or False")
+    one_of(f"{place}: trust", trust, get_args(Trust))
+    flag(f"{place}: capture_content", capture_content)
     if tracer_provider is not None and not isinstance(tracer_provider, TracerProvider):
         raise ConfigurationError(f"{place}: tracer_provider is {tracer_provider!r}; it must be a TracerProvider")
     if meter_provider is not None and not isinstance(meter_provider, MeterProvider):
