@@ -14,7 +14,7 @@ from mcp_middleware.types import Rejection
 from .prices import Amount, amount_in_nanos
 from .reading import globs, list_of, matches_any, read_mapping
 
-__all__ = ["Allowance", "Budget", "BudgetAction", "Budgets", "Threshold", "overspent"]
+__all__ = ["Budget", "BudgetAction", "Budgets", "Purse", "Threshold", "overspent"]
 
 BudgetAction: TypeAlias = Literal["refuse", "warn"]
 """``refuse``: calls that would spend more are refused until the period ends. ``warn``: it is logged and counted once,
@@ -58,7 +58,7 @@ class Threshold(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Allowance:
+class Purse:
     """What the budgets say of one agent: the sums to keep, the most of each, and when to warn."""
 
     wallets: tuple[Wallet, ...]
@@ -88,10 +88,10 @@ class Budgets:
         ]
         self._currency = currency
         self._place = place.rpartition(" ")[2]
-        self.allowance = lru_cache(_CACHED)(self._allowance)
+        self.purse = lru_cache(_CACHED)(self._purse)
         """What holds for an agent, by its client id; None if no budget does."""
 
-    def _allowance(self, client: str) -> Allowance | None:
+    def _purse(self, client: str) -> Purse | None:
         """Every budget whose globs match holds. Those of one period are one sum, and the least refuses."""
         wallets: list[Wallet] = []
         warnings: list[Threshold] = []
@@ -111,10 +111,10 @@ class Budgets:
                     warnings.append(Threshold(len(wallets), budget.nanos, place))
             wallets.append(Wallet(f"{self._currency} {period}", period, None if least is None else least[0].nanos))
             places.append(None if least is None else least[1])
-        return Allowance(tuple(wallets), tuple(warnings), tuple(places)) if wallets else None
+        return Purse(tuple(wallets), tuple(warnings), tuple(places)) if wallets else None
 
 
-def overspent(overspending: Overspending, allowance: Allowance, currency: str) -> Rejection:
+def overspent(overspending: Overspending, purse: Purse, currency: str) -> Rejection:
     """HTTP 429 until the period ends (RFC 6585). What is left of the budget is told to whoever has it."""
     wallet, spent, milliseconds = overspending.wallet, overspending.spent, overspending.retry_after_ms
     seconds = math.ceil(milliseconds / 1000)
@@ -134,5 +134,5 @@ def overspent(overspending: Overspending, allowance: Allowance, currency: str) -
             "retryAfterMs": milliseconds,
         },
         headers=((b"retry-after", b"%d" % seconds),),
-        rule=allowance.places[allowance.wallets.index(wallet)],
+        rule=purse.places[purse.wallets.index(wallet)],
     )

@@ -251,7 +251,7 @@ class RateLimitMiddleware(Member):
                 _log_shadow(exchange, f"{shortage.dimension} of {shortage.part or 'the agent'}, {wait}")
         if unpaid is not None:
             self._counts.refuse_to_pay(enforced=enforced)
-            rejection = overspent(unpaid.overspending, unpaid.allowance, unpaid.currency)
+            rejection = overspent(unpaid.overspending, unpaid.purse, unpaid.currency)
             refusals.append((unpaid.overspending.retry_after_ms, rejection))
             if not enforced:
                 _log_shadow(exchange, rejection.message)

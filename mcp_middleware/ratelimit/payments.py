@@ -12,7 +12,7 @@ from mcp_middleware.message import Request
 from mcp_middleware.storage.budgets import BudgetStorage, Overspending, Spending
 from mcp_middleware.types import Money, Principal, Usage
 
-from .budgets import Allowance, Budgets, Threshold
+from .budgets import Budgets, Purse, Threshold
 from .counts import Counts
 from .prices import Prices
 
@@ -30,7 +30,7 @@ class Due(NamedTuple):
     key: bytes
     """The agent's."""
     client: str
-    allowance: Allowance
+    purse: Purse
     nanos: int
     storage: BudgetStorage
 
@@ -45,7 +45,7 @@ class Payment(NamedTuple):
 class Unpaid(NamedTuple):
     """Why nothing could be taken."""
 
-    allowance: Allowance
+    purse: Purse
     overspending: Overspending
     currency: str
 
@@ -72,19 +72,19 @@ class Payments:
         if self._budgets is None:
             return None
         budgets, storage = self._budgets
-        allowance = budgets.allowance(caller.client)
-        cost = None if allowance is None else self._prices.cost(self._server, request, usage)
-        if allowance is None or cost is None:
+        purse = budgets.purse(caller.client)
+        cost = None if purse is None else self._prices.cost(self._server, request, usage)
+        if purse is None or cost is None:
             return None
-        return Due(_agent_key(caller.issuer, caller.client), caller.client, allowance, cost.nanos, storage)
+        return Due(_agent_key(caller.issuer, caller.client), caller.client, purse, cost.nanos, storage)
 
     async def take(self, due: Due) -> Payment | Unpaid:
         """Take it from every budget, or from none."""
-        answer = await due.storage.spend(due.key, due.allowance.wallets, due.nanos)
+        answer = await due.storage.spend(due.key, due.purse.wallets, due.nanos)
         if answer.local:
             self._counts.fallbacks += 1
         if isinstance(answer, Overspending):
-            return Unpaid(due.allowance, answer, self._prices.currency)
+            return Unpaid(due.purse, answer, self._prices.currency)
         payment = Payment(due, answer)
         self._warn(payment, [spent - due.nanos for spent in answer.spent], answer.spent)
         return payment
@@ -104,15 +104,15 @@ class Payments:
 
     def _warn(self, payment: Payment, before: Sequence[int | None], after: Sequence[int | None]) -> None:
         """Of each budget that only warns once a period: estimates may reach it again and again."""
-        client, allowance = payment.due.client[:200], payment.due.allowance
-        for threshold in allowance.reached(before, after):
+        client, purse = payment.due.client[:200], payment.due.purse
+        for threshold in purse.reached(before, after):
             one = (payment.spending.key, threshold, payment.spending.until[threshold.wallet])
             if one in self._warned:
                 continue
             self._warned[one] = None
             if len(self._warned) > _MOST_WARNED:
                 self._warned.popitem(last=False)
-            wallet = allowance.wallets[threshold.wallet]
+            wallet = purse.wallets[threshold.wallet]
             self._counts.warnings[wallet.period] += 1
             amount = threshold.nanos / 10**9
             logger.warning("client %r has reached %s: %s for %s", client, threshold.budget, amount, wallet.name)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.ratelimit.budgets import Allowance, Budget, Budgets, Threshold, overspent
+from mcp_middleware.ratelimit.budgets import Budget, Budgets, Purse, Threshold, overspent
 from mcp_middleware.storage import RedisConnection
 from mcp_middleware.storage.budgets import (
     BudgetStorage,
@@ -345,35 +345,35 @@ def test_every_budget_that_matches_holds_and_the_least_refuses() -> None:
         Budget("day", 1, agents=["batch-*"], action="warn"),
     )
     month = Wallet("EUR month", "month", 20_500_000_000)
-    assert made.allowance("x") == Allowance((month,), (Threshold(0, 10_000_000_000, "budgets[2]"),), ("budgets[1]",))
-    assert made.allowance("batch-x") == Allowance(
+    assert made.purse("x") == Purse((month,), (Threshold(0, 10_000_000_000, "budgets[2]"),), ("budgets[1]",))
+    assert made.purse("batch-x") == Purse(
         (Wallet("EUR day", "day", None), month),
         (Threshold(0, 1_000_000_000, "budgets[3]"), Threshold(1, 10_000_000_000, "budgets[2]")),
         (None, "budgets[1]"),
     )
-    assert made.allowance("other") == Allowance(
+    assert made.purse("other") == Purse(
         (month._replace(most=None),), (Threshold(0, 10_000_000_000, "budgets[2]"),), (None,)
     )
-    assert budgets({"agents": ["a"], "period": "day", "amount": 1}).allowance("A") is None
+    assert budgets({"agents": ["a"], "period": "day", "amount": 1}).purse("A") is None
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 500))
 def test_each_threshold_is_reached_by_exactly_one_call(costs: list[int], threshold: int) -> None:
-    allowance = budgets({"period": "day", "amount": f"0.{threshold:09d}", "action": "warn"}).allowance("a")
-    assert allowance is not None
+    purse = budgets({"period": "day", "amount": f"0.{threshold:09d}", "action": "warn"}).purse("a")
+    assert purse is not None
     spent, seen = 0, 0
     for cost in costs:
-        seen += len(allowance.reached((spent,), (spent + cost,)))
+        seen += len(purse.reached((spent,), (spent + cost,)))
         spent += cost
     assert seen == (spent >= threshold)
-    assert allowance.reached((None,), (10**9,)) == []
-    assert allowance.reached((0,), (None,)) == []
+    assert purse.reached((None,), (10**9,)) == []
+    assert purse.reached((0,), (None,)) == []
 
 
 def test_a_refusal_says_until_when() -> None:
-    allowance = budgets({"period": "month", "amount": 0.5}).allowance("a")
-    assert allowance is not None
-    rejection = overspent(Overspending(allowance.wallets[0], 499_999_000, 3_600_001), allowance, "EUR")
+    purse = budgets({"period": "month", "amount": 0.5}).purse("a")
+    assert purse is not None
+    rejection = overspent(Overspending(purse.wallets[0], 499_999_000, 3_600_001), purse, "EUR")
     assert (rejection.status, rejection.reason, rejection.rule) == (429, "budget_spent", "budgets[0]")
     assert rejection.headers == ((b"retry-after", b"3601"),)
     assert rejection.data == {
