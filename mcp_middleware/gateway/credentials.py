@@ -26,15 +26,13 @@ from mcp_middleware.oauth import IssuerUnavailableError, OAuthHTTPClient
 from mcp_middleware.oauth.waiting import until_answered
 from mcp_middleware.types import Clock, Headers
 
-from .sections.credentials import CallerConfig, GrantConfig, HeaderConfig
+from .sections.credentials import GrantConfig
 from .sections.servers import ServerConfig
 
-__all__ = ["CallerConfig", "GrantConfig", "HeaderConfig", "ServerCredentials"]
+__all__ = ["ServerCredentials"]
 
 logger = logging.getLogger("mcp_middleware.gateway")
 
-_LONGEST_WAIT: Final = 30.0
-"""Seconds between two questions to an authorization server that has not answered yet."""
 _GRANTS: Final = {"client_credentials": ClientCredentials, "token_exchange": TokenExchange}
 
 
@@ -83,7 +81,7 @@ class ServerCredentials:
         answers. Raises ConfigurationError, with what was sent, fetched and expected."""
         seconds = await self._ask()
         if seconds is not None:
-            waiting = until_answered(self._ask_again, first=seconds, longest=_LONGEST_WAIT)
+            waiting = until_answered(self._ask_again, first=seconds)
             self._asking = asyncio.create_task(waiting, name=f"ask for {self._place}")
 
     async def _ask(self) -> float | None:

@@ -2,16 +2,21 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 __all__ = ["until_answered"]
 
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 30.0
+"""Seconds."""
 
-async def until_answered(ask: Callable[[], Awaitable[bool]], *, first: float, longest: float) -> None:
-    """Call ``ask`` until it says that there was an answer. ``first`` is the pause before it, in seconds; each pause is
-    twice the one before, up to ``longest``."""
-    pause = first
+
+async def until_answered(ask: Callable[[], Awaitable[bool]], *, first: float | None = None) -> None:
+    """Call ``ask`` until it says that there was an answer. ``first`` is the pause before it, in seconds, if the server
+    named one; each pause is twice the one before, up to half a minute."""
+    pause = _FIRST_PAUSE if first is None else first
     while True:
-        await asyncio.sleep(pause)
+        await asyncio.sleep(min(pause, _LONGEST_PAUSE))
         if await ask():
             return
-        pause = min(longest, 2 * pause)
+        pause *= 2

@@ -22,9 +22,6 @@ logger = logging.getLogger("mcp_middleware.resource_server")
 
 _METADATA_COOLDOWN: Final = 1.0
 """Seconds after a failed fetch of metadata; what needs them has a longer pause of its own."""
-_FIRST_RETRY: Final = 1.0
-_LONGEST_RETRY: Final = 30.0
-"""Seconds between two attempts to reach an issuer that has not answered yet."""
 
 
 class Source:
@@ -119,7 +116,7 @@ class Sources:
         return []
 
     async def _wait_for(self, source: Source) -> None:
-        await until_answered(partial(self._answers, source), first=_FIRST_RETRY, longest=_LONGEST_RETRY)
+        await until_answered(partial(self._answers, source))
         self._retries.pop(source.issuer.issuer, None)
 
     async def _answers(self, source: Source) -> bool:

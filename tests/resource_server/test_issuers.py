@@ -11,6 +11,7 @@ import pytest_asyncio
 from starlette.responses import JSONResponse, Response
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.oauth import waiting
 from mcp_middleware.oauth.metadata import WrongMetadataError
 from mcp_middleware.resource_server import (
     ClientSecret,
@@ -261,8 +262,8 @@ async def test_case_42_an_issuer_that_is_down_at_the_start_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(sources, "_FIRST_RETRY", 0.01)
-    monkeypatch.setattr(sources, "_LONGEST_RETRY", 0.02)
+    monkeypatch.setattr(waiting, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(waiting, "_LONGEST_PAUSE", 0.02)
     monkeypatch.setattr(sources, "_METADATA_COOLDOWN", 0.0)
     caplog.set_level(logging.INFO, "mcp_middleware")
     issuer.status = 503
@@ -285,8 +286,8 @@ async def test_case_42_an_issuer_that_is_down_at_the_start_is_waited_for(
 async def test_an_issuer_that_turns_out_to_be_wrong_later_is_said_so_and_waited_for(
     issuer: LoopbackIssuer, verifier: Verifiers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sources, "_FIRST_RETRY", 0.01)
-    monkeypatch.setattr(sources, "_LONGEST_RETRY", 0.02)
+    monkeypatch.setattr(waiting, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(waiting, "_LONGEST_PAUSE", 0.02)
     issuer.status = 503
     made = verifier(issuer.issuer)
     await made.start()
