@@ -33,6 +33,8 @@ class Charge(msgspec.Struct, eq=False):
     """By what it is priced."""
     reservation: Reservation | None = None
     """What was taken from its principal's buckets."""
+    reserved: float = 0.0
+    """Tokens that were taken at first: a stream that is topped up was under-estimated by all that comes after."""
     payment: Payment | None = None
     """What was taken from its agent's budgets."""
     streamed: int = 0
@@ -82,8 +84,8 @@ class Charges:
             charge.payment = paid
         if isinstance(answer, Shortage):
             shortage = answer
-        else:
-            charge.reservation = answer
+        elif answer is not None:
+            charge.reservation, charge.reserved = answer, answer.tokens
         if unpaid is None and shortage is None:
             if answer is not None:
                 self._counts.admitted += 1
@@ -136,25 +138,26 @@ class Charges:
         stands."""
         payments, payment = charge.payments, charge.payment
         if payments is None or payment is None or nanos is None:
-            return self._settle_tokens(charge.reservation, tokens)
-        return self._settle_both(charge.reservation, tokens, payments, payment, nanos)
+            return self._settle_tokens(charge, tokens)
+        return self._settle_both(charge, tokens, payments, payment, nanos)
 
     async def _settle_both(
-        self, reservation: Reservation | None, tokens: int | None, payments: Payments, payment: Payment, nanos: int
+        self, charge: Charge, tokens: int | None, payments: Payments, payment: Payment, nanos: int
     ) -> None:
         if not self._is_shared:
-            await self._settle_tokens(reservation, tokens)
+            await self._settle_tokens(charge, tokens)
             await payments.settle(payment, nanos)
             return
-        both = asyncio.gather(self._settle_tokens(reservation, tokens), payments.settle(payment, nanos))
+        both = asyncio.gather(self._settle_tokens(charge, tokens), payments.settle(payment, nanos))
         await asyncio.shield(both)  # else who is cancelled now would not even have begun
 
-    async def _settle_tokens(self, reservation: Reservation | None, tokens: int | None) -> None:
+    async def _settle_tokens(self, charge: Charge, tokens: int | None) -> None:
+        reservation = charge.reservation
         if reservation is None or (tokens is None and not reservation.place):
             return
         left = await self._storage.settle(reservation, tokens)
         if tokens is not None:
-            self._counts.settle(reservation.tokens, tokens, left)
+            self._counts.settle(charge.reserved, tokens, left)
 
     async def aclose(self) -> None:
         """Close the storage."""

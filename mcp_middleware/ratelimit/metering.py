@@ -44,6 +44,7 @@ class Estimate(msgspec.Struct, frozen=True, gc=False):
     """Guessed."""
 
 
+_ESTIMATING: Final = EstimatingCounter()
 _WITHOUT_TOKENS: Final = Estimate(None, 0, 0)
 _UNTOLD: Final = Report(None, None)
 
@@ -88,9 +89,11 @@ class Meter:
         return Estimate(name, known, self._forecast.guess(name, self._start))
 
     def streamed(self, message: ServerMessage) -> int:
-        """What a message before the answer has. 0 where the counter fails: that is not the stream's fault."""
+        """What a message before the answer has; of one that would be counted in a thread an estimate, for the next may
+        come sooner than that ends. 0 where the counter fails: that is not the stream's fault."""
+        counter = self._counter if len(message.raw) <= self._threaded_above else _ESTIMATING
         try:
-            return streamed_tokens(message, self._counter)
+            return streamed_tokens(message, counter)
         except Exception:
             logger.exception("the tokens of a stream's message could not be counted")
             return 0

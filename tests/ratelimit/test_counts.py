@@ -46,6 +46,17 @@ def meters() -> Meters:
     return Meters()
 
 
+async def test_what_a_stream_brings_beyond_its_estimate_is_under_estimated_and_may_be_debt(
+    make: Make, meters: Meters
+) -> None:
+    stack = make(tokens="1000/day", meter_provider=meters.provider)
+    stack.server.notices = [{"jsonrpc": "2.0", "method": "notifications/message", "params": ["x" * 796]}] * 3
+    await stack.call()
+    seen = meters.read()
+    assert seen["estimate.error"][("under",)] == 2400
+    assert seen["debt"][()] == pytest.approx(6 + 2400 + 100 - 1000, abs=2)
+
+
 async def test_admitted_refused_debt_errors_and_reports_are_counted(
     make: Make, meters: Meters, clock: FakeClock
 ) -> None:

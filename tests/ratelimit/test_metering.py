@@ -152,3 +152,15 @@ async def test_a_slow_counter_is_called_in_a_thread_for_large_messages(make: Mak
     stack.server.result = {"content": [{"type": "text", "text": "x" * 3000}]}
     await stack.call(arguments={"text": "y" * 2000})
     assert [main for _, main in counter.threads] == [True, True, False, False]
+
+
+async def test_a_slow_counter_is_not_asked_about_large_messages_of_a_stream(make: Make) -> None:
+    counter = Threaded()
+    stack = make(requests="60/minute", tokens="50000/minute", counter=counter)
+    stack.server.notices = [
+        {"jsonrpc": "2.0", "method": "notifications/message", "params": ["word " * words]} for words in (10, 2000)
+    ]
+    await stack.call()
+    assert max(size for size, _ in counter.threads) < 1000
+    _, left = await stack.left()
+    assert 50_000 - 3500 < left < 50_000 - 1500  # a word is a token or two
