@@ -362,6 +362,8 @@ def _connect(url: str, address: tuple[str, int] | None = None) -> "AbstractConne
     try:
         options: dict[str, Any] = dict(parse_url(url))
         kind = options.pop("connection_class", Connection)
+        if not re.fullmatch(r"unix:.*|[^:]+://[^/]*(/[0-9]*)?(\?.*)?", url):
+            raise ValueError  # the library takes a database that it cannot read for number 0
         # Nothing is sent twice by itself: a command whose answer was lost may have been carried out.
         options |= {"socket_timeout": None, "socket_connect_timeout": None, "retry_on_timeout": False, "protocol": 2}
         if address is not None:

@@ -156,7 +156,7 @@ class RedisStorage:
         pairs: list[tuple[Any, ...]] = []
         for one in asked:
             known = principal.pair(one.part)
-            owed = (known.owed_requests, known.owed_tokens)
+            owed = self._owed(known, one.limits)
             told.append((known, *owed))
             pairs.append((one.name, one.figures, *owed, *self._start(known, one.limits)))
             known.owed_requests = known.owed_tokens = 0.0
@@ -164,7 +164,7 @@ class RedisStorage:
         place = b"" if most is None else os.urandom(_OPEN_NAME_BYTES).hex().encode()
         name, sent_at = self._name(key), time.monotonic()
         try:
-            packed = _pack((self._given_clock(), tokens, most, place.decode(), _HELD, pairs))
+            packed = _pack((self._given_clock(), float(tokens), most, place.decode(), _HELD, pairs))
             reply = await self._connection.run(
                 _RESERVE,
                 (name,) if most is None else (name, self._open_name(key)),
@@ -218,6 +218,7 @@ class RedisStorage:
         """See ``LimitStorage.settle``."""
         if tokens is not None:
             check_tokens(tokens)
+            tokens = float(tokens)  # MessagePack has no whole numbers of any size
         expires_at, reservation.expires_at = reservation.expires_at, -math.inf
         place, reservation.place = reservation.place, b""
         if place:
@@ -256,7 +257,10 @@ class RedisStorage:
             tokens = None
             if not place or not self._connection.is_up:
                 return left
-        pairs = [(one.name, one.figures, was) for one, was in zip(asked, taken, strict=True)]
+        pairs = [
+            (one.name, one.figures, was, *self._start(principal.pair(one.part), one.limits))
+            for one, was in zip(asked, taken, strict=True)
+        ]
         name = self._name(key)
         try:
             reply = await self._connection.run(
@@ -266,8 +270,11 @@ class RedisStorage:
             )
         except StorageUnavailableError as error:
             if not error.sent and tokens is not None:  # what may have been counted is not told again
+                now = self._now()
                 for one, was in zip(asked, taken, strict=True):
                     known = principal.pair(one.part)
+                    share = self._share_of(known, one.limits, now)
+                    known.share = settle(share, self._share(one.limits), was, tokens, now, requests=requests)
                     known.owed_tokens += tokens - was
                     known.owed_requests += requests - 1
             return left
@@ -342,14 +349,7 @@ class RedisStorage:
         shortages: list[Shortage] = []
         for one in _asked(limits):
             known, here = principal.pair(one.part), self._share(one.limits)
-            share = known.share
-            if share is None:
-                share = full(here, now)
-                if known.levels is not None:
-                    requests, left, _ = refill(known.levels, one.limits, now)
-                    share = refill((requests / self._replicas, left / self._replicas, now), here, now)
-                known.share = share
-            answer = take(share, here, tokens, now)
+            answer = take(self._share_of(known, one.limits, now), here, tokens, now)
             if isinstance(answer, Shortage):
                 shortages.append(replace(answer, part=one.part, local=True))
             else:
@@ -373,6 +373,29 @@ class RedisStorage:
             self._opened(principal, reservation, place)
             reservation.remaining_concurrency = max(1, limits.concurrency // self._replicas) - principal.is_open
         return reservation
+
+    def _share_of(self, known: _Known, limits: Limits, now: float) -> Levels:
+        """This replica's share of what the store last said was left, less what it has let through of it."""
+        if known.share is None:
+            here = self._share(limits)
+            known.share = full(here, now)
+            if known.levels is not None:
+                requests, left, _ = refill(known.levels, limits, now)
+                known.share = refill((requests / self._replicas, left / self._replicas, now), here, now)
+        return known.share
+
+    def _owed(self, known: _Known, limits: Limits) -> tuple[float, float]:
+        """What the store is to be told of what was let through: what has not flowed back into the share since. Into the
+        store's own bucket it has flowed back too."""
+        requests, tokens = known.owed_requests, known.owed_tokens
+        if known.share is not None:
+            here = self._share(limits)
+            requests_there, tokens_there, _ = refill(known.share, here, self._now())
+            if here.requests is not None:
+                requests = min(requests, here.requests.capacity - requests_there)
+            if here.tokens is not None:
+                tokens = min(tokens, here.tokens.capacity - tokens_there)
+        return (requests, tokens)
 
     def _find_share(self, limits: Limits) -> Limits:
         """One replica's part of the limits; of a small one a whole unit is left."""

@@ -1,7 +1,8 @@
 -- Put the tokens that were used in place of those that were taken, and free a place.
 -- KEYS: the principal's buckets, its open requests.
 -- ARGV: in MessagePack clock or '', when the reservation expires, tokens used (nil: what was taken stands), the place
--- ('': none), how many requests go back, and the pairs: each its name, its limits when they were taken, tokens taken.
+-- ('': none), how many requests go back, and the pairs: each its name, its limits when they were taken, tokens taken,
+-- and the levels to start from if there are none.
 -- Reply, in MessagePack: of each pair its levels, or false if there was nothing to count; of none where it is too late.
 
 local given, expires_at, used, place, back, asked = unpack(cmsgpack.unpack(ARGV[1]), 1, 6)
@@ -14,12 +15,12 @@ if not used or now >= expires_at then
   return cmsgpack.pack(levels)
 end
 for index = 1, #asked do
-  local name, limits_taken, taken = unpack(asked[index])
+  local name, limits_taken, taken, requests_start, tokens_start = unpack(asked[index])
   local requests, tokens, at, limits, turn = load(KEYS[1], name)
   limits = limits or limits_taken
   if at or used > taken then
     if not at then -- full or lost meanwhile: only a debt is worth remembering
-      requests, tokens, at = clamp(math.huge, limits[1]), clamp(math.huge, limits[3]), now
+      requests, tokens, at = clamp(requests_start, limits[1]), clamp(tokens_start, limits[3]), now
     end
     local there = math.max(now, at)
     requests = clamp(refill(requests, limits[1], limits[2], there - at) + back, limits[1])

@@ -288,6 +288,15 @@ async def test_flushed_data_gives_no_new_burst(storages: Storages) -> None:
     assert await admitted(storage, 5) == 1
 
 
+async def test_what_is_settled_after_the_loss_gives_no_new_burst_either(storages: Storages) -> None:
+    storage = storages.make()
+    reservations = [await reserve(storage, 100) for _ in range(8)]
+    storages.server.flush()
+    assert await storage.settle(reservations[0], 150) == pytest.approx(150, abs=0.1)
+    assert (await reserve(storage)).remaining_requests == pytest.approx(1, abs=0.1)
+    assert await admitted(storage, 5) == 1
+
+
 async def test_a_bucket_that_was_filled_up_is_not_taken_for_lost(storages: Storages) -> None:
     """Another replica gave back what this one believes used, and Redis let go of the full bucket."""
     quick = Limits(None, Limit(1000, 1000))
@@ -327,6 +336,32 @@ async def test_back_again_everything_counts_once(own: Storages) -> None:
     assert after.remaining_requests == pytest.approx(3, abs=0.1)
     assert after.remaining_tokens == pytest.approx(500, abs=0.1)
     assert await admitted(storage, 20) == 3
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_what_flowed_back_while_redis_was_away_is_not_owed(own: Storages, replicas: int) -> None:
+    """An agent that used what it may all the time may do so when Redis is back."""
+    clock = FakeClock()
+    storages = [own.make(replicas=replicas, clock=clock) for _ in range(replicas)]
+    limits = Limits(Limit(10, 1), Limit(1000, 100))
+    under_way = [await reserve(storage, 50, limits) for storage in storages]
+    own.server.kill()
+    await until(lambda: not any(storage._connection.is_up for storage in storages))
+    for storage, reservation in zip(storages, under_way, strict=True):
+        await storage.settle(reservation, 150)
+    for number in range(300):
+        clock.advance(1)
+        storage = storages[number % replicas]
+        await storage.settle(await reserve(storage, 50, limits), 100)
+    own.server.start()
+    for storage in storages:
+        assert await storage._connection.connect()
+    for _ in range(2):
+        for storage in storages:
+            assert not (await reserve(storage, 50, limits)).local
+            clock.advance(1)
+    clock.advance(100)
+    assert await admitted(storages[0], 20, limits) == 10
 
 
 async def test_settled_without_redis_counts_when_it_is_back(own: Storages) -> None:
@@ -623,7 +658,10 @@ async def test_a_password_is_shown_nowhere(caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.parametrize(
     "url",
-    ["", "hunter2", "http://:hunter2@host", "redis://:hunter2@host:port/0", "redis://h?hunter2=1", "redis://h?db=x"],
+    [
+        *("", "hunter2", "http://:hunter2@host", "redis://:hunter2@host:port/0", "redis://h?hunter2=1"),
+        *("redis://h?db=x", "redis://h/hunter2", "redis://:hunter2@h/-1", "redis://h/0/1"),
+    ],
 )
 def test_a_wrong_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigurationError, match="RedisConnection: url") as caught:
