@@ -150,6 +150,7 @@ class RedisStorage:
     async def reserve(self, key: bytes, limits: Limits, tokens: float) -> Reservation | Shortage:
         """See ``LimitStorage.reserve``."""
         check_tokens(tokens)
+        tokens = float(tokens)  # MessagePack has no whole numbers of any size
         principal = self._known_of(key)
         asked = _asked(limits)
         told: list[tuple[_Known, float, float]] = []  # by this call alone, however many run
@@ -164,7 +165,8 @@ class RedisStorage:
         place = b"" if most is None else os.urandom(_OPEN_NAME_BYTES).hex().encode()
         name, sent_at = self._name(key), time.monotonic()
         try:
-            packed = _pack((self._given_clock(), float(tokens), most, place.decode(), _HELD, pairs))
+            room = None if most is None else float(most)
+            packed = _pack((self._given_clock(), tokens, room, place.decode(), _HELD, pairs))
             reply = await self._connection.run(
                 _RESERVE,
                 (name,) if most is None else (name, self._open_name(key)),
@@ -206,6 +208,7 @@ class RedisStorage:
     async def top_up(self, reservation: Reservation, tokens: float) -> float:
         """See ``LimitStorage.top_up``."""
         check_tokens(tokens)
+        tokens = float(tokens)
         if reservation.expires_at == -math.inf:
             return math.inf
         before = (reservation.tokens, *(taken for taken, *_ in reservation.parts))
@@ -218,7 +221,7 @@ class RedisStorage:
         """See ``LimitStorage.settle``."""
         if tokens is not None:
             check_tokens(tokens)
-            tokens = float(tokens)  # MessagePack has no whole numbers of any size
+            tokens = float(tokens)
         expires_at, reservation.expires_at = reservation.expires_at, -math.inf
         place, reservation.place = reservation.place, b""
         if place:

@@ -256,6 +256,14 @@ async def test_in_a_cluster_each_key_is_asked_for_where_it_lives(tmp_path: Path)
         await storage.aclose()
 
 
+async def test_whole_numbers_of_any_size_are_understood(storages: Storages) -> None:
+    storage = storages.make()
+    reservation = await reserve(storage, 10**30, Limits(None, Limit(1000, 1), concurrency=10**30))
+    assert not reservation.local
+    assert await storage.top_up(reservation, 10**30) == -1e15
+    assert await storage.settle(reservation, 10**30) == -1e15
+
+
 async def test_full_buckets_leave_nothing_behind(storages: Storages) -> None:
     storage = storages.make()
     await reserve(storage, 10, Limits(Limit(10, 1), Limit(1000, 10)))
