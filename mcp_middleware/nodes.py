@@ -5,6 +5,7 @@ Of YAML only plain data is understood: no anchors, aliases, merge keys or tags (
 gigabytes, or for objects), one document, every key once.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -38,6 +39,20 @@ _PYTHON_KINDS: Final[Mapping[type, str]] = {
     int: "number",
     float: "number",
 }
+_STARRED: Final = "a text that begins with * or & needs quotes"
+_REMEDIES: Final = (
+    ("got '{'", "a text with braces needs quotes here"),
+    ("expected alphabetic or numeric character", _STARRED),
+    ("anchors and aliases", _STARRED),
+    ("tags are not allowed", "a text that begins with ! needs quotes"),
+    ("character '\\t'", "indent with spaces"),
+    ("cannot start any token", "a text that begins with it needs quotes"),
+    ("mapping values are not allowed", "a text with a colon and a space needs quotes, and keys stand below each other"),
+    ("another document", "keep one"),
+)
+"""What to do about errors of YAML, by what they say."""
+_USER: Final = re.compile(r"(?<=://)[^/?#\s]*@")
+"""A user and password in a URL, which no error shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +75,10 @@ class Node:
         if self.kind in ("mapping", "list", "empty"):
             return {"mapping": "a mapping", "list": "a list", "empty": "empty"}[self.kind]
         if self.written is not None:
-            return f"{self.written[:200]!r} (not shown as the environment has it)"
-        return repr(self.text[:200]) if self.kind == "string" else f"{self.text[:200]} (a {self.kind})"
+            return f"{_USER.sub('...@', self.written)[:200]!r} (not shown as the environment has it)"
+        return (
+            repr(_USER.sub("...@", self.text)[:200]) if self.kind == "string" else f"{self.text[:200]} (a {self.kind})"
+        )
 
 
 def read_file(path: str | PathLike[str], *, what: str, problems: list[str] | None = None) -> Node:
@@ -100,7 +117,9 @@ def read_text(text: str, *, source: str, what: str, problems: list[str] | None =
         mark = error.problem_mark or error.context_mark
         place = source if mark is None else f"{source}:{mark.line + 1}"
         said = error.problem or error.context or ""
-        remedy = "; a text with braces needs quotes here" if said.endswith("got '{'") else ""
+        if said.startswith("but "):
+            said = f"{error.context}, {said}"
+        remedy = next((f"; {remedy}" for sign, remedy in _REMEDIES if sign in said), "")
         raise ConfigurationError(f"{place}: not understood as YAML: {said}{remedy}") from None
     except yaml.YAMLError as error:  # a character that YAML does not allow
         said = " ".join(str(error).split())
@@ -154,7 +173,10 @@ def _node(node: yaml.Node, source: str, line: int, problems: list[str]) -> Node:
         key_line = key.start_mark.line + 1
         if key.tag != "tag:yaml.org,2002:str" or not isinstance(key, yaml.ScalarNode):
             shown = repr(key.value[:200]) if isinstance(key, yaml.ScalarNode) else "a collection"
-            problems.append(f"{source}:{key_line}: the key is {shown}; keys must be plain words")
+            remedy = ", which quotes make of it" if key.tag in _KINDS else ""
+            problems.append(f"{source}:{key_line}: the key is {shown}; keys must be plain words{remedy}")
+            if remedy:  # what it was meant to be is looked at as well
+                members.setdefault(key.value, _node(value, source, key_line, problems))
         elif key.value in members:
             problems.append(f"{source}:{key_line}: the key {key.value[:200]!r} is there twice; keep one")
         else:

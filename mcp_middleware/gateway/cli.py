@@ -8,6 +8,7 @@ import argparse
 import gc
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -46,16 +47,13 @@ def _do(given: argparse.Namespace) -> int:
     if given.command == "schema":
         from .schema import schema
 
-        print(json.dumps(schema(), indent=2))
+        _print(json.dumps(schema(), indent=2))
         return 0
-    from mcp_middleware.storage import RedisConnection
-
     from .config import load
 
     try:
         config = load(given.file)
-        if config.state != "memory":
-            RedisConnection(config.state)  # connects to nothing yet, and says so where its extra is not installed
+        _try_out(config, tls=given.command == "check")  # who serves by it tries it himself
     except ConfigurationError as error:
         print(error, file=sys.stderr)
         return 2
@@ -67,17 +65,21 @@ def _do(given: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "mcp-gateway", description="One governed endpoint for many agents and many MCP servers."
+        "mcp-gateway",
+        description="One governed endpoint for many agents and many MCP servers.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mcp-gateway {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    run = commands.add_parser("run", help="serve by a configuration file, until SIGTERM; SIGHUP reads it again")
+    run = commands.add_parser(
+        "run", help="serve by a configuration file, until SIGTERM; SIGHUP reads it again", allow_abbrev=False
+    )
     run.add_argument("--log-level", choices=_LEVELS, default="info", help="the least that is logged (info)")
     run.add_argument(
         "--log-format", choices=("text", "json"), default="text", help="lines for people or programs (text)"
     )
     check = commands.add_parser(
-        "check", help="say everything that is wrong with a configuration file; 2 if anything is"
+        "check", help="say everything that is wrong with a configuration file; 2 if anything is", allow_abbrev=False
     )
     check.add_argument(
         "--online",
@@ -91,16 +93,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _try_out(config: "Config", *, tls: bool) -> None:
+    """Make what a sound file may still be wrong about on this machine. Raises ConfigurationError."""
+    from mcp_middleware.storage import RedisConnection
+
+    try:
+        if config.state != "memory":
+            RedisConnection(config.state)  # connects to nothing yet, and says so where its extra is not installed
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{config.source}: state: {error}") from None
+    if tls and config.tls is not None:
+        from .certificate import Certificate
+
+        try:
+            Certificate(config.tls)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{config.source}: {error}") from None
+
+
 def _summarize(config: "Config") -> None:
     from .banner import capabilities
 
-    print(f"{config.source}: good")
-    for name, server in config.servers.items():
-        print(f"  {config.resource(name)} -> {', '.join(server.instances)}")
-    for word, text in capabilities(config).items():
-        print(f"  {word}: {text}")
-    for warning in config.warnings:
-        print(f"  dangerous: {warning}")
+    lines = [f"{config.source}: good"]
+    lines += [f"  {config.resource(name)} -> {', '.join(server.instances)}" for name, server in config.servers.items()]
+    lines += [f"  {word}: {text}" for word, text in capabilities(config).items()]
+    lines += [f"  dangerous: {warning}" for warning in config.warnings]
+    _print("\n".join(lines))
+
+
+def _print(text: str) -> None:
+    """Print to whoever listens still: `| head` may have seen enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _ask(config: "Config") -> int:
@@ -111,7 +137,8 @@ def _ask(config: "Config") -> int:
     _configure_logging("warning", "text")
     findings = asyncio.run(ask(config))
     for finding in findings:
-        print(f"  online: {finding.text}", file=sys.stderr if finding.wrong else sys.stdout)
+        text = f"  online: {finding.text}"
+        print(text, file=sys.stderr) if finding.wrong else _print(text)
     return 2 if any(finding.wrong for finding in findings) else int(any(finding.silent for finding in findings))
 
 

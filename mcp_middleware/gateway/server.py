@@ -14,7 +14,6 @@ import os
 import resource
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
@@ -27,10 +26,10 @@ from mcp_middleware.errors import ConfigurationError
 
 from .access_log import AccessLogWriter
 from .app import Gateway, create_app
+from .certificate import Certificate
 from .config import Config, load
 from .connection import BACKLOG, Connection, Connections, accept
 from .files import WatchedFiles
-from .sections.tls import TLSConfig
 
 __all__ = ["Announce", "StartError", "Worker", "listen", "most_connections"]
 
@@ -115,7 +114,7 @@ class Worker:
         self._parent = parent
         self._again = again
         self._connections = Connections(most=most_connections(), max_header_bytes=config.bounds.max_header_bytes)
-        self._tls = _TLS(config.tls) if config.tls is not None else None
+        self._tls = Certificate(config.tls) if config.tls is not None else None
         self._files = WatchedFiles(_files_of(config, path))
         self._told = asyncio.Event()
         self._forced = asyncio.Event()
@@ -279,43 +278,6 @@ class Worker:
         _flush(self._access_log)
         logger.info("stopped")
         return status
-
-
-class _TLS:
-    """Certificate and key, which may be renewed while their context is in use."""
-
-    def __init__(self, config: TLSConfig) -> None:
-        self._config = config
-        self.context = self._load(_context())
-
-    def renew(self) -> None:
-        """Use what the files hold now for new connections. Raises ConfigurationError, and changes nothing, where they
-        hold nothing that can be used: OpenSSL would keep half of it."""
-        self._load(_context())
-        self._load(self.context)
-
-    def _load(self, context: ssl.SSLContext) -> ssl.SSLContext:
-        cert, key = self._config.cert, self._config.key
-        try:
-            context.load_cert_chain(cert, key, password=lambda: _no_password(key))
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise ConfigurationError(
-                f"tls.cert is {str(cert)!r} and tls.key is {str(key)!r}; they must be a certificate chain and its key "
-                f"in PEM ({reason})"
-            ) from None
-        return context
-
-
-def _context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
-def _no_password(key: Path) -> str:
-    raise ValueError(f"{key} is encrypted; a process that starts by itself cannot ask for its password")
 
 
 def _files_of(config: Config, path: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import jsonschema
 import pytest
 
 from mcp_middleware.gateway.cli import main
+from tests.certificates import certificate
 from tests.support import listener
 
 GOOD = """\
@@ -67,6 +69,38 @@ def test_garbage_is_collected_again_by_a_command_that_has_ended_and_by_a_worker_
     assert gc.isenabled()
     started = "import gc; from mcp_middleware.gateway import server; gc.disable(); server._settle_heap()"
     subprocess.run([sys.executable, "-c", f"{started}; assert gc.isenabled()"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "why"),
+    [("cert.pem", "key.pem", None), ("key.pem", "cert.pem", "PEM"), ("cert.pem", "other", "PEM")],
+)
+def test_check_loads_the_certificate(
+    cert: str, key: str, why: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate(tmp_path, "127.0.0.1")
+    (tmp_path / "other").write_text("no PEM")
+    file = written(tmp_path, f"{GOOD}tls: {{cert: {cert}, key: {key}}}\n")
+    assert main(["check", str(file)]) == (2 if why else 0)
+    said = capsys.readouterr().err
+    if why is None:
+        assert said == ""
+    else:
+        assert said.startswith(f"{file}: tls.cert is '{tmp_path / cert}' and tls.key is '{tmp_path / key}'; they must")
+        assert why in said
+
+
+@pytest.mark.parametrize("words", [["schema"], ["check", "gateway.yaml"]])
+def test_nobody_listening_any_more_is_no_error(words: list[str], tmp_path: Path) -> None:
+    written(tmp_path, GOOD)
+    command = [sys.executable, "-m", "mcp_middleware.gateway", *words]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output:
+        ended = subprocess.run(
+            command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=30, check=False, cwd=tmp_path
+        )
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -296,6 +296,24 @@ def children_of(process: "subprocess.Popen[str]") -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "x", "٣"])
+def test_a_port_that_is_none_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--once", f"--port={port}"])
+    assert ended.value.code == 2
+    assert "it must be a whole number from 1 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_nobody_listening_any_more_ends_it(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with os.fdopen(writing, "w") as output:
+        ended = subprocess.run(COMMAND, stdout=output, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
 @pytest.mark.slow
 def test_what_stays_up_serves_any_client_until_ctrl_c() -> None:
     with running() as process:

@@ -9,6 +9,7 @@
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--once", action="store_true", help="end after the story")
-    parser.add_argument("--port", type=int, help="the gateway's port (default: a free one)")
+    parser.add_argument("--port", type=_port, help="the gateway's port (default: a free one)")
     parser.add_argument("--otlp", metavar="URL", help="send traces and metrics there, OTLP over HTTP")
     options = parser.parse_args(arguments)
     missing = [name for name in _NEEDED if find_spec(name) is None]
@@ -50,7 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return asyncio.run(until_signal(_tell(once=options.once, port=options.port, otlp=options.otlp)))
     except DemoError as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
+
+
+def _port(text: str) -> int:
+    port = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
+    if not 1 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r}; it must be a whole number from 1 to 65535")
+    return port
 
 
 async def _tell(*, once: bool, port: int | None, otlp: str | None) -> int:
