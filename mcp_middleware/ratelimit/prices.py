@@ -27,6 +27,8 @@ Amount: TypeAlias = str | int | float | Decimal
 _CURRENCY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,15}")
 _WRITTEN: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 _MOST: Final = 1_000_000
+_FARTHEST: Final = 30
+"""The exponent of ten of the first digit, beyond which no amount is; as a fraction some would fill the memory."""
 _TOKENS: Final = 1_000_000
 """Tokens that a price is for."""
 _TOKEN_DECIMALS: Final = 6
@@ -176,4 +178,6 @@ def _exact(option: Any) -> Fraction | None:
     if isinstance(option, int) and option.bit_length() > 64:
         return None
     amount = Decimal(str(option))
-    return Fraction(amount) if amount.is_finite() else None
+    if not amount.is_finite() or (amount and abs(amount.adjusted()) > _FARTHEST):
+        return None
+    return Fraction(amount)

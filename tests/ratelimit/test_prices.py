@@ -155,7 +155,7 @@ def test_wrong_prices_are_refused_with_their_place(option: Any, said: str) -> No
 
 
 WRONG = [-1, -0.1, "-1", "1e3", "", " 1", "1_0", "٣", "0x1", "nan", "inf", float("nan"), float("inf"), 1e300, 10**400]
-WRONG += [True, b"1", [1], {}, 1_000_001, "1000000.1", "9" * 10_000]
+WRONG += [True, b"1", [1], {}, 1_000_001, "1000000.1", "9" * 10_000, Decimal("1e999999999"), Decimal("1e-999999999")]
 
 
 @pytest.mark.parametrize("key", ["input", "output", "call"])
