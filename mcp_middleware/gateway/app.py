@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -233,11 +234,14 @@ class _Generation:
         """Of what has to do with authorization servers: what has been started and is in use."""
         self.upstreams = {name: _upstream(server, shared.client, previous) for name, server in config.servers.items()}
         self._stacks: dict[str, ASGIApp] = {}
+        prefix = unquote(urlsplit(config.public_url).path)
         for name, upstream in self.upstreams.items():
             app = stack(config, name, upstream, shared, self._verifier, self._credentials[name])
-            self._stacks[f"/{name}{_ENDPOINT}"] = app
+            endpoint = f"/{name}{_ENDPOINT}"
+            self._stacks[endpoint] = app
+            self._stacks[prefix + endpoint] = app  # a proxy may take the path of the public URL away, or leave it
             if config.auth is not None:  # nobody else answers there, and it would be a second way to the server
-                self._stacks[f"{WELL_KNOWN}/{name}{_ENDPOINT}"] = app
+                self._stacks[WELL_KNOWN + prefix + endpoint] = app
                 if len(config.servers) == 1:
                     self._stacks[WELL_KNOWN] = app
                 if config.auth.legacy_metadata and self._repeats_metadata():

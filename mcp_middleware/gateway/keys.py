@@ -102,7 +102,8 @@ FILE: Final = Section(
             "public_url",
             _PUBLIC_URL,
             "The URL clients know this gateway by. The resource identifier of each server, which its tokens must name, "
-            "is this and `/{server}/mcp`. Without it: the address of `listen`, where that is a loopback one.",
+            "is this and `/{server}/mcp`. Its path may arrive here, or be taken away by what stands in front. Without "
+            "it: the address of `listen`, where that is a loopback one.",
         ),
         Key(
             "servers",

@@ -112,6 +112,21 @@ async def test_the_document_of_one_server_is_at_the_root_too(tmp_path: Path) -> 
         assert reply.json()["resource"] == running.url()
 
 
+async def test_a_public_url_with_a_path_leads_to_the_servers_and_their_documents(tmp_path: Path) -> None:
+    """B2, B3. A proxy before the gateway may take that path away, or leave it."""
+    public = "https://mcp.example.com/tools"
+    place = "/.well-known/oauth-protected-resource"
+    async with before(tmp_path, names=("files", "mail"), public_url=public) as running:
+        for path in ("/tools/files/mcp", "/files/mcp"):
+            reply = await running.http.post(running.origin + path)
+            assert reply.status_code == 401
+            assert f'"https://mcp.example.com{place}/tools/files/mcp"' in reply.headers["www-authenticate"]
+        reply = await running.http.get(f"{running.origin}{place}/tools/files/mcp")
+        assert reply.json()["resource"] == f"{public}/files/mcp"
+        for path in (f"{place}/files/mcp", "/other/files/mcp", "/tools/mail"):
+            assert (await running.http.get(running.origin + path)).status_code == 404
+
+
 async def test_case_1_no_token_no_entry_by_any_path(tmp_path: Path) -> None:
     async with before(tmp_path) as running:
         for method, path in itertools.product(("GET", "POST", "DELETE"), ("/files/mcp", "/files/mcp/", "//files//mcp")):
