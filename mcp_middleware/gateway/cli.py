@@ -135,7 +135,11 @@ def _ask(config: "Config") -> int:
     from .online import ask
 
     _configure_logging("warning", "text")
-    findings = asyncio.run(ask(config))
+    try:
+        findings = asyncio.run(ask(config))
+    except ConfigurationError as error:  # of the environment, such as certificates that cannot be read
+        print(f"mcp-gateway: {error}", file=sys.stderr)
+        return 2
     for finding in findings:
         text = f"  online: {finding.text}"
         print(text, file=sys.stderr) if finding.wrong else _print(text)

@@ -525,3 +525,14 @@ async def test_check_asks_whom_the_file_names_when_told_to(tmp_path: Path, capsy
         status, out, _ = await check()
         assert status == 1
         assert "online: The authorization server of servers.files.credentials has not answered yet" in out
+
+
+def test_check_says_that_certificates_of_the_environment_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "authorities.pem").write_text("none\n")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authorities.pem"))
+    sections = configured({"files": "http://127.0.0.1:9"}, free_port(), auth={"issuers": ["https://localhost:9"]})
+    status, _, err = checked(tmp_path / "gateway.yaml", sections, capsys)
+    assert status == 2
+    assert err.startswith("mcp-gateway: SSL_CERT_FILE is '")
