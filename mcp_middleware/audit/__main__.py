@@ -70,9 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str], now: datetime) -> argparse.Namespace:
     """What the arguments ask for. Wrong ones end the process with status 2. A file of the name ``report`` is
     ``./report``."""
-    if arguments and arguments[0] == _REPORT:
-        return _report_parser(now).parse_args(arguments[1:])
-    return _parser(now).parse_args(arguments)
+    is_report = bool(arguments) and arguments[0] == _REPORT
+    parser = _report_parser(now) if is_report else _parser(now)
+    options = parser.parse_args(arguments[1:] if is_report else arguments)
+    if options.since is not None and options.until is not None and options.since >= options.until:
+        parser.error("--until is not later than --since: no message can be between them")
+    return options
 
 
 def _print_report(trail: AuditTrail, wanted: AuditFilter, options: argparse.Namespace) -> None:

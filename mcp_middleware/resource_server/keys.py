@@ -84,6 +84,8 @@ def _object(body: bytes) -> dict[str, Any]:
         document = json.loads(body)
     except RecursionError:
         raise ValueError("the document is nested too deeply") from None
+    except ValueError:  # the decoder's own words are for programmers
+        raise ValueError("the document is no JSON") from None
     if not isinstance(document, dict):
         raise ValueError("the document is no JSON object")
     return document

@@ -118,6 +118,8 @@ def test_options_filter_together(trail: Path, capsys: pytest.CaptureFixture[str]
         (["--limit", "0"], "argument --limit: '0' is no whole number from 1"),
         (["--format", "xml"], "invalid choice: 'xml'"),
         (["--form", "json"], "unrecognized arguments: --form"),
+        (["--since", "1h", "--until", "2h"], "--until is not later than --since: no message can be between them"),
+        (["--since", "2026-07-28", "--until", "2026-07-28"], "--until is not later than --since"),
     ],
 )
 def test_wrong_usage_says_what_is_right(

@@ -88,6 +88,12 @@ def test_a_flood_of_keys_is_refused() -> None:
         parse_jwks(jwks(*[signing_key().jwk()] * 101))
 
 
+@pytest.mark.parametrize("body", [b"<html>log in</html>", b"", b"\xff"])
+def test_a_page_in_place_of_keys_is_called_one(body: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^the document is no JSON$"):
+        parse_jwks(body)
+
+
 def test_few_keys_are_tried_for_one_token() -> None:
     keys = parse_jwks(jwks(*[signing_key().jwk(kid=str(number)) for number in range(50)]))
     assert len(keys.find(None, "ES256")) == 4
