@@ -82,12 +82,15 @@ class Sources:
         self.introspecting = tuple(source for source in sources if isinstance(source.asked, Introspector))
         self._start: asyncio.Task[list[str]] | None = None
         self._retries: dict[str, asyncio.Task[None]] = {}
+        self._wrong: set[str] = set()
+        """Of those the ones whose last answer was not what it must be."""
 
     @property
     def waiting(self) -> tuple[str, ...]:
-        """A sentence for each issuer that has been asked at the start and has not answered yet."""
+        """A sentence for each issuer that has been asked at the start and has not answered yet, or wrongly."""
         silent = [name for name in self._retries if not self.named[name].asked.answered]
-        return tuple(f"The issuer {name} has not answered yet" for name in silent)
+        wrong, none = "contradicts the configuration; the log says how", "has not answered yet"
+        return tuple(f"The issuer {name} {wrong if name in self._wrong else none}" for name in silent)
 
     async def start(self) -> None:
         """Ask every issuer once, whoever calls. Raises ConfigurationError."""
@@ -126,9 +129,11 @@ class Sources:
             await source.check()
         except FetchError as error:
             logger.info("the issuer %s does not answer: %s", name, error)
+            self._wrong.discard(name)
             return False
         except ConfigurationError as error:
             logger.error("%s", error)
+            self._wrong.add(name)
             return False
         logger.info("the issuer %s answers", name)
         return True

@@ -293,7 +293,8 @@ async def test_an_issuer_that_turns_out_to_be_wrong_later_is_said_so_and_waited_
     await made.start()
     issuer.metadata_changes, issuer.status = {"issuer": "https://evil.example"}, 200
     await until(lambda: any("was expected" in r.message for r in caplog.records if r.levelno == logging.ERROR))
-    assert made.waiting
+    said = f"The issuer {issuer.issuer} contradicts the configuration; the log says how"
+    await until(lambda: made.waiting == (said,))
     issuer.metadata_changes = {}
     await until(lambda: not made.waiting)
 
