@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -248,15 +249,8 @@ class RedisStorage:
         principal = self._known_of(key)
         left = math.inf
         if reservation.local:
-            now = self._now()
-            if tokens is not None and now < expires_at:
-                for one, was in zip(asked, taken, strict=True):
-                    known = principal.pair(one.part)
-                    if known.share is not None:
-                        known.share = settle(known.share, self._share(one.limits), was, tokens, now, requests=requests)
-                        left = min(left, known.share[1])
-                    known.owed_tokens += tokens - was
-                    known.owed_requests += requests - 1
+            if tokens is not None and self._now() < expires_at:
+                left = self._settle_locally(principal, asked, taken, tokens, requests)
             tokens = None
             if not place or not self._connection.is_up:
                 return left
@@ -273,13 +267,7 @@ class RedisStorage:
             )
         except StorageUnavailableError as error:
             if not error.sent and tokens is not None:  # what may have been counted is not told again
-                now = self._now()
-                for one, was in zip(asked, taken, strict=True):
-                    known = principal.pair(one.part)
-                    share = self._share_of(known, one.limits, now)
-                    known.share = settle(share, self._share(one.limits), was, tokens, now, requests=requests)
-                    known.owed_tokens += tokens - was
-                    known.owed_requests += requests - 1
+                self._settle_locally(principal, asked, taken, tokens, requests)
             return left
         for one, there in zip(asked, _unpack(reply), strict=False):
             known = principal.pair(one.part)
@@ -377,14 +365,27 @@ class RedisStorage:
             reservation.remaining_concurrency = max(1, limits.concurrency // self._replicas) - principal.is_open
         return reservation
 
+    def _settle_locally(
+        self, principal: _Principal, asked: Sequence[_Asked], taken: Sequence[float], tokens: float, requests: int
+    ) -> float:
+        now, left = self._now(), math.inf
+        for one, was in zip(asked, taken, strict=True):
+            known = principal.pair(one.part)
+            share = self._share_of(known, one.limits, now)
+            known.share = settle(share, self._share(one.limits), was, tokens, now, requests=requests)
+            known.owed_tokens += tokens - was
+            known.owed_requests += requests - 1
+            left = min(left, known.share[1])
+        return left
+
     def _share_of(self, known: _Known, limits: Limits, now: float) -> Levels:
         """This replica's share of what the store last said was left, less what it has let through of it."""
         if known.share is None:
             here = self._share(limits)
-            known.share = full(here, now)
+            requests, left, _ = full(here, now)
             if known.levels is not None:
-                requests, left, _ = refill(known.levels, limits, now)
-                known.share = refill((requests / self._replicas, left / self._replicas, now), here, now)
+                requests, left = (level / self._replicas for level in refill(known.levels, limits, now)[:2])
+            known.share = refill((requests - known.owed_requests, left - known.owed_tokens, now), here, now)
         return known.share
 
     def _owed(self, known: _Known, limits: Limits) -> tuple[float, float]:

@@ -385,6 +385,26 @@ async def test_settled_without_redis_counts_when_it_is_back(own: Storages) -> No
     assert (await reserve(storage)).remaining_tokens == pytest.approx(700, abs=0.1)
 
 
+async def test_settled_after_redis_is_back_counts_as_if_it_had_never_been_away(own: Storages) -> None:
+    clock = FakeClock()
+    storage, limits = own.make(clock=clock), Limits(None, Limit(1000, 100))
+    await reserve(storage, 0, limits)
+    own.server.kill()
+    await until(lambda: not storage._connection.is_up)
+    under_way = [await reserve(storage, 100, limits) for _ in range(2)]
+    assert all(reservation.local for reservation in under_way)
+    own.server.start()
+    assert await storage._connection.connect()
+    assert (await reserve(storage, 0, limits)).remaining_tokens == 800
+    assert await storage.settle(under_way[0], 600) == 300
+    clock.advance(4)
+    assert (await reserve(storage, 0, limits)).remaining_tokens == 700
+    await storage.settle(under_way[1], 600)
+    own.server.kill()
+    await until(lambda: not storage._connection.is_up)
+    assert (await reserve(storage, 0, limits)).remaining_tokens == 200
+
+
 async def test_a_paused_redis_does_not_take_later_what_nobody_waits_for(own: Storages) -> None:
     storage = own.make(budget=0.5)
     assert await storage._connection.connect()
