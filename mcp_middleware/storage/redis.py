@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -326,11 +326,14 @@ class RedisStorage:
             for place, key in self._open.items():
                 places.setdefault(key, []).append(place)
             for key, names in places.items():
-                arguments = (self._given_clock(), _HELD, *names)
                 try:
-                    await self._connection.run(_HOLD, (self._open_name(key),), arguments)
+                    await self._connection.run(_HOLD, (self._open_name(key),), partial(self._held, names))
                 except StorageUnavailableError:
                     break
+
+    def _held(self, names: Sequence[bytes], _: RedisConnection) -> tuple[Word, ...]:
+        """What is said of requests, without those that have ended meanwhile: their places would be taken anew."""
+        return (self._given_clock(), _HELD, *(name for name in names if name in self._open))
 
     def _reserve_locally(
         self, principal: _Principal, key: bytes, limits: Limits, tokens: float, place: bytes

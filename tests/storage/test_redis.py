@@ -631,6 +631,28 @@ async def test_places_of_open_requests_are_kept_as_long_as_they_are_open(
     await reserve(other, limits=TWO_AT_ONCE)
 
 
+async def test_a_request_that_ends_while_others_are_said_to_be_open_keeps_no_place(
+    storages: Storages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_storage, "_SAID_AGAIN", 0.001)
+    storage = storages.make()
+    run, said = storage._connection.run, asyncio.Event()
+    first, second = [await reserve(storage, limits=TWO_AT_ONCE, key=key) for key in (b"first", KEY)]
+
+    async def slow(script: Any, keys: Any, arguments: Any) -> Any:
+        if script is redis_storage._HOLD and first.key.hex().encode() in keys[0]:
+            await storage.settle(second, None)
+        elif script is redis_storage._HOLD:
+            said.set()
+        return await run(script, keys, arguments)
+
+    monkeypatch.setattr(storage._connection, "run", slow)
+    await said.wait()
+    await storage.settle(first, None)
+    with storages.server.client() as client:
+        assert client.zcard(OPEN) == 0
+
+
 async def test_without_redis_the_open_requests_of_before_count(own: Storages) -> None:
     storage = own.make(replicas=2)
     limits = replace(SLOW, concurrency=6)
