@@ -283,7 +283,7 @@ class _Call:
         except _ClientGoneError:
             return None
         except _DrainingError:
-            await self._send_error(503, UNAVAILABLE, "the gateway is about to stop", ((b"retry-after", b"1"),))
+            await self._say_stopping()
             return None
         upstream.answered(name, answer.status)
         return answer
@@ -384,6 +384,8 @@ class _Call:
             await self._fail(502, str(error), error)
         except _ClientGoneError:
             pass
+        except _DrainingError:
+            await self._say_stopping()
         return None
 
     async def _send_whole(self, answer: Answer, data: bytes) -> None:
@@ -441,6 +443,9 @@ class _Call:
         self.exchange.failed = error
         logger.warning("%s: the instance %s failed: %s", self.upstream.name, self.name, text)
         await self._send_error(status, INTERNAL_ERROR, text, ())
+
+    async def _say_stopping(self) -> None:
+        await self._send_error(503, UNAVAILABLE, "the gateway is about to stop", ((b"retry-after", b"1"),))
 
     async def _send_error(self, status: int, code: int, text: str, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         body = error_body(code, text, self.exchange.request_id)

@@ -439,6 +439,25 @@ async def test_case_43_listen_streams_end_with_their_result_and_get_streams_just
         assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize(
+    "begun", [b"", b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"]
+)
+async def test_case_43_a_subscription_that_has_no_stream_yet_is_told_that_the_gateway_stops(begun: bytes) -> None:
+    async def hang(caller: Caller) -> None:
+        await caller.send(begun)
+        await caller.gone()
+
+    async with raw_server(hang) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+        listening = asyncio.create_task(post(http, gate.url, "subscriptions/listen", {"notifications": {}}))
+        await server.arrived.get()
+        await until(lambda: bool(begun) == any(one._answer and one._answer.started for one in gate.client._busy))
+        gate.draining.set()
+        refused = await listening
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
+        assert (await gate.seen.get()).failed is None
+
+
 async def test_case_43_calls_under_way_are_finished_while_draining() -> None:
     go_on = asyncio.Event()
 
