@@ -342,8 +342,8 @@ def _with_fixed(config: Config, current: Config) -> Config:
         return config
     logger.warning("these keys change at a restart only, and stay as they are: %s", ", ".join(changed))
     kept = {name: getattr(current, name) for key in changed for name in _FIXED[key]}
-    if "listen" in changed and config.public_url == config.own_url():
-        kept["public_url"] = current.public_url  # it was not given: it follows from where we listen
+    if not {"listen", "tls"}.isdisjoint(changed) and config.public_url == config.own_url():
+        kept["public_url"] = current.public_url  # it was not given: it follows from where and how we listen
     return replace(config, **kept)
 
 

@@ -451,9 +451,13 @@ async def test_case_18_and_43_a_reload_changes_what_is_asked_next_and_a_bad_one_
             await running.app.reload(from_mapping(changed | {"audit": {"jsonl": str(tmp_path / "other.jsonl")}}))
             assert "reload" not in (await running.http.get(f"{running.origin}/readyz")).json()
             assert running.app.config.audit == from_mapping(changed).audit, "what cannot change at a reload stays"
-            moved = {name: value for name, value in changed.items() if name != "public_url"} | {"listen": "127.0.0.1:9"}
-            await running.app.reload(from_mapping(moved))
-            assert running.app.config.public_url == running.origin, "and so does what follows from it"
+            for kind in ("cert", "key"):
+                (tmp_path / kind).touch()
+            tls = {"cert": str(tmp_path / "cert"), "key": str(tmp_path / "key")}
+            del changed["public_url"]
+            for fixed in ({"listen": "127.0.0.1:9"}, {"tls": tls}):
+                await running.app.reload(from_mapping(changed | fixed))
+                assert running.app.config.public_url == running.origin, "and so does what follows from it"
     assert "denied" in {record.decision for record in running.records()}
 
 
