@@ -713,7 +713,7 @@ class Revocable(Member):
 
 
 async def test_case_24_a_revoked_token_ends_open_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcp_middleware.member._TOKEN_CHECK", 0.01)
+    monkeypatch.setattr("mcp_middleware.answer._TOKEN_CHECK", 0.01)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(start(b"text/event-stream"))
@@ -729,7 +729,7 @@ async def test_case_24_a_revoked_token_ends_open_streams(monkeypatch: pytest.Mon
 
 
 async def test_case_24_a_stream_that_ends_by_itself_is_asked_about_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcp_middleware.member._TOKEN_CHECK", 0.01)
+    monkeypatch.setattr("mcp_middleware.answer._TOKEN_CHECK", 0.01)
     waiting = asyncio.Event()
     answer = asyncio.Event()
 

@@ -57,7 +57,7 @@ def machine(issuer: RunningServer) -> Credentials:
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the tokens of open streams as often as a test has patience for."""
-    monkeypatch.setattr("mcp_middleware.member._TOKEN_CHECK", 0.02)
+    monkeypatch.setattr("mcp_middleware.answer._TOKEN_CHECK", 0.02)
 
 
 async def test_case_24_the_end_of_a_token_ends_its_stream_and_no_cache_does(
