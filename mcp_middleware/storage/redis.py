@@ -388,7 +388,7 @@ class RedisStorage:
             requests, left, _ = full(here, now)
             if known.levels is not None:
                 requests, left = (level / self._replicas for level in refill(known.levels, limits, now)[:2])
-            known.share = refill((requests - known.owed_requests, left - known.owed_tokens, now), here, now)
+            known.share = settle((requests - known.owed_requests, left, now), here, 0, known.owed_tokens, now)
         return known.share
 
     def _owed(self, known: _Known, limits: Limits) -> tuple[float, float]:
