@@ -16,7 +16,8 @@ async def until_answered(ask: Callable[[], Awaitable[bool]], *, first: float | N
     named one; each pause is twice the one before, up to half a minute."""
     pause = _FIRST_PAUSE if first is None else first
     while True:
-        await asyncio.sleep(min(pause, _LONGEST_PAUSE))
+        pause = min(pause, _LONGEST_PAUSE)
+        await asyncio.sleep(pause)
         if await ask():
             return
         pause *= 2
