@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,8 @@ __all__ = ["main"]
 
 FIRST_PROBE: Final = 3.5
 """Seconds that the banner waits for servers: a little longer than a probe does, so that it knows who was silent."""
+_NEEDED: Final = ("httptools", "uvicorn", "uvloop")
+"""What serves and calls servers, of the extra ``gateway``; a file can be checked without."""
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -51,6 +54,11 @@ def _do(given: argparse.Namespace) -> int:
         return 0
     from .config import load
 
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing and (given.command == "run" or given.online):
+        wanting = f"this needs {', '.join(missing)}: install mcp-middleware[gateway]"
+        print(f"mcp-gateway: {wanting}", file=sys.stderr)
+        return 2
     try:
         config = load(given.file)
         _try_out(config, tls=given.command == "check")  # who serves by it tries it himself

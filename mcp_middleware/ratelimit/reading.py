@@ -43,8 +43,8 @@ def list_of(place: str, option: Any, what: str) -> Sequence[Any]:
 
 
 def with_method(place: str, option: Object, method: str) -> Object:
-    """``option``, if it is an object with this method."""
-    if not callable(getattr(option, method, None)):
+    """``option``, if it is an object with this method. A text, which counts letters, or a list is none."""
+    if isinstance(option, str | bytes | list | tuple) or not callable(getattr(option, method, None)):
         raise ConfigurationError(f"{place} is {option!r}; it must have a method {method!r}")
     return option
 

@@ -90,6 +90,21 @@ def test_check_loads_the_certificate(
         assert why in said
 
 
+@pytest.mark.parametrize(("words", "needs_it"), [(["run"], True), (["check", "--online"], True), (["check"], False)])
+def test_a_missing_extra_is_named(
+    words: list[str],
+    needs_it: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for module in ("uvloop", "httptools"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    assert main([*words, str(written(tmp_path, GOOD))]) == (2 if needs_it else 0)
+    said = "mcp-gateway: this needs httptools, uvloop: install mcp-middleware[gateway]\n"
+    assert capsys.readouterr().err == (said if needs_it else "")
+
+
 @pytest.mark.parametrize("words", [["schema"], ["check", "gateway.yaml"]])
 def test_nobody_listening_any_more_is_no_error(words: list[str], tmp_path: Path) -> None:
     written(tmp_path, GOOD)

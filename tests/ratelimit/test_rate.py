@@ -100,6 +100,8 @@ def test_wrong_limits_of_agents_are_refused_with_their_place(agents: Any, said: 
     [
         ({}, "limits nothing"),
         ({"requests": "1/second", "storage": object()}, "storage is"),
+        ({"tokens": "1/second", "counter": "o200k_base"}, "counter is 'o200k_base'; it must have a method 'count'"),
+        ({"tokens": "1/second", "counter": [1]}, "counter is [1]; it must have a method 'count'"),
         ({"requests": "1/second", "forecast": object()}, "forecast is"),
         ({"requests": "1/second", "mode": "on"}, "mode is 'on'; it must be 'enforce', 'shadow' or 'off'"),
         ({"requests": "1/second", "refuse_with": "text"}, "refuse_with is 'text'; it must be 'error' or"),
