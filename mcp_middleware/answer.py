@@ -9,8 +9,9 @@ from typing import Any, Final
 from .cutoff import Cutoff
 from .errors import INTERNAL_ERROR, UnknownOutcomeError
 from .exchange import Exchange, Send
-from .message import Request, ServerMessage, parse_server_message
+from .message import Request
 from .responses import error_body, media_type, send_document
+from .server_message import ServerMessage, parse_server_message
 from .sse import Decoder, EventTooLargeError, encode
 from .types import Document, Headers
 

@@ -11,17 +11,9 @@ from typing import Any, Final, TypeAlias
 
 from .cutoff import Cutoff
 from .errors import INVALID_REQUEST
-from .message import (
-    Batch,
-    Message,
-    Notification,
-    Request,
-    Response,
-    ServerMessage,
-    Standing,
-    check_headers,
-    parse,
-)
+from .message import Batch, Message, Notification, Request, Response, parse
+from .revision import Standing, check_headers
+from .server_message import ServerMessage
 from .types import ANONYMOUS, Decision, Era, Money, Principal, Rejection, Usage
 
 __all__ = [

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Final
 
 from .errors import ConfigurationError
 from .exchange import Exchange, Receive, Scope, Send
-from .message import ServerMessage
 from .pipeline import ASGIApp, Bounds, Pipeline
+from .server_message import ServerMessage
 from .types import Document, Headers, Rejection
 
 __all__ = ["ORDER", "ASGIApp", "Bounds", "Member"]

@@ -8,59 +8,33 @@ The rules, in the order in which they are applied:
 3. No member name in another spelling: ``Name`` or ``task_id`` beside or instead of ``name`` or ``taskId`` is refused,
    because some readers fold case, and some take their language's own spelling as well.
 4. The value a policy judges (``params.name``, ``params.uri``, ...) is there and is a string.
-5. The headers that mirror the body (``MCP-Protocol-Version``, ``Mcp-Method``, ``Mcp-Name``) agree with it
-   (2026-07-28, transports/streamable-http, "Server Validation").
+
+Whether the headers that mirror the body agree with it is for ``revision``. What servers send is ``server_message``.
 
 What is forwarded is ``encode()``: the envelope, ``params`` and ``_meta`` as they were parsed, one value for each name;
 every value below them byte for byte as it came, so that numbers and strings are not altered.
 """
 
-import base64
-import binascii
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Raw
 
-from .errors import (
-    HEADER_MISMATCH,
-    INVALID_PARAMS,
-    INVALID_REQUEST,
-    PARSE_ERROR,
-    UNSUPPORTED_PROTOCOL_VERSION,
-)
-from .types import Era, Rejection
+from .errors import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR
+from .types import Rejection
 
 __all__ = [
-    "BATCH_VERSION",
-    "LEGACY_VERSIONS",
-    "MODERN_VERSIONS",
-    "SESSION_HEADER",
-    "VERSION_HEADER",
     "Batch",
-    "Content",
-    "ErrorObject",
     "Message",
     "Notification",
     "Request",
     "Response",
-    "ServerMessage",
-    "Standing",
-    "ToolResult",
-    "check_headers",
-    "decode_header_value",
     "parse",
-    "parse_server_message",
     "with_meta",
 ]
-
-LEGACY_VERSIONS: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
-MODERN_VERSIONS: Final = ("2026-07-28",)
-BATCH_VERSION: Final = "2025-03-26"
-"""The one revision with batches; also what an absent version header means (2025-11-25, transports)."""
 
 MAX_DEPTH: Final = 128
 MAX_NAMES: Final = 1000
@@ -95,7 +69,7 @@ _META_KEYS: Final = {
 _WELL_SPELT: Final = frozenset({*_ENVELOPE_KEYS.values(), *_PARAM_KEYS.values(), *_META_KEYS.values()})
 """Names no two of which fold to the same: where only these stand, nothing is left to check."""
 
-_TARGETS: Final = {
+TARGETS: Final = {
     "tools/call": ("tool", "name"),
     "prompts/get": ("prompt", "name"),
     "resources/read": ("resource", "uri"),
@@ -111,21 +85,9 @@ _TARGETS: Final = {
 _GONE: Final = frozenset({"resources/subscribe", "resources/unsubscribe"})
 """Methods that 2026-07-28 has no more: a server must answer that it does not know them, whatever they carry."""
 
-_MIRRORED: Final = frozenset(
-    {"tools/call", "prompts/get", "resources/read", "tasks/get", "tasks/update", "tasks/cancel"}
-)
-"""Methods whose target the ``Mcp-Name`` header repeats (SH; SEP-2663 for tasks)."""
-
 _NESTED: Final = {"completion/complete": "ref", "subscriptions/listen": "notifications"}
 """Methods with a nested object that a policy judges; it is made canonical as the envelope is."""
 
-SESSION_HEADER: Final = b"mcp-session-id"
-VERSION_HEADER: Final = b"mcp-protocol-version"
-_METHOD_HEADER: Final = b"mcp-method"
-_NAME_HEADER: Final = b"mcp-name"
-_ROUTING_HEADERS: Final = (VERSION_HEADER, _METHOD_HEADER, _NAME_HEADER, SESSION_HEADER)
-
-_SENTINEL: Final = re.compile(rb"=\?base64\?(.*)\?=")
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
@@ -349,7 +311,7 @@ def _call(envelope: dict[str, Any], request_id: int | str | None) -> Request | N
                 INVALID_REQUEST, f"{method[:100]!r} is a request and needs an id (a string or an integer)"
             )
         return Notification(envelope, params, meta, method)
-    kind, key = _TARGETS.get(method, (None, None))
+    kind, key = TARGETS.get(method, (None, None))
     target: str | None = None
     if key is not None:
         try:
@@ -411,205 +373,3 @@ def with_meta(message: Request | Notification, values: Mapping[str, str | None])
     if params:
         envelope = {**envelope, "params": params}
     return msgspec.structs.replace(message, envelope=envelope, params=params, meta=meta)
-
-
-class Standing(msgspec.Struct, frozen=True, gc=False):
-    """The revision a message stands under."""
-
-    era: Era
-    version: str | None
-    """``MCP-Protocol-Version``; None where a legacy client sent none."""
-
-
-_STANDINGS: Final[dict[bytes | None, Standing]] = {
-    None: Standing("legacy", None),
-    **{version.encode(): Standing("legacy", version) for version in LEGACY_VERSIONS},
-    **{version.encode(): Standing("modern", version) for version in MODERN_VERSIONS},
-}
-"""By the version header."""
-
-
-def check_headers(
-    message: Message | Batch, headers: Mapping[bytes, bytes], repeated: Collection[bytes] = ()
-) -> Standing | Rejection:
-    """Rule 5: the era and version of a message, or where its headers and its body disagree.
-
-    ``headers`` maps lower-case names to values without surrounding white space; ``repeated`` names those that came
-    more than once. Header checks come before the version is looked up, so that a client which disagrees with itself is
-    told so. Sources: SH "Server Validation", VER; 2025-11-25 transports for an absent header.
-    """
-    for header in repeated:
-        if header in _ROUTING_HEADERS:
-            return _refusal(message, HEADER_MISMATCH, f"the {header.decode()} header appears more than once")
-    raw_version = headers.get(VERSION_HEADER)
-    standing = _STANDINGS.get(raw_version)
-    if standing is not None and standing.era == "legacy":
-        return _check_legacy(message, standing, headers)
-    version = (raw_version or b"").decode("latin-1")
-    if isinstance(message, Request):
-        if PROTOCOL_VERSION_KEY not in message.meta or CLIENT_CAPABILITIES_KEY not in message.meta:
-            missing = [key for key in (PROTOCOL_VERSION_KEY, CLIENT_CAPABILITIES_KEY) if key not in message.meta]
-            return _refusal(message, INVALID_PARAMS, f"params._meta is missing {' and '.join(missing)}")
-        if message.text("_meta", PROTOCOL_VERSION_KEY) != version:
-            return _refusal(message, HEADER_MISMATCH, "the mcp-protocol-version header differs from params._meta")
-        if _METHOD_HEADER not in headers:
-            return _refusal(message, HEADER_MISMATCH, "the mcp-method header is missing")
-        if message.method in _MIRRORED and _NAME_HEADER not in headers:
-            return _refusal(message, HEADER_MISMATCH, "the mcp-name header is missing")
-    elif isinstance(message, Batch):
-        return _refusal(message, INVALID_REQUEST, f"batches exist in revision {BATCH_VERSION} only")
-    elif isinstance(message, Response):
-        return _refusal(message, INVALID_REQUEST, f"revision {version[:40]!r} has no responses from clients")
-    mismatch = _mirror_mismatch(message, headers)
-    if mismatch is not None:
-        return _refusal(message, HEADER_MISMATCH, mismatch)
-    if standing is None:
-        return _refusal(
-            message,
-            UNSUPPORTED_PROTOCOL_VERSION,
-            "Unsupported protocol version",
-            {"supported": list(MODERN_VERSIONS), "requested": version},
-        )
-    return standing
-
-
-def _check_legacy(message: Message | Batch, standing: Standing, headers: Mapping[bytes, bytes]) -> Standing | Rejection:
-    """The legacy half of ``check_headers``: mirrored headers mean nothing here, so one that lies is refused."""
-    if isinstance(message, Request | Notification):
-        if PROTOCOL_VERSION_KEY in message.meta:
-            claimed = message.text("_meta", PROTOCOL_VERSION_KEY)
-            if claimed not in LEGACY_VERSIONS or standing.version not in (None, claimed):
-                text = "the mcp-protocol-version header is missing or differs from params._meta"
-                return _refusal(message, HEADER_MISMATCH, text)
-        mismatch = _mirror_mismatch(message, headers)
-        if mismatch is not None:
-            return _refusal(message, HEADER_MISMATCH, mismatch)
-    elif isinstance(message, Batch) and standing.version not in (None, BATCH_VERSION):
-        text = f"batches exist in revision {BATCH_VERSION} only, this is {standing.version}"
-        return _refusal(message, INVALID_REQUEST, text)
-    return standing
-
-
-def _refusal(message: Message | Batch, code: int, text: str, data: Mapping[str, Any] | None = None) -> Rejection:
-    reason = "header_mismatch" if code == HEADER_MISMATCH else "invalid_message"
-    request_id = message.id if isinstance(message, Request) else None
-    return Rejection(400, code, text, reason, data=data, request_id=request_id)
-
-
-def _mirror_mismatch(message: Request | Notification, headers: Mapping[bytes, bytes]) -> str | None:
-    method = headers.get(_METHOD_HEADER)
-    if method is not None and method.decode("latin-1") != message.method:
-        return "the mcp-method header differs from the body's method"
-    name = headers.get(_NAME_HEADER)
-    if name is None or not isinstance(message, Request):
-        return None
-    if message.method in _MIRRORED and decode_header_value(name) != message.target:
-        return f"the mcp-name header differs from the body's params.{_TARGETS[message.method][1]}"
-    return None
-
-
-def decode_header_value(value: bytes) -> str | None:
-    """A mirrored header's text: verbatim, or the UTF-8 inside ``=?base64?...?=`` (SH, "Value Encoding").
-
-    None where the encoding is malformed, so that a corrupt header never equals a body's value.
-    """
-    match = _SENTINEL.fullmatch(value) if value.startswith(b"=?") else None
-    if match is None:
-        return value.decode("latin-1")
-    try:
-        decoded = base64.b64decode(match[1], validate=True)
-        return decoded.decode() if base64.b64encode(decoded) == match[1] else None
-    except (binascii.Error, ValueError):
-        return None
-
-
-class ErrorObject(msgspec.Struct, frozen=True, gc=False):
-    """The ``error`` of a JSON-RPC answer."""
-
-    code: int
-    message: str = ""
-
-
-class Content(msgspec.Struct, frozen=True, gc=False):
-    """One content block of a tool result, as far as members look at it."""
-
-    type: str = ""
-    text: str | None = None
-    data: str | None = None
-    """Base64 of an image or a sound."""
-    resource: Raw = Raw()
-
-
-class ToolResult(
-    msgspec.Struct, frozen=True, gc=False, rename={"structured": "structuredContent", "is_error": "isError"}
-):
-    """A ``tools/call`` result, as far as members look at it."""
-
-    content: list[Content] = []
-    structured: Raw = Raw()
-    is_error: bool = False
-    _meta: Raw = Raw()
-
-
-class ServerMessage(msgspec.Struct, gc=False):
-    """A message from the server, decoded once for every member that observes it."""
-
-    raw: Raw | bytes = b""
-    """The whole message; what is sent on. Replace the message to change it, never this field."""
-    id: int | str | None = None
-    method: str | None = None
-    result: Raw | msgspec.UnsetType = msgspec.UNSET
-    error: ErrorObject | None = None
-    status: int | None = None
-    """The HTTP status of a JSON answer that a member replaced; None keeps the server's."""
-    _tool_result: ToolResult | None = None
-
-    @property
-    def is_answer(self) -> bool:
-        """Whether this answers a request, rather than asking or telling something."""
-        return self.method is None and (self.error is not None or self.result is not msgspec.UNSET)
-
-    @property
-    def tool_result(self) -> ToolResult | None:
-        """The result read as a tool's, or None if it is none. Decoded on first use, kept for the next member."""
-        if self._tool_result is None and isinstance(self.result, Raw):
-            try:
-                self._tool_result = _tool_result.decode(self.result)
-            except (msgspec.DecodeError, RecursionError):
-                return None
-        return self._tool_result
-
-    def with_result(self, result: dict[str, Any]) -> "ServerMessage":
-        """This answer with another result; ``Raw`` values inside it are copied byte for byte."""
-        raw = Raw(_encode(result))
-        return ServerMessage(_encode({"jsonrpc": "2.0", "id": self.id, "result": raw}), self.id, None, raw)
-
-    def with_error(
-        self, code: int, message: str, data: Mapping[str, Any] | None = None, *, status: int | None = None
-    ) -> "ServerMessage":
-        """This answer as an error, with another HTTP status if it goes out as JSON."""
-        error: dict[str, Any] = {"code": code, "message": message}
-        if data is not None:
-            error["data"] = data
-        raw = _encode({"jsonrpc": "2.0", "id": self.id, "error": error})
-        return ServerMessage(raw, self.id, error=ErrorObject(code, message), status=status)
-
-
-class _Wire(msgspec.Struct, gc=False):
-    id: int | str | None = None
-    method: str | None = None
-    result: Raw | msgspec.UnsetType = msgspec.UNSET
-    error: ErrorObject | None = None
-
-
-_wire: Final = msgspec.json.Decoder(_Wire)
-_tool_result: Final = msgspec.json.Decoder(ToolResult)
-
-
-def parse_server_message(data: bytes) -> ServerMessage | None:
-    """The server's message in ``data``, or None if it is not one (then nobody can be told what it says)."""
-    try:
-        wire = _wire.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None
-    return ServerMessage(data, wire.id, wire.method, wire.result, wire.error)

@@ -13,9 +13,10 @@ from typing import ClassVar, Final, cast
 from mcp_middleware.errors import HEADER_MISMATCH, INVALID_REQUEST, RATE_LIMITED, UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
-from mcp_middleware.message import LEGACY_VERSIONS, SESSION_HEADER, VERSION_HEADER, Request
+from mcp_middleware.message import Request
 from mcp_middleware.options import seconds, whole_number
 from mcp_middleware.responses import retry_later
+from mcp_middleware.revision import LEGACY_VERSIONS, SESSION_HEADER, VERSION_HEADER
 from mcp_middleware.storage import Agent, MemorySessions, Place, SessionStore, StorageUnavailableError, Use
 from mcp_middleware.types import Clock, Headers, Instances, Rejection
 

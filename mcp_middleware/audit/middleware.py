@@ -11,8 +11,9 @@ import msgspec
 from mcp_middleware.errors import UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
-from mcp_middleware.message import SESSION_HEADER, Request
+from mcp_middleware.message import Request
 from mcp_middleware.options import one_of
+from mcp_middleware.revision import SESSION_HEADER
 from mcp_middleware.types import Headers, Rejection
 
 from .record import MAX_TEXT, AuditRecord, build_record, end_record

@@ -9,8 +9,9 @@ from msgspec import Raw
 from mcp_middleware.errors import INTERNAL_ERROR, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
-from mcp_middleware.message import Request, ServerMessage
+from mcp_middleware.message import Request
 from mcp_middleware.options import whole_number
+from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.types import Decision, Principal, Rejection
 
 from .lists import LISTS, ItemList, filtered, list_in, private

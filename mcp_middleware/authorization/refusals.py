@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from mcp_middleware import errors
-from mcp_middleware.message import Request, ServerMessage
+from mcp_middleware.message import Request
+from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.types import Decision, Era, Rejection
 
 from .methods import LEGACY_ONLY, MAX_SUBSCRIBED_TEXT, MAX_SUBSCRIPTIONS

@@ -45,8 +45,9 @@ from mcp_middleware.credentials import CredentialRefusedError, CredentialUnavail
 from mcp_middleware.errors import INTERNAL_ERROR, INVALID_REQUEST, UNAUTHORIZED, UNAVAILABLE
 from mcp_middleware.exchange import Exchange, Receive, Scope, Send, exchange_of, open_exchange
 from mcp_middleware.member import Bounds
-from mcp_middleware.message import SESSION_HEADER, Request
+from mcp_middleware.message import Request
 from mcp_middleware.responses import error_body, media_type, rejection_answer, retry_later, send_document
+from mcp_middleware.revision import SESSION_HEADER
 from mcp_middleware.types import Document, Headers, Rejection
 
 from .answers import begun_task, ends_event, farewell, knows_no_task, unfit

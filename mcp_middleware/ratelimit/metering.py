@@ -10,8 +10,9 @@ import msgspec
 
 from mcp_middleware.errors import UNAUTHORIZED
 from mcp_middleware.exchange import Exchange
-from mcp_middleware.message import Request, ServerMessage
+from mcp_middleware.message import Request
 from mcp_middleware.options import whole_number
+from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.types import Usage
 
 from .counts import Counts

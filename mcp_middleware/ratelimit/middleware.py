@@ -17,8 +17,9 @@ from opentelemetry.metrics import MeterProvider
 from mcp_middleware.errors import RATE_LIMITED, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
-from mcp_middleware.message import Request, ServerMessage
+from mcp_middleware.message import Request
 from mcp_middleware.options import flag, one_of
+from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.storage import LimitStorage, MemoryStorage
 from mcp_middleware.storage.budgets import BudgetStorage
 from mcp_middleware.types import Headers, Rejection, Usage

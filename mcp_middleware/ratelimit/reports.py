@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import Raw
 
-from mcp_middleware.message import ServerMessage
+from mcp_middleware.server_message import ServerMessage
 
 __all__ = ["HINT", "NONSENSE", "Report", "reported"]
 

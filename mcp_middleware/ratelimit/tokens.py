@@ -20,7 +20,8 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 from msgspec import Raw
 
-from mcp_middleware.message import Content, Request, ServerMessage
+from mcp_middleware.message import Request
+from mcp_middleware.server_message import Content, ServerMessage
 
 __all__ = [
     "AUDIO_TOKENS",

@@ -24,8 +24,9 @@ from opentelemetry.trace import (
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Exchange, TraceIds, name_session
 from mcp_middleware.member import ASGIApp, Bounds, Member
-from mcp_middleware.message import SESSION_HEADER, Notification, Request
+from mcp_middleware.message import Notification, Request
 from mcp_middleware.options import flag, one_of
+from mcp_middleware.revision import SESSION_HEADER
 from mcp_middleware.types import Headers, Rejection
 
 from . import conventions as names

@@ -19,7 +19,8 @@ from mcp_middleware.audit.jsonl import encode_line
 from mcp_middleware.audit.record import MAX_TEXT, build_record
 from mcp_middleware.audit.render import as_csv, as_json, as_table
 from mcp_middleware.exchange import Exchange, TraceIds, name_session
-from mcp_middleware.message import Request, parse, parse_server_message
+from mcp_middleware.message import Request, parse
+from mcp_middleware.server_message import parse_server_message
 from mcp_middleware.types import Decision, Money, Principal, Rejection, Usage
 from tests.audit.trails import record
 

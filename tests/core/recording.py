@@ -4,7 +4,7 @@ from typing import Any
 
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ORDER, Bounds, Member
-from mcp_middleware.message import ServerMessage
+from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.types import Document, Headers, Rejection
 
 from .asgi import rpc

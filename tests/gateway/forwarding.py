@@ -19,8 +19,8 @@ from mcp_middleware.gateway.sections.credentials import CallerConfig, GrantConfi
 from mcp_middleware.gateway.sections.servers import ServerConfig
 from mcp_middleware.gateway.upstream import Upstream
 from mcp_middleware.member import ASGIApp, Bounds, Member
-from mcp_middleware.message import ServerMessage
 from mcp_middleware.oauth import OAuthHTTPClient
+from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.types import Clock, Rejection
 from tests.support import listener, origin_of, serve
 

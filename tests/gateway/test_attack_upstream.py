@@ -12,7 +12,7 @@ import pytest
 from mcp_middleware.errors import UnknownOutcomeError
 from mcp_middleware.exchange import Exchange, Receive, Scope, Send
 from mcp_middleware.member import Bounds, Member
-from mcp_middleware.message import ServerMessage
+from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.types import Era
 from tests.support import answer_of, headers_for, listener, message, messages_of, origin_of, post, serve
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mcp_middleware.message import ServerMessage, parse_server_message
 from mcp_middleware.ratelimit.reports import NONSENSE, Report, reported
+from mcp_middleware.server_message import ServerMessage, parse_server_message
 
 
 def read(usage: str) -> Report | None:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_middleware.message import Request, ServerMessage, parse, parse_server_message
+from mcp_middleware.message import Request, parse
 from mcp_middleware.ratelimit import EstimatingCounter
 from mcp_middleware.ratelimit.tokens import AUDIO_TOKENS, IMAGE_TOKENS, input_tokens, output_tokens
+from mcp_middleware.server_message import ServerMessage, parse_server_message
 
 CORPUS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "corpus.json").read_text(encoding="utf-8"))
 CLASSES = sorted({entry["class"] for entry in CORPUS})

@@ -1,0 +1,30 @@
+"""server_message.py: what is read of a server's message, and what takes its place."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcp_middleware.server_message import parse_server_message
+
+
+def test_server_messages() -> None:
+    answer = parse_server_message(b'{"jsonrpc":"2.0","id":1,"result":{"content":[],"isError":true}}')
+    assert answer is not None
+    assert answer.is_answer
+    assert answer.tool_result is not None
+    assert answer.tool_result.is_error
+    error = answer.with_error(-32602, "no", status=400)
+    assert json.loads(error.raw) == {"jsonrpc": "2.0", "id": 1, "error": {"code": -32602, "message": "no"}}
+    assert error.status == 400
+    assert json.loads(answer.with_result({"a": 1}).raw) == {"jsonrpc": "2.0", "id": 1, "result": {"a": 1}}
+    notification = parse_server_message(b'{"jsonrpc":"2.0","method":"notifications/progress","params":{}}')
+    assert notification is not None
+    assert not notification.is_answer
+    for broken in (b"", b"[]", b"5", b'{"id":{}}', b"[" * 100_000, b"\xff"):
+        assert parse_server_message(broken) is None
+
+
+@given(st.binary(max_size=200))
+def test_reading_never_raises(data: bytes) -> None:
+    parse_server_message(data)
