@@ -98,6 +98,8 @@ def parse_server_message(data: bytes) -> ServerMessage | None:
     """The server's message in ``data``, or None if it is not one (then nobody can be told what it says)."""
     try:
         wire = _wire.decode(data)
+        if not data.isascii():
+            data.decode()  # the decoder does not look at what it leaves raw, and members read that later
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
     return ServerMessage(data, wire.id, wire.method, wire.result, wire.error)

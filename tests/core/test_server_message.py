@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +24,15 @@ def test_server_messages() -> None:
     assert not notification.is_answer
     for broken in (b"", b"[]", b"5", b'{"id":{}}', b"[" * 100_000, b"\xff"):
         assert parse_server_message(broken) is None
+
+
+@pytest.mark.parametrize(
+    "result", [b'{"content":[{"type":"text","text":"\xeb"}]}', b'{"content":[],"_meta":{"\xeb":1}}', b'"\xed\xa0\x80"']
+)
+def test_what_is_not_utf8_is_no_message_whose_parts_would_raise_later(result: bytes) -> None:
+    template = b'{"jsonrpc":"2.0","id":1,"result":%s}'
+    assert parse_server_message(template % result) is None
+    assert parse_server_message(template % '{"content":[{"type":"text","text":"é"}]}'.encode()) is not None
 
 
 @given(st.binary(max_size=200))

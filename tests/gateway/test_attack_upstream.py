@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import socket
+from pathlib import Path
 from typing import cast
 
 import httpx2
@@ -17,6 +18,7 @@ from mcp_middleware.types import Era
 from tests.support import answer_of, headers_for, listener, message, messages_of, origin_of, post, serve
 
 from .forwarding import Caller, gateway, raw_server
+from .gateways import gateway as whole_gateway
 
 
 class Narrow(Member):
@@ -216,6 +218,28 @@ async def test_case_16_no_label_carries_a_list_past_who_filters_it(
     async with raw_server(say) as server, gateway(server.origin, around=Strict) as gate, httpx2.AsyncClient() as http:
         response = await post(http, gate.url, "tools/list", {})
         assert ("hidden" in response.text) is passes
+
+
+@pytest.mark.parametrize("media", ["application/json", "text/event-stream"])
+async def test_case_14_an_answer_that_is_no_utf8_is_read_by_nobody(media: str, tmp_path: Path) -> None:
+    """It goes on as it is: no member raises over a part that it reads later, and the trail says that nobody knows."""
+    answer = b'{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"\xeb"}]}}'
+
+    async def say(caller: Caller) -> None:
+        if caller.number > 1:
+            await caller.send_json(RESULT)
+        elif media == "application/json":
+            await caller.send_json(answer)
+        else:
+            await caller.start_stream()
+            await caller.send_chunk(b"data: " + answer + b"\n\n")
+            await caller.send(b"0\r\n\r\n")
+
+    async with raw_server(say) as server, whole_gateway(tmp_path, {"files": f"{server.origin}/mcp"}) as running:
+        response = await post(running.http, running.url(), "tools/call", CALL, token=running.token())
+        assert (response.status_code, answer in response.content) == (200, True)
+        assert (await post(running.http, running.url(), "tools/call", CALL, token=running.token())).content == RESULT
+    assert [record.outcome for record in running.records()] == ["unknown", "ok"]
 
 
 async def test_chunks_of_one_byte_are_no_flood() -> None:
