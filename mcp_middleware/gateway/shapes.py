@@ -237,6 +237,7 @@ class Either(Shape):
 
     shapes: tuple[Shape, ...]
     must: str
+    """What it must do or be, after "it must", by all of them."""
 
     @property
     def label(self) -> str:  # type: ignore[override]
@@ -248,7 +249,12 @@ class Either(Shape):
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
         for shape in self.shapes:
             if shape.accepts(node):
-                return shape.read(node, path, reading)
+                before = len(reading.problems)
+                value = shape.read(node, path, reading)
+                if value is not INVALID or node.kind in ("mapping", "list"):
+                    return value
+                del reading.problems[before:]  # they speak of one kind, as if there were no others
+                break
         return reading.wrong(node, path, self.must)
 
     def schema(self) -> dict[str, Any]:

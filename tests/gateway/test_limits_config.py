@@ -118,7 +118,12 @@ def test_prices_need_no_limits_and_off_is_off(tmp_path: Path) -> None:
         ("limits: {concurrency: 0}", "gateway.yaml:4: limits.concurrency is 0 (a number); it must be a whole number"),
         ("limits: {concurrency: many}", "limits.concurrency is 'many'; it must be a whole number from 1, or off"),
         ("limits: {mode: shadow}", "gateway.yaml:4: limits limits nothing; give requests, tokens, concurrency"),
-        ("limits: {mode: dry}", "limits.mode is 'dry'; it must be enforce or shadow"),
+        ("limits: {mode: dry}", "limits.mode is 'dry'; it must be enforce, shadow or off"),
+        ("limits: {requests: fast}", "of an amount and periods from 1, a mapping with rate and burst, or off"),
+        (
+            "limits: {agents: {x: {concurrency: 0}}}",
+            "limits.agents.x.concurrency is 0 (a number); it must be a whole number from 1, or off",
+        ),
         ("limits: {refuse_with: text}", "limits.refuse_with is 'text'; it must be error or tool_result"),
         ("limits: {cut_streams: 1}", "limits.cut_streams is 1 (a number); it must be true or false"),
         ("limits: {counter: gpt}", "limits.counter is 'gpt'; it must be estimate or o200k_base or cl100k_base"),

@@ -77,7 +77,7 @@ _CLAIM: Final = Text(
     _claim,
     examples=("azp", "realm_access.roles"),
 )
-_CLAIM_NAMES: Final = Either((_CLAIM, ListOf(_CLAIM)), "be the name of a claim, or a list of names")
+_CLAIM_NAMES: Final = Either((_CLAIM, ListOf(_CLAIM)), f"{_CLAIM.must}, or a list of them")
 _SCOPE: Final = Text(
     "scope",
     "be a scope: printable ASCII without space, double quote and backslash, and not offline_access",
@@ -108,7 +108,7 @@ _INTROSPECTION: Final = Section(
         Key("endpoint", _ENDPOINT, "Where it is asked. Without it that is found by discovery."),
         Key(
             "cache",
-            Either((Off(), Duration()), "be a duration of at most 5m, or off"),
+            Either((Off(), Duration()), "be a duration of at most 5m, such as 30s, or off"),
             "How long an answer counts, 5 minutes at most, and so the longest until a revocation is seen. `off`: it is "
             "asked at every request.",
             "30s",
@@ -162,7 +162,7 @@ _AUTH: Final = Section(
     (
         Key(
             "issuers",
-            ListOf(Either((ISSUER, _ISSUER), "be an issuer's URL, or a mapping with issuer")),
+            ListOf(Either((ISSUER, _ISSUER), f"{ISSUER.must}, or a mapping with issuer")),
             "The authorization servers whose access tokens are accepted.",
             required=True,
         ),

@@ -94,10 +94,8 @@ _BURST: Final = Section(
     ),
     _rate,
 )
-_PART_RATE: Final = Either((_BUCKET, _BURST), "be a rate such as 60/minute, or a mapping with rate and burst")
-_AGENT_RATE: Final = Either(
-    (Off(), _BUCKET, _BURST), "be a rate such as 60/minute, a mapping with rate and burst, or off"
-)
+_PART_RATE: Final = Either((_BUCKET, _BURST), f"{RATE.must}, or a mapping with rate and burst")
+_AGENT_RATE: Final = Either((Off(), _BUCKET, _BURST), f"{RATE.must}, a mapping with rate and burst, or off")
 _PART_KEYS: Final = (
     Key("requests", _PART_RATE, "Requests of each agent there."),
     Key("tokens", _PART_RATE, "Tokens of each agent there."),
