@@ -20,7 +20,7 @@ from mcp_middleware.oauth.urls import is_loopback
 from mcp_middleware.ratelimit import Budget, ExactCounter, Prices
 from mcp_middleware.resource_server.scopes import ScopeHierarchy
 
-from .dangers import dangers, is_readable_on_the_way
+from .dangers import counted, dangers, is_readable_on_the_way
 from .keys import FILE
 from .sections.audit import AuditConfig
 from .sections.auth import AuthConfig
@@ -353,15 +353,11 @@ class _Parts:
             self.reading.wrong(node, "workers", must)
         if state != "memory":
             return
-        counted = []
-        if limits is not None and (limits is INVALID or limits.mode != "off"):
-            counted.append("limits")
-        if budgets and (not isinstance(limits, LimitsConfig) or limits.mode != "off"):
-            counted.append("budgets")
-        if sessions is not INVALID and sessions.per_agent is not None:
-            counted.append("sessions.per_agent")
-        if counted:
-            must = (
-                f"be 1, or state be a Redis URL, or {' and '.join(counted)} be off: each worker would count by itself"
-            )
+        of = counted(
+            LimitsConfig() if limits is INVALID else limits,
+            budgets,
+            SessionsConfig(per_agent=None) if sessions is INVALID else sessions,
+        )
+        if of:
+            must = f"be 1, or state be a Redis URL, or {of} be off: each worker would count by itself"
             self.reading.wrong(node, "workers", must)

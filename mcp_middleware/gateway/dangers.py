@@ -12,13 +12,15 @@ from mcp_middleware.ratelimit.reading import matches_any
 
 from .sections.auth import AuthConfig
 from .sections.credentials import GrantConfig
+from .sections.limits import LimitsConfig
 from .sections.prices import server_globs
 from .sections.servers import ServerConfig
+from .sections.sessions import SessionsConfig
 
 if TYPE_CHECKING:
     from .config import Config
 
-__all__ = ["dangers", "is_readable_on_the_way"]
+__all__ = ["counted", "dangers", "is_readable_on_the_way"]
 
 _PROMPT: Final = 30.0
 """Seconds within which a revocation is to be seen."""
@@ -32,6 +34,14 @@ def is_readable_on_the_way(url: str) -> bool:
     """Whether what goes to ``url`` passes over a network as it is."""
     parts = urlsplit(url)
     return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+
+
+def counted(limits: LimitsConfig | None, budgets: Sequence[Budget], sessions: SessionsConfig) -> str:
+    """The keys by which something is counted, which processes do together or each by itself."""
+    off = limits is not None and limits.mode == "off"
+    on = {"limits": limits is not None and not off, "budgets": budgets and not off}
+    on["sessions.per_agent"] = sessions.per_agent is not None
+    return " and ".join(key for key, holds in on.items() if holds)
 
 
 def dangers(config: "Config", given: Collection[str]) -> Iterator[str]:
@@ -50,13 +60,17 @@ def dangers(config: "Config", given: Collection[str]) -> Iterator[str]:
     if "limits" not in given and len(limited) < len(config.servers):
         yield "limits is not given: one agent can take all that the servers have"
     if not config.sessions.keys:
-        yield "sessions.keys is not given: a key is made for this process alone, and a restart ends all sessions"
+        alone = "for this process alone" if config.replicas == 1 else "that other replicas do not know"
+        yield f"sessions.keys is not given: a key is made {alone}, and a restart ends all sessions"
     yield from _of_tracing(config)
     yield from _of_audit(config)
     yield from _of_limits(config)
     yield from _of_guard(config)
     if config.workers > 1 and config.state == "memory":
         yield "workers do not share their state: a session that was ended or idle is so to one worker only"
+    of = counted(config.limits, config.budgets, config.sessions)
+    if config.replicas > 1 and config.state == "memory" and of:
+        yield f"replicas is {config.replicas}, and state is memory: each lets the whole of {of} pass"
 
 
 def _of_server(server: ServerConfig, *, off: bool) -> Iterator[str]:

@@ -151,7 +151,7 @@ FILE: Final = Section(
             "replicas",
             Whole(1000),
             "Gateways that share the Redis of `state`. While it is away, each process lets its share of the limits "
-            "pass.",
+            "pass. Without one they share nothing, and each lets the whole of them pass.",
             1,
         ),
         Key("tls", TLS, "Serve https. Without it the gateway speaks http, for a proxy that does."),

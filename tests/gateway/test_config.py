@@ -377,6 +377,21 @@ def test_several_workers_need_a_key_and_a_shared_count(tmp_path: Path) -> None:
     assert loaded(tmp_path, SMALL + shared).workers == 2
 
 
+def test_replicas_that_count_by_themselves_are_warned_of(tmp_path: Path) -> None:
+    def warned(text: str) -> list[str]:
+        return [one for one in loaded(tmp_path, SMALL + text).warnings if one.startswith("replicas")]
+
+    limited = "replicas: 3\nlimits: {requests: 1/second}\n"
+    assert warned(limited) == [
+        "replicas is 3, and state is memory: each lets the whole of limits and sessions.per_agent pass"
+    ]
+    assert warned(limited + "state: redis://127.0.0.1\n") == []
+    assert warned(limited.replace("replicas: 3", "replicas: 1")) == []
+    assert warned(limited.replace("1/second", "1/second, mode: off") + "sessions: {per_agent: off}\n") == []
+    alone = "sessions.keys is not given: a key is made that other replicas do not know, and a restart ends all sessions"
+    assert alone in loaded(tmp_path, SMALL + limited).warnings
+
+
 def test_what_opens_a_door_is_warned_of(tmp_path: Path) -> None:
     text = """\
 tracing: {otlp: http://127.0.0.1:4318, trust: all, capture_content: yes}
