@@ -142,7 +142,7 @@ def _ask(config: "Config") -> int:
 
     from .online import ask
 
-    _configure_logging("warning", "text")
+    _configure_logging("error", "text")  # what is a warning to who serves is said below
     try:
         findings = asyncio.run(ask(config))
     except ConfigurationError as error:  # of the environment, such as certificates that cannot be read

@@ -79,18 +79,24 @@ class ServerCredentials:
     async def start(self) -> None:
         """Ask the authorization server whether the configuration is right. One that is down is asked again until it
         answers. Raises ConfigurationError, with what was sent, fetched and expected."""
-        seconds = await self._ask()
+        seconds = await self._heard()
         if seconds is not None:
             waiting = until_answered(self._ask_again, first=seconds)
             self._asking = asyncio.create_task(waiting, name=f"ask for {self._place}")
 
-    async def _ask(self) -> float | None:
-        """Seconds after which to ask again, if there was no answer. Raises ConfigurationError."""
+    async def ask(self) -> None:
+        """Ask the authorization server once whether the configuration is right. Raises ConfigurationError, and
+        IssuerUnavailableError where it does not answer."""
         try:
             if self._grant is not None:
                 await self._grant.start()
         except ConfigurationError as error:
             raise ConfigurationError(f"{self._place}: {error}") from None
+
+    async def _heard(self) -> float | None:
+        """Seconds after which to ask again, if there was no answer. Raises ConfigurationError."""
+        try:
+            await self.ask()
         except IssuerUnavailableError as error:
             logger.warning("%s: %s; it is asked again", self._place, error)
             self.waiting = f"The authorization server of {self._place} has not answered yet"
@@ -101,7 +107,7 @@ class ServerCredentials:
     async def _ask_again(self) -> bool:
         """Whether there was an answer that fits the configuration; one that does not may be mended, here or there."""
         try:
-            answered = await self._ask() is None
+            answered = await self._heard() is None
         except ConfigurationError as error:
             logger.error("%s", error)
             self.waiting = f"The authorization server of {self._place} contradicts it; the log says how"

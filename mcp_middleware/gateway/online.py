@@ -2,16 +2,19 @@
 a gateway asks at its start is asked."""
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth import OAuthHTTPClient
-from mcp_middleware.resource_server import Issuer
+from mcp_middleware.oauth.http import FetchError
+from mcp_middleware.resource_server import Issuer, IssuerUnavailableError
+from mcp_middleware.resource_server.sources import Source
 
 from .client import UpstreamClient
 from .config import Config
-from .stack import credentials, verifier
+from .stack import credentials
 from .upstream import Upstream
 
 __all__ = ["Finding", "ask"]
@@ -32,7 +35,7 @@ async def ask(config: Config) -> list[Finding]:
     await client.start()
     try:
         issuers = () if config.auth is None else config.auth.issuers
-        questions: list[Awaitable[list[Finding]]] = [_ask_issuer(config, issuer) for issuer in issuers]
+        questions: list[Awaitable[list[Finding]]] = [_ask_issuer(issuer, http) for issuer in issuers]
         for name in config.servers:
             questions += [_ask_credentials(config, name, http), _ask_instances(config, name, client)]
         return [finding for found in await asyncio.gather(*questions) for finding in found]
@@ -41,17 +44,20 @@ async def ask(config: Config) -> list[Finding]:
         await http.aclose()
 
 
-async def _ask_issuer(config: Config, issuer: Issuer) -> list[Finding]:
-    made = verifier(config, [issuer])
+async def _ask_issuer(issuer: Issuer, http: OAuthHTTPClient) -> list[Finding]:
+    once = {"lifetime": 1.0, "staleness": 0.0, "cooldown": 1.0}  # nothing is kept: it is asked, and that is all
+    source = Source(issuer, http, **once, clock=time.time, monotonic=time.monotonic)
     try:
-        await made.start()
+        await source.check()
     except ConfigurationError as error:
         return [Finding(str(error), wrong=True)]
+    except FetchError as error:
+        return [Finding(f"the issuer {issuer.issuer} does not answer: {error}", silent=True)]
     else:
-        waiting = [Finding(sentence, silent=True) for sentence in made.waiting]
-        return waiting or [Finding(f"{issuer.issuer} answers as expected")]
+        return [Finding(f"{issuer.issuer} answers as expected")]
     finally:
-        await made.aclose()
+        await source.asked.aclose()
+        await source.metadata.aclose()
 
 
 async def _ask_credentials(config: Config, name: str, http: OAuthHTTPClient) -> list[Finding]:
@@ -59,12 +65,12 @@ async def _ask_credentials(config: Config, name: str, http: OAuthHTTPClient) -> 
     if made is None:
         return []
     try:
-        await made.start()
+        await made.ask()
     except ConfigurationError as error:
         return [Finding(str(error), wrong=True)]
+    except IssuerUnavailableError as error:
+        return [Finding(f"servers.{name} gets no credential: {error}", silent=True)]
     else:
-        if made.waiting:
-            return [Finding(made.waiting, silent=True)]
         return [Finding(f"servers.{name} gets its credential")]
     finally:
         await made.aclose()
@@ -74,6 +80,6 @@ async def _ask_instances(config: Config, name: str, client: UpstreamClient) -> l
     upstream = Upstream(config.servers[name], client)
     found = await upstream.probe_all()
     return [
-        Finding(f"servers.{name}: {instance} {'answers' if lives else 'does not answer'}", silent=not lives)
-        for instance, lives in found.items()
+        Finding(f"servers.{name}: {instance} {f'is not usable: {why}' if why else 'answers'}", silent=why is not None)
+        for instance, why in found.items()
     ]

@@ -157,8 +157,8 @@ class Upstream:
             await asyncio.gather(self._probing, return_exceptions=True)
             self._probing = None
 
-    async def probe_all(self) -> dict[str, bool]:
-        """Ask every instance whether it lives, and note it."""
+    async def probe_all(self) -> dict[str, str | None]:
+        """Ask every instance whether it lives, and note it: why not, or None."""
         names = list(self._endpoints)
         return dict(zip(names, await asyncio.gather(*map(self._probe, names)), strict=True))
 
@@ -171,24 +171,25 @@ class Upstream:
                 async with asyncio.timeout(seconds if math.isfinite(seconds) else None):
                     await self._news.wait()
 
-    async def _probe(self, name: str) -> bool:
+    async def _probe(self, name: str) -> str | None:
+        """Why ``name`` is dead, or None."""
         endpoint, conclusive = self._endpoints[name], True
         try:
             connection = await self._client.connect(endpoint, fresh=True)
             answer = connection.request(b"OPTIONS" + endpoint.start + b"\r\n", b"", timeout=PROBE_TIMEOUT, idle=0.0)
             try:
                 await answer.head()
-                lives, why = answer.status not in UNAVAILABLE_STATUSES, f"it answered {answer.status}"
+                why = f"it answered {answer.status}" if answer.status in UNAVAILABLE_STATUSES else None
             finally:
                 answer.close()
         except UpstreamError as error:
-            lives, why, conclusive = False, str(error), not isinstance(error, SlowAnswerError)
-        if lives:
+            why, conclusive = str(error), not isinstance(error, SlowAnswerError)
+        if why is None:
             if self._balancer.succeed(name):
                 logger.info("%s: the instance %s is back", self.name, name)
         elif self._balancer.fail(name, conclusive=conclusive):
             self._tell_ejected(name, why)
-        return lives
+        return why
 
     def _tell_ejected(self, name: str, why: str) -> None:
         logger.warning("%s: the instance %s is ejected: %s", self.name, name, why)

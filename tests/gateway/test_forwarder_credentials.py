@@ -262,7 +262,7 @@ async def test_a_header_of_the_file_is_the_same_in_requests_and_probes_and_is_no
         gateway(server.origin, credentials=fixed, headers=headers) as gate,
         httpx2.AsyncClient() as http,
     ):
-        assert list((await gate.upstream.probe_all()).values()) == [True], "a 401 proves life"
+        assert list((await gate.upstream.probe_all()).values()) == [None], "a 401 proves life"
         assert (await post(http, gate.url, "tools/call", CALL, token="the-callers")).status_code == 502
         assert [sent(caller) for caller in server.requests] == [[value.encode()]] * 2
 
@@ -273,7 +273,7 @@ async def test_a_probe_waits_for_no_authorization_server() -> None:
         raw_server(accepting(b"token-1")) as server,
         gateway(server.origin, credentials=issuer.grant()) as gate,
     ):
-        assert list((await gate.upstream.probe_all()).values()) == [True]
+        assert list((await gate.upstream.probe_all()).values()) == [None]
         assert (sent(server.requests[0]), issuer.forms) == ([], [])
 
 

@@ -70,7 +70,7 @@ async def test_case_40_down_502_then_the_breaker_opens_and_a_probe_closes_it() -
             assert seen.failed is None
         assert not gate.upstream.snapshot()["usable"]
         async with raw_server(answer, bound) as server:
-            assert await gate.upstream.probe_all() == {server.origin.removeprefix("http://") + "/mcp": True}
+            assert await gate.upstream.probe_all() == {server.origin.removeprefix("http://") + "/mcp": None}
             while not gate.upstream.snapshot()["usable"]:
                 await asyncio.sleep(0.05)
                 await gate.upstream.probe_all()

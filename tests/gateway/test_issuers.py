@@ -512,19 +512,27 @@ async def test_check_asks_whom_the_file_names_when_told_to(tmp_path: Path, capsy
         sections["auth"]["issuers"] = ["http://127.0.0.1:9", other.issuer, issuer.issuer]
         status, out, err = await check()
         assert (status, f"'{other.issuer}' was expected" in err) == (2, True)
-        assert "online: The issuer http://127.0.0.1:9 has not answered yet" in out
+        assert "online: the issuer http://127.0.0.1:9 does not answer: " in out
         assert f"online: {issuer.issuer} answers as expected" in out, "each is said, whatever the others are"
 
         sections["auth"]["issuers"] = ["http://127.0.0.1:9"]
         del sections["servers"]["files"]["credentials"]
-        status, out, _ = await check()
-        assert (status, "online: The issuer http://127.0.0.1:9 has not answered yet" in out) == (1, True)
+        sections["servers"]["dead"] = {"url": "http://127.0.0.1:9/mcp"}
+        status, out, err = await check()
+        assert (status, err) == (1, "")
+        silent = (
+            "online: the issuer http://127.0.0.1:9 does not answer: http://127.0.0.1:9/.well-known/oauth-authorization"
+        )
+        assert silent in out
+        assert "online: servers.dead: 127.0.0.1:9/mcp is not usable: no connection" in out
+        assert not any(word in out for word in (" yet", "waited", "asked again", "ejected")), "it asks once, and ends"
+        del sections["servers"]["dead"]
 
         sections["auth"] = False
         sections["servers"]["files"]["credentials"] = {"type": "client_credentials", **grant, "issuer": ELSEWHERE}
         status, out, _ = await check()
         assert status == 1
-        assert "online: The authorization server of servers.files.credentials has not answered yet" in out
+        assert "online: servers.files gets no credential: the metadata of " in out
 
 
 def test_check_says_that_certificates_of_the_environment_cannot_be_read(
