@@ -19,21 +19,21 @@ import asyncio
 import hashlib
 import logging
 import re
+import socket
 import time
 from binascii import crc_hqx
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from ssl import SSLContext
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.options import seconds
 
 from .interface import StorageUnavailableError
-
-if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection
 
 __all__ = ["RedisConnection", "Script"]
 
@@ -52,6 +52,8 @@ _MOST_ANSWERS: Final = 4
 """To one call: moved twice, the script not known there, and its reply."""
 _MOVED: Final = re.compile(r"MOVED (\d+) (.*):(\d+)")
 _MORE: Final = object()
+_KEEP_ALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""Whoever vanishes without a word is missed within 45 s, although nobody asks; as far as the system can."""
 _COMPLAIN_EVERY: Final = 60.0
 """Seconds between two log lines about commands that the store refused; there would be one for each call."""
 
@@ -80,14 +82,14 @@ class _RefusedError(Exception):
 class _Link(asyncio.Protocol):
     """An open connection: who asks on it, in the order in which they will be answered.
 
-    redis-py opened it; by its streams a round trip would take two tasks more, each woken by the loop.
+    By the streams of a client library a round trip would take two tasks more, each woken by the loop.
     """
 
-    def __init__(self, node: "RedisConnection", writer: asyncio.StreamWriter) -> None:
+    def __init__(self, node: "RedisConnection") -> None:
         from hiredis import Reader, pack_command
 
         self._node = node
-        self._writer = writer  # which closes the transport when it is let go of
+        self._transport: asyncio.Transport
         self._pack: Callable[..., bytes] = pack_command
         self._answers = Reader(replyError=_RefusedError, notEnoughData=_MORE)
         self._outbox: list[tuple[Sequence[Word], Arguments]] = []
@@ -97,7 +99,16 @@ class _Link(asyncio.Protocol):
         self._ticks = 0
         self._ticker: asyncio.TimerHandle | None = None
         self.gone = asyncio.Event()
-        writer.transport.set_protocol(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The transport is open."""
+        self._transport = cast(asyncio.Transport, transport)
+        opened = transport.get_extra_info("socket")
+        if opened.family in (socket.AF_INET, socket.AF_INET6):
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEP_ALIVE.items():
+                if hasattr(socket, name):
+                    opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def ask(self, words: Sequence[Word], arguments: Arguments) -> "asyncio.Future[Any]":
         """Send a command; its answer."""
@@ -118,9 +129,9 @@ class _Link(asyncio.Protocol):
                 self._pack((*words, *(arguments(self._node) if callable(arguments) else arguments)))
                 for words, arguments in outbox
             ]
-            self._writer.transport.write(b"".join(packets))
+            self._transport.write(b"".join(packets))
         except Exception as error:
-            self._node._lose(_reason(error), self)
+            self.lose(_reason(error))
 
     def data_received(self, data: bytes) -> None:
         """Hand answers to those who asked."""
@@ -135,16 +146,17 @@ class _Link(asyncio.Protocol):
                 else:
                     future.set_result(answer)
         except Exception as error:
-            self._node._lose(_reason(error), self)
+            self.lose(_reason(error))
 
     def connection_lost(self, error: Exception | None) -> None:
         """The transport is closed."""
         self.gone.set()
-        self._node._lose("it closed the connection" if error is None else _reason(error), self)
+        self.lose("it closed the connection" if error is None else _reason(error))
 
-    def close(self, reason: str) -> None:
-        """Whoever waits is told that the store is away."""
-        self._writer.transport.abort()
+    def lose(self, reason: str) -> None:
+        """Close it, and tell whoever waits that the store is away."""
+        self._node._open_breaker(reason, self)
+        self._transport.abort()
         if self._ticker is not None:
             self._ticker.cancel()
         waiting, self._waiting, self._outbox = self._waiting, deque(), []
@@ -158,8 +170,9 @@ class _Link(asyncio.Protocol):
         self._ticker = None
         if not self._waiting:
             return
-        if self._ticks - self._waiting[0][1] >= _TICKS - 1:
-            self._node._lose(f"no answer within {self._node._budget * 1000:g} ms", self)
+        # What is said while connecting has that attempt's time.
+        if self._ticks - self._waiting[0][1] >= _TICKS - 1 and self._node._link is self:
+            self.lose(f"no answer within {self._node._budget * 1000:g} ms")
             return
         self._ticker = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
 
@@ -167,9 +180,9 @@ class _Link(asyncio.Protocol):
 class RedisConnection:
     """A Redis or Valkey, shared by what is kept there (``RedisStorage``, ``RedisSessions``).
 
-    ``url``: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py reads it; options in its query are passed on.
-    Neither its password nor the rest of it stands in any error or log line, only host and port. ``budget``: the seconds
-    one command may take before its caller is told that the store is away.
+    ``url``: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py reads it, with ``db``, ``client_name`` and
+    the ``ssl_`` options in its query. Neither its password nor the rest of it stands in any error or log line, only
+    host and port. ``budget``: the seconds one command may take before its caller is told that the store is away.
 
     Needs the extra ``redis``. For one event loop; after ``aclose`` it connects anew when it is used again. Raises
     ConfigurationError for a wrong option.
@@ -178,13 +191,12 @@ class RedisConnection:
     def __init__(self, url: str, *, budget: float = 0.05) -> None:
         self._budget = seconds("RedisConnection: budget", budget)
         self._url = url
-        self._address: tuple[str, int] | None = None  # of a cluster's node, in place of the URL's
+        self._server = _read(url)
         self._nodes: dict[tuple[str, int], RedisConnection] = {}
         self._slots: dict[int, RedisConnection] = {}
         self.place = _place(url)
         """Host and port, for people."""
         self.host = self.place.rpartition(":")[0]
-        _connect(url)
         self._link: _Link | None = None
         self._attempt: asyncio.Task[None] | None = None
         self._tried = False
@@ -241,7 +253,7 @@ class RedisConnection:
             else:
                 if isinstance(reply, script.replies):
                     return reply
-                node._lose("its answers are out of step", link)  # so others would be taken for what they are not
+                link.lose("its answers are out of step")  # so others would be taken for what they are not
                 raise StorageUnavailableError(f"Redis at {node.place} answered nonsense", sent=True)
         raise StorageUnavailableError(f"Redis at {self.place} refused a command", sent=False)
 
@@ -262,7 +274,8 @@ class RedisConnection:
         node = self._nodes.get(address)
         if node is None:
             node = self._nodes[address] = RedisConnection(self._url, budget=self._budget)
-            node._address, node.place, node.host = address, f"{host}:{port}", host
+            node._server = node._server._replace(host=host, port=port, path=None)
+            node.place, node.host = f"{host}:{port}", host
         return node
 
     async def aclose(self) -> None:
@@ -277,17 +290,16 @@ class RedisConnection:
             await asyncio.wait({attempt})
         link, self._link = self._link, None
         if link is not None:
-            link.close("closed")
+            link.lose("closed")
             await link.gone.wait()
         self._tried, self._pause, self._next_attempt = False, _SHORTEST_PAUSE, 0.0
 
-    def _lose(self, reason: str, link: _Link) -> None:
-        """Open the breaker, if it is not over with ``link`` already."""
+    def _open_breaker(self, reason: str, link: _Link) -> None:
+        """``link`` is lost, by which everybody asks; if it is."""
         if link is not self._link:
             return
         logger.warning("Redis at %s is away: %s", self.place, reason)
         self._link = None
-        link.close(reason)
         self._next_attempt = time.monotonic() + self._pause
 
     def _complain(self, text: str, link: _Link) -> None:
@@ -297,7 +309,7 @@ class RedisConnection:
             logger.error("Redis at %s refused a command: %s", self.place, text)
         if "READONLY" in text:
             self._pause = _LONGEST_PAUSE  # by then its name may be another's
-            self._lose("it has become a replica", link)
+            link.lose("it has become a replica")
 
     async def _connected(self) -> _Link:
         """The link; there is none while the breaker is open."""
@@ -316,19 +328,18 @@ class RedisConnection:
         return self._attempt
 
     async def _try_to_connect(self) -> None:
-        connection = _connect(self._url, self._address)
+        link: _Link | None = None
         try:
             async with asyncio.timeout(_ATTEMPT):
-                await connection.connect()  # type: ignore[no-untyped-call]
+                link = await self._server.open(partial(_Link, self))
                 sent_at = time.monotonic()
-                await connection.send_command("TIME", check_health=False)
-                seconds, microseconds = await connection.read_response(disable_decoding=True)
-            # It has connected, and said who we are; now it lets go of what we read and write without it.
-            writer: Any = connection._writer
-            connection._reader = connection._writer = None
-            link = _Link(self, writer)
+                answers = await asyncio.gather(*(link.ask(words, ()) for words in self._server.greeting))
+            if link.gone.is_set():  # after its answers, and before anybody asks by it
+                raise ConnectionError("it closed the connection")
+            seconds, microseconds = answers[-1]
         except BaseException as error:
-            await connection.disconnect(nowait=True)
+            if link is not None:
+                link.lose("it could not be used")
             if isinstance(error, asyncio.CancelledError):
                 raise
             log = logger.info if self._tried else logger.warning  # the loss itself was a warning
@@ -344,37 +355,60 @@ class RedisConnection:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, _RefusedError):
+        return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _connect(url: str, address: tuple[str, int] | None = None) -> "AbstractConnection":
-    """A connection object, not connected; to ``address``, if given, with all else as the URL says.
+class _Server(NamedTuple):
+    """Where a server is, and what it is told first."""
 
-    Errors do not show the URL, nor what a library says of it.
-    """
+    host: str
+    port: int
+    path: str | None
+    """Of its socket, in place of host and port."""
+    tls: SSLContext | None
+    greeting: tuple[Sequence[Word], ...]
+    """Commands: who we are, and in which database everything is; at last for the time."""
+
+    async def open(self, link: Callable[[], _Link]) -> _Link:
+        """Connect."""
+        loop = asyncio.get_running_loop()
+        if self.path is not None:
+            return (await loop.create_unix_connection(link, self.path))[1]
+        return (await loop.create_connection(link, self.host, self.port, ssl=self.tls))[1]
+
+
+def _read(url: str) -> _Server:
+    """The server that a URL means. Errors do not show the URL, nor what a library says of it."""
     try:
-        import hiredis  # noqa: F401  # redis-py could do without, a link could not
-        from redis.asyncio.connection import Connection, parse_url
+        import hiredis  # noqa: F401  # by which a link reads and writes
+        from redis.asyncio.connection import Connection, SSLConnection, parse_url
     except ImportError:
         raise ConfigurationError("RedisConnection needs the package redis: install mcp-middleware[redis]") from None
     if not isinstance(url, str):
         raise ConfigurationError(f"RedisConnection: url is of type {type(url).__name__}; it must be a str")
     try:
         options: dict[str, Any] = dict(parse_url(url))
-        kind = options.pop("connection_class", Connection)
-        if not re.fullmatch(r"unix:.*|[^:]+://[^/]*(/[0-9]*)?(\?.*)?", url):
+        connection = options.pop("connection_class", Connection)(**options)  # knows which options there are
+        if not re.fullmatch(r"unix:(//[^/?]*)?/.*|[^:]+://[^/]*(/[0-9]*)?(\?.*)?", url):
             raise ValueError  # the library takes a database that it cannot read for number 0
-        # Nothing is sent twice by itself: a command whose answer was lost may have been carried out.
-        options |= {"socket_timeout": None, "socket_connect_timeout": None, "retry_on_timeout": False, "protocol": 2}
-        if address is not None:
-            options["host"], options["port"] = address
-        connection: AbstractConnection = kind(**options)
+        tls = connection.ssl_context.get() if isinstance(connection, SSLConnection) else None
     except Exception:
         raise ConfigurationError(
             "RedisConnection: url cannot be read; it must be redis://[[user]:password@]host[:port][/db], the same with "
             "rediss:// for TLS, or unix://[[user]:password@]/path?db=0"
         ) from None
-    return connection
+    user, password, name, db = map(options.get, ("username", "password", "client_name", "db"))
+    greeting: list[Sequence[Word]] = []
+    if user or password:
+        greeting.append(("AUTH", *([user] if user else []), password or ""))
+    if name:
+        greeting.append(("CLIENT", "SETNAME", name))
+    if db:
+        greeting.append(("SELECT", db))
+    where = options.get("host", "localhost"), options.get("port", 6379), options.get("path")
+    return _Server(*where, tls, (*greeting, ("TIME",)))
 
 
 def _place(url: object) -> str:
