@@ -1,0 +1,71 @@
+"""Open requests of one agent, whose number is limited for all replicas together."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mcp_middleware.storage import (
+    Shortage,
+)
+from mcp_middleware.storage import redis as redis_storage
+from mcp_middleware.testing import FakeClock
+
+from .storages import (
+    KEY,
+    OPEN,
+    TWO_AT_ONCE,
+    Storages,
+    reserve,
+    until,
+)
+
+
+async def test_places_of_a_replica_that_died_are_free_after_a_minute(storages: Storages) -> None:
+    clock = FakeClock()
+    dead, alive = (storages.make(clock=clock) for _ in range(2))
+    for _ in range(2):
+        await reserve(dead, limits=TWO_AT_ONCE)
+    assert isinstance(await alive.reserve(KEY, TWO_AT_ONCE, 0), Shortage)
+    clock.advance(59)
+    assert isinstance(await alive.reserve(KEY, TWO_AT_ONCE, 0), Shortage)
+    clock.advance(2)
+    await reserve(alive, limits=TWO_AT_ONCE)
+
+
+async def test_places_of_open_requests_are_kept_as_long_as_they_are_open(
+    storages: Storages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(redis_storage, "_SAID_AGAIN", 0.001)
+    one, other = (storages.make(clock=clock) for _ in range(2))
+    held = [await reserve(one, limits=TWO_AT_ONCE) for _ in range(2)]
+    with storages.server.client() as client:
+        for _ in range(3):
+            clock.advance(50)
+            await until(lambda: client.zcount(OPEN, clock() + 60, clock() + 60) == 2)
+    assert isinstance(await other.reserve(KEY, TWO_AT_ONCE, 0), Shortage)
+    await one.settle(held[0], None)
+    await reserve(other, limits=TWO_AT_ONCE)
+
+
+async def test_a_request_that_ends_while_others_are_said_to_be_open_keeps_no_place(
+    storages: Storages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_storage, "_SAID_AGAIN", 0.001)
+    storage = storages.make()
+    run, said = storage._connection.run, asyncio.Event()
+    first, second = [await reserve(storage, limits=TWO_AT_ONCE, key=key) for key in (b"first", KEY)]
+
+    async def slow(script: Any, keys: Any, arguments: Any) -> Any:
+        if script is redis_storage._HOLD and first.key.hex().encode() in keys[0]:
+            await storage.settle(second, None)
+        elif script is redis_storage._HOLD:
+            said.set()
+        return await run(script, keys, arguments)
+
+    monkeypatch.setattr(storage._connection, "run", slow)
+    await said.wait()
+    await storage.settle(first, None)
+    with storages.server.client() as client:
+        assert client.zcard(OPEN) == 0
