@@ -70,7 +70,7 @@ def _providers(tracing: TracingConfig) -> tuple[Any, Any]:
     from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
     resource = Resource.create({"service.name": _SERVICE})
-    base, headers = tracing.otlp.rstrip("/"), dict(tracing.headers)
+    base, headers = tracing.otlp, dict(tracing.headers)
     sampler = ParentBasedTraceIdRatio(tracing.sample)
     tracer_provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
     tracer_provider.add_span_processor(

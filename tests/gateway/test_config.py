@@ -231,6 +231,14 @@ ISSUERS = "{issuers: [https://login.example.com]}"
         ("sessions: {per_agent: many}", "sessions.per_agent is 'many'; it must be a whole number from 1, or off"),
         ("tracing: {}", "gateway.yaml:4: tracing.otlp is missing"),
         ("tracing: {otlp: localhost}", "tracing.otlp is 'localhost'; it must be an absolute http or https URL"),
+        *(
+            (
+                f"tracing: {{otlp: 'http://x:4318/{path}'}}",
+                f"tracing.otlp is 'http://x:4318/{path}'; it must be an absolute http or https URL without user, query "
+                "and fragment, the base to which /v1/traces and /v1/metrics are added, such as http://127.0.0.1:4318",
+            )
+            for path in ("v1/traces", "v1/metrics/", "otlp/v1/logs")
+        ),
         ("tracing: {otlp: 'http://x', trust: me}", "tracing.trust is 'me'; it must be none or authenticated or all"),
         ("tracing: {otlp: 'http://x', baggage: ['a b']}", "tracing.baggage[0] is 'a b'; it must be a key of W3C"),
         ("audit: {}", "audit is of no use without sqlite or jsonl; give one"),

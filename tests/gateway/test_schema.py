@@ -136,7 +136,7 @@ REST = section(
     ),
     sessions=section(keys=listed(*KEYS), idle=DURATIONS, lifetime=DURATIONS, per_agent=COUNTS | OFF),
     tracing=section(
-        {"otlp": st.just("http://127.0.0.1:4318")},
+        {"otlp": st.sampled_from(["http://127.0.0.1:4318", "https://otlp.example.com/otlp/"])},
         headers=HEADERS,
         sample=st.sampled_from([0, 1, 0.1, 0.25, "0.${FIVE}"]),
         baggage=listed("a", "b"),
@@ -242,6 +242,8 @@ def test_the_schema_takes_the_contracts_file(text: str) -> None:
         {"limits": {"requests": {"burst": 1}}},
         {"sessions": {"per_agent": 0}},
         {"tracing": {}},
+        {"tracing": {"otlp": "http://x:4318/v1/traces"}},
+        {"tracing": {"otlp": "http://x:4318/v1/metrics/"}},
         {"audit": {"on_failure": "shrug"}},
         {"workers": 0},
         {"workers": "two"},

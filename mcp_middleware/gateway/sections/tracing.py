@@ -1,12 +1,12 @@
 """``tracing``: where traces and metrics go, and what is in them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from mcp_middleware.gateway.scalars import Flag, OneOf, Share
 from mcp_middleware.gateway.shapes import Key, ListOf, Section, Text
-from mcp_middleware.gateway.values import HEADERS, WEB_URL
+from mcp_middleware.gateway.values import HEADERS, WEB_URL, web_url
 from mcp_middleware.tracing.propagation import is_baggage_key
 
 __all__ = ["TRACING", "TracingConfig"]
@@ -32,13 +32,30 @@ def _baggage_key(text: str) -> str:
     return text
 
 
+def _base(text: str) -> str:
+    url = web_url(text).rstrip("/")
+    if url.endswith(_SIGNALS):
+        raise ValueError
+    return url
+
+
+_SIGNALS: Final = ("/v1/traces", "/v1/metrics", "/v1/logs")
+"""What is added to a base URL (OpenTelemetry, "Endpoint URLs for OTLP/HTTP"). A URL of one signal is no base."""
+_RECEIVER: Final = Text(
+    "URL",
+    f"{WEB_URL.must}, the base to which /v1/traces and /v1/metrics are added, such as http://127.0.0.1:4318",
+    _base,
+    rf"^(?!.*({'|'.join(_SIGNALS)})/*$){WEB_URL.pattern.removeprefix('^')}",
+    ("http://127.0.0.1:4318",),
+)
 TRACING: Final = Section(
     "tracing",
     (
         Key(
             "otlp",
-            replace(WEB_URL, examples=("http://127.0.0.1:4318",)),
-            "Where spans and metrics go: the base URL of an OTLP receiver over HTTP.",
+            _RECEIVER,
+            "Where spans and metrics go: the base URL of an OTLP receiver over HTTP, to which `/v1/traces` and "
+            "`/v1/metrics` are added.",
             required=True,
         ),
         Key("headers", HEADERS, "Headers for that receiver, such as its credentials.", {}),
