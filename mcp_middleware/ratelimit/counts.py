@@ -15,6 +15,8 @@ from opentelemetry.metrics import MeterProvider, Observation
 from mcp_middleware.storage import Shortage
 from mcp_middleware.types import Money
 
+from .rules import whose
+
 __all__ = ["Counts", "counts_for"]
 
 _SCOPE: Final = "mcp_middleware"
@@ -33,9 +35,8 @@ class Counts:
     def __init__(self, provider: MeterProvider | None) -> None:
         self.admitted = 0
         self.refused: Counter[tuple[str, str, bool]] = Counter()
-        """By dimension, by whose limit it is (``agent``, ``tool``, ``server``), and whether it was enforced."""
-        self.too_large: Counter[bool] = Counter()
-        """Requests that can never fit, by whether that was enforced."""
+        """By dimension (``size``: can never fit), by whose limit it is (``agent``, ``tool``, ``server``), and whether
+        it was enforced."""
         self.debt = 0.0
         """Tokens that were used and not there."""
         self.over = 0
@@ -77,8 +78,11 @@ class Counts:
 
     def refuse(self, shortage: Shortage, *, enforced: bool) -> None:
         """A request did not fit, or would not have."""
-        whose = "agent" if shortage.part is None else shortage.part.partition(":")[0]
-        self.refused[shortage.dimension, whose, enforced] += 1
+        self.refused[shortage.dimension, whose(shortage.part), enforced] += 1
+
+    def refuse_for_good(self, part: str | None, *, enforced: bool) -> None:
+        """A request is more than the tokens bucket of ``part`` can hold."""
+        self.refused["size", whose(part), enforced] += 1
 
     def refuse_to_pay(self, *, enforced: bool) -> None:
         """A budget was spent."""
@@ -110,10 +114,8 @@ class Counts:
         yield Observation(self.admitted)
 
     def _refused(self) -> Iterator[Observation]:
-        for (dimension, whose, enforced), number in self.refused.items():
-            yield Observation(number, _labels(dimension=dimension, whose=whose, enforced=enforced))
-        for enforced, number in self.too_large.items():
-            yield Observation(number, _labels(dimension="size", whose="agent", enforced=enforced))
+        for (dimension, of, enforced), number in self.refused.items():
+            yield Observation(number, _labels(dimension=dimension, whose=of, enforced=enforced))
 
     def _debt(self) -> Iterator[Observation]:
         yield Observation(self.debt)

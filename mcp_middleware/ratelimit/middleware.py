@@ -232,7 +232,7 @@ class RateLimitMiddleware(Member):
     def _refuse_for_good(self, exchange: Exchange, charge: Charge) -> Rejection | None:
         """Count a request that can never fit. None where it goes on all the same."""
         enforced = self._mode == "enforce"
-        self._counts.too_large[enforced] += 1
+        self._counts.refuse_for_good(charge.profile.smallest, enforced=enforced)
         tokens = charge.estimate.input_tokens
         if enforced:
             return never(tokens, charge.profile)

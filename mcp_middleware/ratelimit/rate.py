@@ -47,7 +47,17 @@ class Rate:
     @property
     def limit(self) -> Limit:
         """The bucket."""
-        return Limit(self.amount if self.burst is None else self.burst, self.amount / self.seconds)
+        return Limit(self.capacity, self.amount / self.seconds)
+
+    @property
+    def capacity(self) -> int:
+        """Units at once."""
+        return self.amount if self.burst is None else self.burst
+
+    @property
+    def window(self) -> int:
+        """Whole seconds in which that many flow back."""
+        return -(-self.capacity * self.seconds // self.amount)
 
 
 RateOption: TypeAlias = str | Rate | Mapping[str, Any] | None

@@ -8,7 +8,7 @@ from mcp_middleware.message import Request
 from mcp_middleware.storage import Reservation, Shortage
 from mcp_middleware.types import Era, Rejection
 
-from .rules import Profile
+from .rules import Profile, whose
 
 __all__ = ["as_tool_result", "never", "not_now", "remaining"]
 
@@ -29,8 +29,8 @@ def remaining(profile: Profile, reservation: Reservation) -> bytes:
 def not_now(shortage: Shortage, profile: Profile) -> Rejection:
     """HTTP 429 (RFC 6585). ``Retry-After`` and the effective window are one number, as the draft wants them."""
     seconds = shortage.retry_after
-    kind = "" if shortage.part is None else f"{shortage.part.partition(':')[0]}-"
-    name = f"{kind}{shortage.dimension}"
+    of = whose(shortage.part)
+    name = shortage.dimension if shortage.part is None else f"{of}-{shortage.dimension}"
     data: dict[str, Any] = {
         "dimension": shortage.dimension,
         "limit": shortage.limit,
@@ -40,10 +40,10 @@ def not_now(shortage: Shortage, profile: Profile) -> Rejection:
     if shortage.dimension == "concurrency":
         text = f"{shortage.limit} requests are open, which is the most at once; try again when one has ended"
     else:
-        whose = f" of this {kind[:-1]}" if kind else ""
-        text = f"the limit on {shortage.dimension}{whose} is reached; this request fits in {seconds} s"
-    if kind:
-        data["of"] = kind[:-1]
+        which = "" if shortage.part is None else f" of this {of}"
+        text = f"the limit on {shortage.dimension}{which} is reached; this request fits in {seconds} s"
+    if shortage.part is not None:
+        data["of"] = of
     return Rejection(
         status=429,
         code=RATE_LIMITED,
@@ -61,14 +61,18 @@ def not_now(shortage: Shortage, profile: Profile) -> Rejection:
 
 def never(tokens: int, profile: Profile) -> Rejection:
     """RFC 9110 section 15.5.14: without ``Retry-After`` the condition is not temporary."""
-    limit = math.floor(profile.most_tokens)
+    limit, of = math.floor(profile.most_tokens), whose(profile.smallest)
+    data: dict[str, Any] = {"dimension": "tokens", "limit": limit, "needed": tokens}
+    which, name = "", "tokens"
+    if profile.smallest is not None:
+        data["of"], which, name = of, f" of this {of}", f"{of}-tokens"
     return Rejection(
         status=413,
         code=RATE_LIMITED,
-        message=f"the request has about {tokens} tokens and the limit holds {limit} at most; send less",
+        message=f"the request has about {tokens} tokens and the limit{which} holds {limit} at most; send less",
         reason="too_many_tokens",
-        data={"dimension": "tokens", "limit": limit, "needed": tokens},
-        rule="tokens",
+        data=data,
+        rule=name,
     )
 
 

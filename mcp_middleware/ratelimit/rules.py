@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -24,7 +24,7 @@ from .rate import (
 )
 from .reading import by_glob, is_text
 
-__all__ = ["Profile", "Rules"]
+__all__ = ["Profile", "Rules", "whose"]
 
 _CACHED: Final = 4096
 _LONG: Final = 256
@@ -45,6 +45,15 @@ class Profile(msgspec.Struct, frozen=True):
     as they are limited, and the open requests."""
     most_tokens: float
     """What the smallest tokens bucket holds when it is full."""
+    smallest: str | None
+    """The part of ``limits`` that has it; None for the principal's own."""
+
+
+def whose(part: str | None) -> Literal["agent", "tool", "server"]:
+    """Whose limit a part of ``Limits`` is."""
+    if part is None:
+        return "agent"
+    return "tool" if part.startswith("tool:") else "server"
 
 
 class Rules:
@@ -121,13 +130,17 @@ class Rules:
 
 
 def _profile(rates: Rates, parts: list[tuple[str, Rates]]) -> Profile:
+    """A bucket's policy (draft-ietf-httpapi-ratelimit-headers-11, section 3.1) is its capacity and the time in which
+    that flows back: whoever uses no more in any such time is not refused, and there is never more left than that.
+    Rounded up to a second, which promises less rather than more."""
     policies: list[str] = []
     names: list[str] = []
-    for part, figures in [("", rates), *parts]:
-        kind = f"{part.partition(':')[0]}-" if part else ""
+    every: list[tuple[str | None, Rates]] = [(None, rates), *parts]
+    for part, figures in every:
+        kind = "" if part is None else f"{whose(part)}-"
         for unit, rate in (("requests", figures.requests), ("tokens", figures.tokens)):
             if rate is not None:
-                policies.append(f'"{kind}{unit}";q={rate.amount};w={rate.seconds}{_UNITS[unit]}')
+                policies.append(f'"{kind}{unit}";q={rate.capacity};w={rate.window}{_UNITS[unit]}')
                 names.append(f"{kind}{unit}")
     if rates.concurrency is not None:
         policies.append(f'"concurrency";q={rates.concurrency};qu="concurrent-requests"')
@@ -136,10 +149,10 @@ def _profile(rates: Rates, parts: list[tuple[str, Rates]]) -> Profile:
     limits = Limits(
         own.requests, own.tokens, rates.concurrency, tuple((part, _limits(figures)) for part, figures in parts)
     )
-    buckets = (limits, *(figures for _, figures in limits.parts))
-    most = min((figures.tokens.capacity for figures in buckets if figures.tokens is not None), default=math.inf)
+    held = [(figures.tokens.capacity, part) for part, figures in every if figures.tokens is not None]
+    most, smallest = min(held, key=lambda one: one[0], default=(math.inf, None))
     left = ", ".join(f'"{name}";r=%d' for name in names)
-    return Profile(limits, ", ".join(policies).encode(), left.encode(), most)
+    return Profile(limits, ", ".join(policies).encode(), left.encode(), most, smallest)
 
 
 def _limits(rates: Rates) -> Limits:

@@ -90,6 +90,14 @@ async def test_admitted_refused_debt_errors_and_reports_are_counted(
     assert "store.duration" not in seen
 
 
+async def test_whose_limit_a_request_never_fits_is_counted(make: Make, meters: Meters) -> None:
+    parts = {"tools": {"t": {"tokens": "50/day"}}, "server": "s", "server_limits": {"tokens": "100/day"}}
+    stack = make(tokens="1000/day", **parts, meter_provider=meters.provider)
+    for name in ("t", "u"):
+        assert (await stack.call(name=name, arguments={"text": "y" * 200})).status == 413
+    assert meters.read()["refused"] == {("size", True, "tool"): 1, ("size", True, "server"): 1}
+
+
 async def test_the_store_is_timed_and_what_is_decided_without_it_is_counted(make: Make, meters: Meters) -> None:
     storage = RedisStorage("redis://127.0.0.1:1/0", replicas=2)
     stack = make(requests="10/day", tokens="5000/day", meter_provider=meters.provider, storage=storage)

@@ -42,6 +42,31 @@ async def test_case_28_waiting_retry_after_is_enough_and_a_second_less_is_not(ma
     assert (await stack.call(arguments={"text": "y" * 300})).status == 200
 
 
+@pytest.mark.parametrize(
+    ("rate", "burst", "policy"),
+    [
+        ("60/minute", None, "q=60;w=60"),
+        ("60/minute", 10, "q=10;w=10"),
+        ("60/minute", 90, "q=90;w=90"),
+        ("7/minute", 3, "q=3;w=26"),
+        ("600/minute", 3, "q=3;w=1"),
+        ("100 per 2 hours", 150, "q=150;w=10800"),
+    ],
+)
+async def test_a_policy_is_what_a_bucket_holds_and_the_time_in_which_that_flows_back(
+    make: Make, clock: FakeClock, rate: str, burst: int | None, policy: str
+) -> None:
+    stack = make(requests=Rate(rate, burst=burst))
+    answer = await stack.call("tools/list")
+    assert answer.headers["ratelimit-policy"] == f'"requests";{policy}'
+    quota, window = (int(part[2:]) for part in policy.split(";"))
+    assert answer.headers["ratelimit"] == f'"requests";r={quota - 1}'
+    for _ in range(3):  # whoever uses all of it at once in each such time is not refused
+        clock.advance(window)
+        for _ in range(quota):
+            assert (await stack.call("tools/list")).status == 200
+
+
 async def test_case_28_a_request_that_never_fits_is_told_so_for_good(make: Make, clock: FakeClock) -> None:
     stack = make(requests="60/minute", tokens=Rate("60/minute", burst=200))
     for _ in range(3):
@@ -254,7 +279,10 @@ async def test_a_tool_has_limits_of_its_own_on_top(make: Make) -> None:
     assert (await stack.call(name="search_web", caller="other")).status == 200
     assert (await stack.call("tools/list")).status == 200
     assert (await stack.call(name="read")).headers["ratelimit"].endswith(', "tool-tokens";r=194')
-    assert (await stack.call(name="read", arguments={"text": "y" * 400})).status == 413  # more than the tool's bucket
+    never = await stack.call(name="read", arguments={"text": "y" * 400})  # more than the tool's bucket
+    assert never.status == 413
+    assert never.json["error"]["data"] == {"dimension": "tokens", "limit": 300, "needed": 418, "of": "tool"}
+    assert "the limit of this tool holds 300" in never.json["error"]["message"]
     assert (
         (await stack.call(name="search_web", arguments={"text": "y" * 400}))
         .headers["ratelimit"]
