@@ -40,6 +40,7 @@ _PYTHON_KINDS: Final[Mapping[type, str]] = {
     float: "number",
 }
 _STARRED: Final = "a text that begins with * or & needs quotes"
+_DIRECTIVE: Final = "a text that begins with % needs quotes, and a directive is of no use"
 _REMEDIES: Final = (
     ("got '{'", "a text with braces needs quotes here"),
     ("expected alphabetic or numeric character", _STARRED),
@@ -47,8 +48,25 @@ _REMEDIES: Final = (
     ("tags are not allowed", "a text that begins with ! needs quotes"),
     ("character '\\t'", "indent with spaces"),
     ("cannot start any token", "a text that begins with it needs quotes"),
-    ("mapping values are not allowed", "a text with a colon and a space needs quotes, and keys stand below each other"),
+    (
+        "mapping values are not allowed",
+        "a text with a colon and a space needs quotes; keys stand below each other, a space after their colon",
+    ),
     ("another document", "keep one"),
+    ("unexpected end of stream", "close the quote"),
+    ("expected ',' or", "close the bracket, or put a text with brackets, commas or colons in quotes"),
+    ("expected <block end>", "begin lines of one level in one column, and end what begins with a quote with it"),
+    ("escape", "in double quotes a backslash needs another; in single quotes it needs none"),
+    ("expected ':'", "end a key with a colon and a space"),
+    ("mapping keys are not allowed", "a text that begins with ? needs quotes"),
+    ("sequence entries are not allowed", "a text that begins with - needs quotes, and items stand below each other"),
+    ("expected the node content", "give the value that is missing here, or put it in quotes"),
+    ("expected chomping", "a text that begins with | or > needs quotes"),
+    ("expected URI", "a text that begins with ! needs quotes"),
+    ("comment or a line break", "begin the text in the next line"),
+    ("nested too deeply", f"at most {MAX_DEPTH} levels are read"),
+    ("directive", _DIRECTIVE),
+    ("<document start>", _DIRECTIVE),
 )
 """What to do about errors of YAML, by what they say."""
 _USER: Final = re.compile(r"(?<=://)[^/?#\s]*@")
@@ -114,15 +132,11 @@ def read_text(text: str, *, source: str, what: str, problems: list[str] | None =
     try:
         root = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = source if mark is None else f"{source}:{mark.line + 1}"
-        said = error.problem or error.context or ""
-        if said.startswith("but "):
-            said = f"{error.context}, {said}"
-        remedy = next((f"; {remedy}" for sign, remedy in _REMEDIES if sign in said), "")
-        raise ConfigurationError(f"{place}: not understood as YAML: {said}{remedy}") from None
-    except yaml.YAMLError as error:  # a character that YAML does not allow
-        said = " ".join(str(error).split())
+        raise ConfigurationError(_misread(error, source)) from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        where = f"in line {before.count(chr(10)) + 1}; leave it out (column {error.position - before.rfind(chr(10))})"
+        said = f"unacceptable character #x{error.character:04x} {where}"
         raise ConfigurationError(f"{source}: not understood as YAML: {said}") from None
     if root is None:
         raise ConfigurationError(f"{source}: {what} is empty")
@@ -133,6 +147,19 @@ def read_text(text: str, *, source: str, what: str, problems: list[str] | None =
     if problems is not None:
         problems += found
     return node
+
+
+def _misread(error: yaml.MarkedYAMLError, source: str) -> str:
+    mark, begun = error.problem_mark or error.context_mark, error.context_mark
+    said = error.problem or error.context or ""
+    if said.startswith("but "):
+        said = f"{error.context}, {said}"
+    elif mark is not None and begun is not None and begun.line < mark.line:
+        said = f"{said} {error.context} from line {begun.line + 1}"
+    said += next((f"; {remedy}" for sign, remedy in _REMEDIES if sign in said), "")
+    if mark is None:
+        return f"{source}: not understood as YAML: {said}"
+    return f"{source}:{mark.line + 1}: not understood as YAML: {said} (column {mark.column + 1})"
 
 
 def read_mapping(value: Mapping[str, Any], *, source: str) -> Node:

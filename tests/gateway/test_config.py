@@ -286,6 +286,53 @@ def test_a_wrong_line_is_named_with_value_and_remedy(tmp_path: Path, text: str, 
 
 
 @pytest.mark.parametrize(
+    ("text", "line", "column", "said"),
+    [
+        ("tls:\n\tcert: x", 5, 1, "found character '\\t' that cannot start any token; indent with spaces"),
+        ('listen: "a\nb: []', 6, 1, "found unexpected end of stream while scanning a quoted scalar from line 4; close"),
+        (
+            "hosts: [a\nb: c",
+            5,
+            1,
+            "expected ',' or ']', but got '<scalar>' while parsing a flow sequence from line 4; close",
+        ),
+        (
+            "tls:\n    cert: a\n   key: b",
+            6,
+            4,
+            "expected <block end>, but found '<block mapping start>' while parsing a",
+        ),
+        (
+            "listen:\n  127.0.0.1:80\n  drain: 1s",
+            6,
+            8,
+            "mapping values are not allowed here; a text with a colon and a",
+        ),
+        ('listen: "C:\\d"', 4, 13, "found unknown escape character 'd'; in double quotes a backslash needs another"),
+        (
+            "listen\nhosts: []",
+            5,
+            1,
+            "could not find expected ':' while scanning a simple key from line 4; end a key with",
+        ),
+        ("hosts: " + "[" * 9, 4, 15, "nested too deeply; at most 8 levels are read"),
+    ],
+)
+def test_what_is_no_yaml_is_named_with_line_column_and_remedy(
+    tmp_path: Path, text: str, line: int, column: int, said: str
+) -> None:
+    (only,) = refused(tmp_path, SMALL + text + "\n")
+    assert only.startswith(f"gateway.yaml:{line}: not understood as YAML: {said}")
+    assert only.endswith(f" (column {column})")
+
+
+def test_a_character_that_yaml_has_not_is_named_with_its_place(tmp_path: Path) -> None:
+    assert refused(tmp_path, SMALL + "# a\0b\n") == [
+        "gateway.yaml: not understood as YAML: unacceptable character #x0000 in line 4; leave it out (column 4)"
+    ]
+
+
+@pytest.mark.parametrize(
     ("server", "said"),
     [
         ("A: {url: 'http://x/mcp'}", "servers has the key 'A'; it must be at most 64 of a-z"),
