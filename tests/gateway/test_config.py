@@ -293,8 +293,8 @@ def test_a_wrong_line_is_named_with_value_and_remedy(tmp_path: Path, text: str, 
         (
             "hosts: [a\nb: c",
             5,
-            1,
-            "expected ',' or ']', but got '<scalar>' while parsing a flow sequence from line 4; close",
+            2,
+            "expected ',' or ']', but got ':' while parsing a flow sequence from line 4; close",
         ),
         (
             "tls:\n    cert: a\n   key: b",
