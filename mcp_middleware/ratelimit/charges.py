@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from mcp_middleware.message import Request
+from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.storage import Limits, LimitStorage, MemoryStorage, Reservation, Shortage
 from mcp_middleware.types import Principal, Usage
 
@@ -39,6 +40,8 @@ class Charge(msgspec.Struct, eq=False):
     """What was taken from its agent's budgets."""
     streamed: int = 0
     """Tokens of what has come before the answer."""
+    answer: ServerMessage | None = None
+    """The answer that has come; words that others say in the server's place are none."""
     topping: asyncio.Task[None] | None = None
     overdrawn: bool = False
     """Whether the stream has used tokens that are not there."""

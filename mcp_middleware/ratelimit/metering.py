@@ -8,7 +8,6 @@ from typing import Final
 
 import msgspec
 
-from mcp_middleware.errors import UNAUTHORIZED
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.message import Request
 from mcp_middleware.options import whole_number
@@ -99,17 +98,18 @@ class Meter:
             logger.exception("the tokens of a stream's message could not be counted")
             return 0
 
-    async def used(self, exchange: Exchange, request: Request, estimate: Estimate, streamed: int) -> Usage | None:
+    async def used(
+        self, exchange: Exchange, request: Request, estimate: Estimate, answer: ServerMessage | None, streamed: int
+    ) -> Usage | None:
         """What the call took, of which it says so in the exchange if it was answered; None where nobody knows.
 
-        ``streamed``: tokens that came before the answer.
+        ``answer``: the server's own. ``streamed``: tokens that came before it.
         """
         if exchange.rejection is not None:
             return Usage()  # a member further in refused: the server saw nothing
-        answer = exchange.answer
-        if exchange.failed is not None or (answer and answer.error and answer.error.code == UNAUTHORIZED):
-            return None  # the server broke off, or the caller's token ended first: nobody knows what it has done
         if answer is None:
+            if exchange.failed is not None or exchange.answer is not None:
+                return None  # the server broke off, or the caller's token ended first: nobody knows what it has done
             refused = exchange.status is not None and 400 <= exchange.status < 500
             return Usage(estimate.input_tokens) if refused else None
         report = self._report(answer) if HINT in answer.raw else _UNTOLD

@@ -268,17 +268,18 @@ class RateLimitMiddleware(Member):
 
     def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage | None:
         """Top a stream up as it flows, and cut it where that is wanted."""
-        if message.method is None and not self._cut_streams:
-            return message
         charge: Charge | None = exchange.state.get(self)
         if charge is None or charge.estimate.name is None:
             return message
+        passed: ServerMessage | None = message
         if charge.overdrawn and self._cut_streams and self._mode == "enforce":
-            return None if exchange.answer is not None else self._cut(exchange)
-        if message.method is not None:
+            passed = None if exchange.answer is not None else self._cut(exchange)
+        elif message.method is not None:
             charge.streamed += self._meter.streamed(message)
             self._charges.top_up(charge)
-        return message
+        if passed is not None and passed.is_answer and passed.id == exchange.request_id and exchange.failed is None:
+            charge.answer = passed
+        return passed
 
     def _cut(self, exchange: Exchange) -> ServerMessage:
         self._counts.cut += 1
@@ -297,7 +298,7 @@ class RateLimitMiddleware(Member):
             if charge.topping is not None:
                 await asyncio.wait({charge.topping})
             if charge.estimate.name is not None:
-                used = await self._meter.used(exchange, charge.request, charge.estimate, charge.streamed)
+                used = await self._meter.used(exchange, charge.request, charge.estimate, charge.answer, charge.streamed)
                 if used is not None:
                     tokens = used.input_tokens + used.output_tokens
                     if charge.payments is not None:

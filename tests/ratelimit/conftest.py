@@ -34,6 +34,8 @@ class Server:
         self.last: asyncio.Event | None = None
         """Waited for before a stream is ended."""
         self.raises: Exception | None = None
+        self.fails: Exception | None = None
+        """Raised once it has answered; in a stream before its end."""
         self.gate = asyncio.Event()
         self.gate.set()
         self.entered = asyncio.Event()
@@ -58,6 +60,8 @@ class Server:
             await self._stream(send, [*(json.dumps(notice).encode() for notice in self.notices), data])
         else:
             await self._send(send, data, "application/json")
+            if self.fails is not None:
+                raise self.fails
 
     async def _stream(self, send: Any, events: list[bytes]) -> None:
         headers = [(b"content-type", b"text/event-stream")]
@@ -67,6 +71,8 @@ class Server:
             await asyncio.sleep(0)  # so that what the limiter does of itself is done before the next
         if self.last is not None:
             await self.last.wait()
+        if self.fails is not None:
+            raise self.fails
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Any, body: bytes, media: str) -> None:

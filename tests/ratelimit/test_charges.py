@@ -11,9 +11,9 @@ from mcp_middleware.errors import INVALID_PARAMS, RATE_LIMITED
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import Member
 from mcp_middleware.testing import FakeClock
-from mcp_middleware.types import Rejection
+from mcp_middleware.types import Rejection, Usage
 
-from .conftest import INPUT, OUTPUT, BrokenCounter, Characters, Make, Stack
+from .conftest import INPUT, OUTPUT, BrokenCounter, Characters, Make, Reader, Stack
 
 
 class Judge(Member):
@@ -81,6 +81,42 @@ async def test_case_30_a_crash_before_the_answer_keeps_the_estimate(make: Make) 
     with pytest.raises(RuntimeError, match="crashed"):
         await stack.call()
     stack.server.raises = None
+    assert await stack.left() == (58, 5000 - INPUT - 3000)
+
+
+@pytest.mark.parametrize("sse", [False, True])
+async def test_a_crash_after_the_answer_changes_nothing_of_what_is_known(make: Make, sse: bool) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
+    reader = Reader(stack.limiter)
+    stack.app.app = reader
+    stack.server.sse, stack.server.fails = sse, RuntimeError("crashed")
+    with pytest.raises(RuntimeError, match="crashed"):
+        await stack.call()
+    stack.server.fails = None
+    assert reader.usages == [Usage(INPUT, OUTPUT)]
+    assert await stack.left() == (58, 5000 - INPUT - OUTPUT)
+
+
+async def test_a_disconnect_after_the_answer_changes_nothing_of_what_is_known(make: Make) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
+    stack.server.sse, stack.server.last = True, asyncio.Event()
+    call = stack.prepare()
+    running = asyncio.create_task(call.run())
+    async with asyncio.timeout(10), call.arrived:
+        await call.arrived.wait_for(lambda: b'"result"' in call.body)
+    running.cancel()
+    await asyncio.wait({running})
+    stack.server.last = None
+    assert await stack.left() == (58, 5000 - INPUT - OUTPUT)
+
+
+async def test_what_the_pipeline_says_for_a_server_that_broke_off_is_no_answer_of_its(make: Make) -> None:
+    stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
+    stack.server.raw, stack.server.sse = b'{"jsonrpc":"2.0","id":8,"result":{}}', True  # nobody asked by that number
+    stack.server.fails = RuntimeError("crashed")
+    with pytest.raises(RuntimeError, match="crashed"):
+        await stack.call()
+    stack.server.fails = stack.server.raw = None
     assert await stack.left() == (58, 5000 - INPUT - 3000)
 
 
