@@ -217,7 +217,8 @@ class Pipeline:
             raise cancelled
 
     async def _serve_batch(self, exchange: Exchange, batch: Batch, send: Send, cutoff: Cutoff) -> None:
-        """Judge and serve each message by itself, one after the other, and put the answers together (A16)."""
+        """Judge and serve each message of a batch (2025-03-26, transports) by itself, one after the other, and put the
+        answers together."""
         answer = BatchAnswer(send)
         for message in batch.messages:
             child = exchange.child(message)
@@ -268,8 +269,8 @@ class Pipeline:
 
 
 def _check_method(exchange: Exchange) -> Rejection | None:
-    """MCP has three methods, and bodies only with POST; HEAD and OPTIONS are HTTP's own (T25, SH). A call that came in
-    another would pass by everybody who judges messages."""
+    """MCP has three methods (transports), and bodies only with POST; HEAD and OPTIONS are HTTP's own. A call that came
+    in another would pass by everybody who judges messages."""
     if exchange.http_method == "POST":
         return None
     if exchange.http_method not in ("GET", "DELETE", "HEAD", "OPTIONS"):

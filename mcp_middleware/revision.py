@@ -51,7 +51,7 @@ _ROUTING_HEADERS: Final = (VERSION_HEADER, _METHOD_HEADER, _NAME_HEADER, SESSION
 _MIRRORED: Final = frozenset(
     {"tools/call", "prompts/get", "resources/read", "tasks/get", "tasks/update", "tasks/cancel"}
 )
-"""Methods whose target the ``Mcp-Name`` header repeats (SH; SEP-2663 for tasks)."""
+"""Methods whose target the ``Mcp-Name`` header repeats (2026-07-28 transports; SEP-2663 for tasks)."""
 
 _SENTINEL: Final = re.compile(rb"=\?base64\?(.*)\?=")
 
@@ -79,7 +79,8 @@ def check_headers(
 
     ``headers`` maps lower-case names to values without surrounding white space; ``repeated`` names those that came
     more than once. Header checks come before the version is looked up, so that a client which disagrees with itself is
-    told so. Sources: SH "Server Validation", VER; 2025-11-25 transports for an absent header.
+    told so. Sources: 2026-07-28 transports, "Server Validation", and versioning; 2025-11-25 transports for an absent
+    header.
     """
     for header in repeated:
         if header in _ROUTING_HEADERS:
@@ -152,7 +153,8 @@ def _mirror_mismatch(message: Request | Notification, headers: Mapping[bytes, by
 
 
 def decode_header_value(value: bytes) -> str | None:
-    """A mirrored header's text: verbatim, or the UTF-8 inside ``=?base64?...?=`` (SH, "Value Encoding").
+    """A mirrored header's text: verbatim, or the UTF-8 inside ``=?base64?...?=`` 
+    (2026-07-28 transports, "Value Encoding").
 
     None where the encoding is malformed, so that a corrupt header never equals a body's value.
     """

@@ -296,7 +296,7 @@ class SessionAffinityMiddleware(Member):
                 self._sessions.leave(held.use, now)
                 await self._store.opened(held.place, held.use, idle=self._idle, now=now)
                 if exchange.answer is not None and exchange.answer.error is not None:
-                    # Refused after all: servers that stream name a session before they know (C2).
+                    # Refused after all: servers that stream name a session before they know.
                     self._sessions.end(held.use)
                     await self._store.end(held.use, idle=self._idle, now=now)
         elif isinstance(held, _Closing):

@@ -30,12 +30,12 @@ TARGETS: Final[Mapping[str, str]] = {"tools": "tool", "prompts": "prompt", "reso
 """A rule's keys that say what it is about, with the kind of target that their globs name."""
 
 POLICY_KEYS: Final[Mapping[str, str]] = {
-    "default": "What happens where no rule matches: `allow` or `deny`. Without it: `deny`.",
+    "default": "What happens where no rule matches: `allow` or `deny`.",
     "rules": "The rules. One that denies wins over all that allow.",
 }
 """A policy's keys, with what they are for."""
 RULE_KEYS: Final[Mapping[str, str]] = {
-    "effect": "`allow` or `deny`. Without it: `allow`.",
+    "effect": "`allow` or `deny`.",
     "agents": "Globs of client ids; the rule is for those agents only.",
     "subjects": "Globs of `sub` claims: the people an agent acts for.",
     "issuers": "Globs of issuers.",

@@ -65,7 +65,7 @@ def begun_task(result: object) -> str | None:
 
 
 def knows_no_task(data: bytes) -> bool:
-    """Whether the answer to a question about a task says that there is none of that name (C13)."""
+    """Whether the answer to a question about a task says that there is none of that name (SEP-2663: -32602)."""
     try:
         error = _answered.decode(data).error
     except (msgspec.DecodeError, RecursionError):
@@ -79,6 +79,6 @@ def ends_event(tail: bytes) -> bool:
 
 
 def farewell(subscription: str | int) -> bytes:
-    """The event with which a subscription ends properly (2026-07-28, subscriptions; A17)."""
+    """The event with which a subscription ends properly (2026-07-28, subscriptions)."""
     result = {"resultType": "complete", "_meta": {_SUBSCRIPTION_KEY: subscription}}
     return encode(msgspec.json.encode({"jsonrpc": "2.0", "id": subscription, "result": result}))

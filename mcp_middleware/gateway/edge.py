@@ -31,7 +31,7 @@ AccessLog: TypeAlias = Callable[[str, Exchange, float], None]
 """Writes one line: the server's name, the finished exchange, and the seconds it took."""
 
 _HANDSHAKES: Final = frozenset({"initialize", "server/discover", "ping"})
-"""What a client needs to connect; a refusal would make it give up, or fall back to another era (E2)."""
+"""What a client needs to connect; a refusal would make it give up, or fall back to another era."""
 
 
 def _shared_with(origin: bytes) -> Headers:
@@ -39,7 +39,7 @@ def _shared_with(origin: bytes) -> Headers:
 
 
 class OpenRequests:
-    """How many requests and streams each agent has open, over all servers of one gateway."""
+    """How many requests and streams each caller has open, over all servers of one gateway."""
 
     __slots__ = ("_counts",)
 
@@ -64,11 +64,11 @@ class OpenRequests:
 
 
 class Edge(Member):
-    """Checks ``Host`` and ``Origin`` against DNS rebinding (F5; SH and T25, "Security Warning"), lets pages of allowed
-    origins read their answers, bounds what one agent has open at once, and writes the access log.
+    """Checks ``Host`` and ``Origin`` against DNS rebinding (F5; transports, "Security Warning"), lets pages of allowed
+    origins read their answers, bounds what one caller has open at once, and writes the access log.
 
     ``hosts`` are the values of ``Host`` that are ours, in lower case, with a port where it is not the scheme's own;
-    ``most_open`` is how many requests and streams one agent may have in ``open_requests``.
+    ``most_open`` is how many requests and streams one caller may have in ``open_requests``.
     """
 
     stage: ClassVar[str] = "edge"

@@ -1,7 +1,7 @@
 """The innermost application of the gateway: sends a judged request to an instance of its server, and the answer back.
 
 What goes on is the canonical body that the members judged; what comes back are the status and the body. Which headers
-go along either way is for ``headers``. An event stream is passed on as it arrives (A13). Everything else is sent when
+go along either way is for ``headers``. An event stream is passed on as it arrives. Everything else is sent when
 it is whole, because the members look at it whole, so that an answer which breaks off becomes an error with the right
 status. The page of a server that failed (5xx, no JSON) becomes an error with the request's id: clients cannot read it,
 and it may show what is nobody's business.
@@ -28,7 +28,7 @@ no credential can be had       503 with ``Retry-After``; 403 where the authoriza
 no answer                      502, never again sent; recorded as of unknown outcome
 no answer in time              504, likewise
 answer ends too early          502; in an event stream one error event with the request's id, by the pipeline
-client gone                    2026-07-28: the server's connection is closed, which cancels the call (A12).
+client gone                    2026-07-28: the server's connection is closed, which cancels the call.
                                Earlier: an event stream of a GET is closed; a call goes on, as long as ``timeout``
                                says, because there a lost connection cancels nothing
 =============================  ==================================================================================
@@ -329,7 +329,7 @@ class _Call:
 
     async def _run_task(self, task: str) -> None:
         """A task is on the instance that began it. Where that is not known, ask each in turn: one that does not know
-        it says so (C13) and has done nothing."""
+        it says so and has done nothing (SEP-2663)."""
         upstream, tried = self.upstream, set[str]()
         name = upstream.task_instance(task) or self.exchange.instance
         while True:

@@ -1,6 +1,7 @@
 """Which headers pass between a caller and a server behind the gateway. Pure.
 
-Of a request go on all, unknown ``Mcp-Param-*`` too (A1), without white space around their values (A6), except:
+Of a request go on all, unknown ``Mcp-Param-*`` too (2026-07-28 transports, "Server Behavior for Custom
+Headers"), without white space around their values, except:
 
 - hop-by-hop headers, and those that ``Connection`` names, unless MCP needs them (RFC 9110 section 7.6.1; an option
   that names ``mcp-protocol-version`` would make the server read another message than the one that was judged);

@@ -124,12 +124,18 @@ FILE: Final = Section(
             False,
         ),
         Key("access", ACCESS, "Who may see and call what. Without it, everybody may call everything."),
-        Key("limits", LIMITS, "Limits of each agent, over all servers. Without it there are none."),
+        Key(
+            "limits",
+            LIMITS,
+            "Limits of each caller (an agent, and the person it acts for), over all servers. Without it there are "
+            "none.",
+        ),
         Key("prices", PRICES, "What calls cost. Each call's cost is then in the audit trail."),
         Key(
             "budgets",
             BUDGETS,
-            "What each agent may spend in a day or a month, over all servers. All that match hold.",
+            "What each agent, whoever it acts for, may spend in a day or a month, over all servers. All that match "
+            "hold.",
         ),
         Key(
             "guard",
@@ -171,7 +177,13 @@ FILE: Final = Section(
         Key(
             "drain", Duration(), "How long calls in flight may take to finish once the gateway is told to stop.", "30s"
         ),
-        Key("connections_per_agent", Whole(), "Requests and streams that one agent may have open at once.", 1000),
+        Key(
+            "connections_per_agent",
+            Whole(),
+            "How many requests and streams, counted together, one caller (an agent, and the person it acts for) may "
+            "have open at once in one process. Connections themselves are not counted.",
+            1000,
+        ),
         Key("access_log", Flag(), "Whether each request gets a line on standard error.", True),
     ),
 )

@@ -6,7 +6,7 @@ import yaml
 
 from .keys import FILE
 from .scalars import SECRET_FILE
-from .shapes import Key
+from .shapes import Key, Section
 
 __all__ = ["reference_markdown", "schema"]
 
@@ -24,7 +24,7 @@ servers:
   search: {url: "http://127.0.0.1:9001/mcp"}
   files:
     instances: ["http://127.0.0.1:9002/mcp", "http://127.0.0.1:9003/mcp"]
-    headers: {X-Api-Key: "${FILES_KEY}"}
+    credentials: {type: header, name: X-Api-Key, value: "${FILES_KEY}"}
 auth: {issuers: [{issuer: "https://login.example.com"}], scopes: ["mcp:use"]}
 access:
   rules:
@@ -66,21 +66,27 @@ def schema() -> dict[str, Any]:
 
 def reference_markdown() -> str:
     """``docs/configuration.md``: what values look like, and the keys of every section."""
-    sections: dict[str, dict[str, Key]] = {}
+    kinds: dict[str, list[Section]] = {}
     for section in FILE.sections():
-        sections.setdefault(section.name, {}).update({key.name: key for key in section.keys})
-    return "\n".join([_PREFACE, *(_section(name, list(keys.values())) for name, keys in sections.items())])
+        kinds.setdefault(section.name, []).append(section)
+    return "\n".join([_PREFACE, *(_section(name, sections) for name, sections in kinds.items())])
 
 
-def _section(name: str, keys: list[Key]) -> str:
+def _section(name: str, kinds: list[Section]) -> str:
+    """The keys of a section. One that has several kinds needs only what all of them need."""
     heading = "The file" if not name else f"`{name}`" if "." in name or " " not in name else name.capitalize()
-    rows = [f"| `{key.name}` | {key.shape.label} | {_default(key)} | {key.about} |" for key in keys]
+    names = [{key.name for key in section.keys} for section in kinds]
+    keys = {key.name: key for section in kinds for key in section.keys}
+    rows = [
+        f"| `{key.name}` | {key.shape.label} | {_default(key, all(key.name in kind for kind in names))} | {key.about} |"
+        for key in keys.values()
+    ]
     return "\n".join([f"## {heading}", "", "| key | value | without it | meaning |", "|---|---|---|---|", *rows, ""])
 
 
-def _default(key: Key) -> str:
+def _default(key: Key, everywhere: bool) -> str:
     if key.required:
-        return "required"
+        return "required" if everywhere else ""
     if key.default is None or key.default in ({}, []):
         return ""
     return f"`{yaml.safe_dump(key.default, default_flow_style=True).splitlines()[0]}`"

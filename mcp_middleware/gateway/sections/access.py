@@ -14,13 +14,16 @@ _WORDS: Final = ListOf(Text("string", "be a string"))
 _EFFECT: Final = OneOf(("allow", "deny"))
 _RULE: Final = Section(
     "access.rules[]",
-    tuple(Key(name, _EFFECT if name == "effect" else _WORDS, about) for name, about in RULE_KEYS.items()),
+    tuple(
+        Key(name, _EFFECT, about, "allow") if name == "effect" else Key(name, _WORDS, about)
+        for name, about in RULE_KEYS.items()
+    ),
 )
 _POLICY: Final = Section(
     "access",
-    tuple(
-        Key(name, {"default": _EFFECT, "rules": ListOf(_RULE, least=0)}[name], POLICY_KEYS[name])
-        for name in POLICY_KEYS
+    (
+        Key("default", _EFFECT, POLICY_KEYS["default"], "deny"),
+        Key("rules", ListOf(_RULE, least=0), POLICY_KEYS["rules"]),
     ),
 )
 """What ``authorization.rules`` reads, for the schema and the reference."""

@@ -20,7 +20,12 @@ BUDGETS: Final = ListOf(
         (
             Key("period", OneOf(get_args(Period)), "Of the calendar, in UTC.", required=True),
             Key("amount", _AMOUNT, "In the currency of `prices`.", required=True),
-            Key("agents", ListOf(AGENT_GLOB), "Globs of client ids; each agent has the budget for itself.", ["*"]),
+            Key(
+                "agents",
+                ListOf(AGENT_GLOB),
+                "Globs of client ids; each agent has one budget, whoever it acts for.",
+                ["*"],
+            ),
             Key(
                 "action",
                 OneOf(get_args(BudgetAction)),

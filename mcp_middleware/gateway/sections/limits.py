@@ -1,4 +1,4 @@
-"""``limits``, of each agent: over all servers, and ``servers.<name>.limits`` on one of them."""
+"""``limits``, of each caller: over all servers, and ``servers.<name>.limits`` on one of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ _INITIAL_OUTPUT_TOKENS: Final = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
-    """Limits of each agent on one server, on top of its own."""
+    """Limits of each caller on one server, on top of its own."""
 
     all: PartLimits | None = None
     """On all that it asks of this server."""
@@ -57,7 +57,7 @@ class LimitsConfig:
         return not self.servers and not self.hold_for("")
 
     def of_server(self, server: str) -> PartLimits | None:
-        """What limits all that an agent asks of ``server``."""
+        """What limits all that a caller asks of ``server``."""
         return self.servers[server].all if server in self.servers else None
 
     def of_tools(self, server: str) -> dict[str, PartLimits]:
@@ -97,8 +97,8 @@ _BURST: Final = Section(
 _PART_RATE: Final = Either((_BUCKET, _BURST), f"{RATE.must}, or a mapping with rate and burst")
 _AGENT_RATE: Final = Either((Off(), _BUCKET, _BURST), f"{RATE.must}, a mapping with rate and burst, or off")
 _PART_KEYS: Final = (
-    Key("requests", _PART_RATE, "Requests of each agent there."),
-    Key("tokens", _PART_RATE, "Tokens of each agent there."),
+    Key("requests", _PART_RATE, "Requests of each caller there."),
+    Key("tokens", _PART_RATE, "Tokens of each caller there."),
 )
 _TOOL: Final = Section(
     "limits.tools.<glob>",
@@ -128,19 +128,20 @@ _AGENT: Final = Section(
 LIMITS: Final = Section(
     "limits",
     (
-        Key("requests", _AGENT_RATE, "Requests of each agent."),
-        Key("tokens", _AGENT_RATE, "Tokens of each agent's calls, arguments and results."),
-        Key("concurrency", MOST, "Requests of each agent that may be open at once, `subscriptions/listen` too."),
+        Key("requests", _AGENT_RATE, "Requests of each caller."),
+        Key("tokens", _AGENT_RATE, "Tokens of each caller's calls, arguments and results."),
+        Key("concurrency", MOST, "Requests of each caller that may be open at once, `subscriptions/listen` too."),
         Key(
             "agents",
             MapOf(AGENT_GLOB, _AGENT),
-            "What differs for agents whose client id matches a glob (`*`, `?`, `[...]`); the first match counts.",
+            "What differs for each caller whose agent's client id matches a glob (`*`, `?`, `[...]`); the first "
+            "match counts.",
             {},
         ),
         Key(
             "tools",
             MapOf(TOOL_GLOB, _TOOL),
-            "What each agent may ask of the tools whose name matches a glob, on each server by itself, on top of its "
+            "What each caller may ask of the tools whose name matches a glob, on each server by itself, on top of its "
             "other limits; the first match counts.",
             {},
         ),

@@ -86,7 +86,7 @@ _SERVER: Final = Section(
         Key(
             "caller", CALLER, "A signed header in which the gateway says who calls. Without it the server is not told."
         ),
-        Key("limits", SERVER_LIMITS, "What each agent may ask of this server, on top of its own limits."),
+        Key("limits", SERVER_LIMITS, "What each caller may ask of this server, on top of its own limits."),
         Key("timeout", Duration(), "How long an answer may take to begin; then 504.", "60s"),
         Key("stream_idle", Duration(), "How long a stream may be silent before it is ended.", "5m"),
         Key(

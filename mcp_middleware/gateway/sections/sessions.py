@@ -23,7 +23,7 @@ class SessionsConfig:
     lifetime: float = 43_200.0
     """Seconds."""
     per_agent: int | None = 100
-    """Open sessions of one agent; None does not limit."""
+    """Open sessions of one caller; None does not limit."""
 
 
 def _key(text: str) -> str:
@@ -54,7 +54,7 @@ SESSIONS: Final = Section(
         ),
         Key("idle", Duration(), "How long a session may be without a request.", "30m"),
         Key("lifetime", Duration(), "How long a session may live.", "12h"),
-        Key("per_agent", MOST, "Open sessions of one agent.", 100),
+        Key("per_agent", MOST, "Open sessions of one caller (an agent, and the person it acts for).", 100),
     ),
     _sessions,
 )
