@@ -153,7 +153,7 @@ def _mirror_mismatch(message: Request | Notification, headers: Mapping[bytes, by
 
 
 def decode_header_value(value: bytes) -> str | None:
-    """A mirrored header's text: verbatim, or the UTF-8 inside ``=?base64?...?=`` 
+    """A mirrored header's text: verbatim, or the UTF-8 inside ``=?base64?...?=``
     (2026-07-28 transports, "Value Encoding").
 
     None where the encoding is malformed, so that a corrupt header never equals a body's value.
