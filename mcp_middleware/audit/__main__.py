@@ -83,9 +83,11 @@ def _print_report(trail: AuditTrail, wanted: AuditFilter, options: argparse.Name
         _print(REPORT_FORMATS[options.format](report))
         unpriced = report.total.unpriced
         if unpriced:
-            print(f"note: no cost is known of {unpriced} of {report.total.calls} calls", file=sys.stderr)
+            calls = "1 call" if report.total.calls == 1 else f"{report.total.calls} calls"
+            print(f"note: no cost is known of {unpriced} of {calls}", file=sys.stderr)
         if report.others is not None and options.format == "csv":
-            print(f"note: {report.others[0]} more rows are not shown", file=sys.stderr)
+            hidden = "1 more row is" if report.others[0] == 1 else f"{report.others[0]} more rows are"
+            print(f"note: {hidden} not shown", file=sys.stderr)
 
 
 def _parser(now: datetime) -> argparse.ArgumentParser:

@@ -145,7 +145,9 @@ def test_a_spreadsheet_gets_exact_costs_and_no_total(trail: Path, capsys: pytest
         "agent,calls,refused,failed,input_tokens,output_tokens,cost_EUR,cost_USD,unpriced\r\n"
         "ci-bot,3,1,0,30,300,0.300000001,0,0\r\n"
     )
-    assert printed.err == "note: no cost is known of 2 of 6 calls\nnote: 1 more rows are not shown\n"
+    assert printed.err == "note: no cost is known of 2 of 6 calls\nnote: 1 more row is not shown\n"
+    assert main(["report", str(trail), "--by", "agent,tool", "--top", "1", "--format", "csv"]) == 0
+    assert capsys.readouterr().err.endswith("\nnote: 2 more rows are not shown\n")
 
 
 HOSTILE = ["\x1b[2J\x1b]0;x\x07", "\u202egnp", "a\nb  9  9", "=cmd|'/c calc'!A1", "(total)", "", "\u2028", '"', "-"]
