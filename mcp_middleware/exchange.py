@@ -292,23 +292,8 @@ def name_session(session_id: bytes) -> str:
 
 def _foreign_principal(scope: Scope) -> Principal | None:
     """The caller as another layer authenticated it: the MCP SDK's and FastMCP's user carries an access token."""
-    user = scope.get("user")
-    if user is None:
-        return None
-    token = getattr(user, "access_token", None)
-    client = getattr(token, "client_id", None)
-    if not isinstance(client, str):
-        return None
-    claims: Mapping[str, Any] = getattr(token, "claims", None) or {}
-    issuer = claims.get("iss")
-    return Principal(
-        issuer=issuer if isinstance(issuer, str) else None,
-        client=client,
-        subject=getattr(token, "subject", None),
-        scopes=frozenset(getattr(token, "scopes", ())),
-        expires_at=getattr(token, "expires_at", None),
-        claims=claims,
-    )
+    token: Any = getattr(scope.get("user"), "access_token", None)
+    return Principal.from_access_token(token) if isinstance(getattr(token, "client_id", None), str) else None
 
 
 async def read_message(

@@ -50,6 +50,27 @@ class Principal:
         """What stays the same over new tokens, addresses and sessions (issuer, client, subject)."""
         return (self.issuer, self.client, self.subject)
 
+    @classmethod
+    def from_access_token(cls, token: "AccessToken") -> "Principal":
+        """Whose a verified token is, whoever verified it. Without ``sub`` a client acts for itself. ``roles`` is a
+        list, or one role; a claim that holds anything else names none."""
+        claims: Mapping[str, Any] = getattr(token, "claims", None) or {}  # older SDKs' tokens have none, nor a subject
+        issuer, roles = claims.get("iss"), claims.get("roles")
+        subject = getattr(token, "subject", None) or claims.get("sub")
+        if isinstance(roles, str):
+            roles = [roles]
+        elif not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
+            roles = []
+        return cls(
+            issuer=issuer if isinstance(issuer, str) else None,
+            client=token.client_id,
+            subject=subject if isinstance(subject, str) and subject else token.client_id,
+            scopes=frozenset(token.scopes),
+            roles=frozenset(roles),
+            expires_at=token.expires_at,
+            claims=claims,
+        )
+
 
 ANONYMOUS = Principal(issuer=None, client="anonymous", subject=None)
 """Every caller whom nobody authenticated. They share one key, so that inventing identities gains nothing."""

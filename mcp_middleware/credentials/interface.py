@@ -21,15 +21,7 @@ class Caller:
     @classmethod
     def from_access_token(cls, access: AccessToken) -> "Caller":
         """The caller whom a verified token names, such as the MCP SDK's ``get_access_token()`` returns."""
-        issuer = (access.claims or {}).get("iss")
-        principal = Principal(
-            issuer=issuer if isinstance(issuer, str) else None,
-            client=access.client_id,
-            subject=access.subject or access.client_id,  # a client without a person acts for itself
-            scopes=frozenset(access.scopes),
-            expires_at=access.expires_at,
-        )
-        return cls(principal, access.token)
+        return cls(Principal.from_access_token(access), access.token)
 
 
 class CredentialUnavailableError(Exception):

@@ -13,9 +13,9 @@ from itertools import product
 from typing import Final, TypeAlias
 
 from mcp_middleware.exchange import Scope
-from mcp_middleware.types import AccessToken, Principal
+from mcp_middleware.types import AccessToken
 
-__all__ = ["IDENTITY_HEADERS", "HandOn", "hand_on", "principal_of"]
+__all__ = ["IDENTITY_HEADERS", "HandOn", "hand_on"]
 
 _NAMES: Final = (
     b"authorization",
@@ -47,24 +47,6 @@ of these has made it up. With underscores as well: applications in the manner of
 
 HandOn: TypeAlias = Callable[[Scope, AccessToken], Callable[[], None] | None]
 """Makes the caller known to the server, and returns what undoes it after the request."""
-
-
-def principal_of(token: AccessToken) -> Principal:
-    """Who the bearer of a verified token is. Without ``sub`` a client acts for itself."""
-    claims = token.claims or {}
-    issuer = claims.get("iss")
-    roles = claims.get("roles")
-    if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
-        roles = []
-    return Principal(
-        issuer=issuer if isinstance(issuer, str) else None,
-        client=token.client_id,
-        subject=token.subject or token.client_id,
-        scopes=frozenset(token.scopes),
-        roles=frozenset(roles),
-        expires_at=token.expires_at,
-        claims=claims,
-    )
 
 
 def hand_on() -> HandOn:

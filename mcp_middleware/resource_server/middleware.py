@@ -15,7 +15,7 @@ from mcp_middleware.responses import retry_later
 from mcp_middleware.types import AccessToken, Document, Principal, Rejection, TokenVerifier
 
 from .challenge import MalformedAuthorizationError, bearer_token, challenge, without_token
-from .identity import IDENTITY_HEADERS, hand_on, principal_of
+from .identity import IDENTITY_HEADERS, hand_on
 from .issuers import Issuer
 from .legacy import LEGACY_WELL_KNOWN, issuer_metadata
 from .metadata import ProtectedResource, metadata_answer, server_paths
@@ -175,7 +175,7 @@ class OAuthResourceServerMiddleware(Member):
     def _principal(self, token: AccessToken) -> Principal:
         """Whose the token is, with all that its scopes contain."""
         if not isinstance(token, VerifiedToken):
-            return self._widen(principal_of(token))
+            return self._widen(Principal.from_access_token(token))
         if self._hierarchy is None:
             return token.principal
         known = self._widened.get(id(token))

@@ -9,9 +9,12 @@ from typing import Any
 import httpx2
 import pytest
 import pytest_asyncio
+from fastmcp import FastMCP
+from fastmcp.server.auth.providers.jwt import StaticTokenVerifier
 from mcp import MCPError
+from starlette.middleware import Middleware
 
-from mcp_middleware.authorization import Policy
+from mcp_middleware.authorization import Policy, ToolAuthorizationMiddleware
 from mcp_middleware.types import Era
 from tests.authorization.servers import KINDS, POLICY, governed, names
 from tests.support import TIMEOUT, answer_of, connect, headers_for, initialize, message, serve, text_of
@@ -223,3 +226,19 @@ async def test_other_spellings_of_a_subscription_are_refused(url: str, http: htt
     response = await raw.ask("subscriptions/listen", params)
     assert response.status_code == 400
     assert "params.notifications" in answer_of(response)["error"]["message"]
+
+
+async def test_behind_fastmcps_own_authentication_roles_and_machines_match() -> None:
+    policy = Policy.from_text("rules:\n  - {subjects: ['*'], tools: [echo]}\n  - {roles: [admin], tools: [reset]}")
+    tokens: dict[str, dict[str, Any]] = {
+        "machine": {"client_id": "ci-1"},
+        "admin": {"client_id": "ci-2", "sub": "alice", "roles": ["admin"]},
+    }
+    server = FastMCP("own", auth=StaticTokenVerifier(tokens))
+    for name in ("echo", "reset"):
+        server.tool(lambda: "done", name=name)
+    member = Middleware(ToolAuthorizationMiddleware, policy=policy)
+    async with serve(server.http_app(path="/mcp", middleware=[member])) as origin:
+        for token, seen in [("machine", ["echo"]), ("admin", ["echo", "reset"])]:
+            async with connect(f"{origin}/mcp", token=token) as client:
+                assert [tool.name for tool in (await client.list_tools()).tools] == seen
