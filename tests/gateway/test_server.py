@@ -1,10 +1,12 @@
 """The gateway as a process: cases 37 and 43, reloads, workers and TLS, with real signals and sockets."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
 import ssl
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ import httpx2
 import pytest
 
 from mcp_middleware.audit.query import AuditTrail
+from mcp_middleware.gateway.app import create_app
+from mcp_middleware.gateway.config import load
+from mcp_middleware.gateway.server import Worker
 from tests.certificates import certificate
-from tests.support import initialize, post
+from tests.support import initialize, listener, post
 
 from .gateways import SESSION_KEY
 from .processes import Process, backend, client, configured, running
@@ -170,6 +175,27 @@ async def test_case_18_a_bad_file_keeps_the_last_good_one_and_says_so(tmp_path: 
         process.write(configured({"files": files.origin}, process.port))
         await process.wrote("was reloaded")
         assert "reload" not in (await http.get(f"{process.origin}/readyz")).json()
+
+
+async def test_a_reload_collects_the_configuration_before_and_does_not_walk_what_was_there_at_the_start(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(json.dumps(configured({"files": "http://127.0.0.1:9"}, 0, public_url="http://127.0.0.1:8080")))
+    config = load(file)
+    with listener() as bound:
+        worker, gateway = Worker(bound, config, path=file), create_app(config)
+        gc.freeze()
+        try:
+            await worker._reload(gateway)
+            replaced = weakref.ref(gateway._generation)
+            await worker._reload(gateway)
+            assert replaced() is None
+            made = {id(one) for one in gc.get_objects()}
+            assert id(gateway._generation) in made, "it is not frozen, and the next reload can collect it"
+            assert id(worker.__dict__) not in made
+        finally:
+            gc.unfreeze()
 
 
 async def test_what_cannot_change_while_it_runs_is_said(tmp_path: Path) -> None:
