@@ -289,8 +289,9 @@ def _settle_heap() -> None:
     A started gateway of one server holds 43,000 objects that live as long as it does. To walk them takes 23 ms, and
     every request waits so long; frozen, they are out of the collector's sight, and a full collection takes 0.01 ms. A
     finished request leaves no cycles behind (``Exchange.close``), so the young ones need no frequent look either.
-    What a reload makes is not frozen, and the next one collects it within a millisecond. The first configuration alone
-    stays: a thousand objects for a server, and some fifty more for each other.
+    What a reload makes is not frozen, and the next one collects it: with it only what is counted by then is walked, a
+    millisecond where that is little. The first configuration alone stays: a thousand objects for a server, and some
+    fifty more for each other.
     While it started, the collector was off (``cli``), and what has become garbage by then is not worth a walk: a
     thousand objects of 140,000.
     """
