@@ -6,11 +6,11 @@ from functools import lru_cache
 from os import PathLike
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from mcp_middleware.globs import Glob, matcher
 from mcp_middleware.message import Message, Request
 from mcp_middleware.nodes import Node, read_file, read_mapping, read_text
 from mcp_middleware.types import Decision, Principal
 
-from .globs import Glob, matcher
 from .methods import questions
 from .rules import Effect, Rule, compile_rules, compile_rules_for_servers
 from .uris import spellings

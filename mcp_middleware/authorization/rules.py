@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.globs import Glob, matcher
 from mcp_middleware.nodes import Node
-
-from .globs import Glob, matcher
 
 __all__ = [
     "CONDITIONS",

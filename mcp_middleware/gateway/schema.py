@@ -45,6 +45,8 @@ is an error. |
 | duration | `250ms`, `60s`, `30m`, `12h`, `1d`, or a number of seconds; above 0. |
 | size | `64KiB`, `4MiB`, `1GiB`, or a number of bytes; above 0. |
 | rate | `60/minute`, `100 per 2 hours`; the amount is also how much may come at once. |
+| glob | What whole names look like: `*` is any run of characters, also none, `?` exactly one. `[`, `]`, `{`, `}`, \
+`\\` and a leading `!` are refused. |
 | path | Relative ones start where the file is. |
 | secret | A string, best from the environment, or `{file: PATH}`: what the file holds, without the line break at its \
 end. |

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from mcp_middleware.globs import Glob
 from mcp_middleware.oauth.urls import absolute_url
 from mcp_middleware.ratelimit.rate import Rate
 
@@ -22,9 +23,9 @@ __all__ = [
     "MOST",
     "NAME",
     "RATE",
+    "SERVER_GLOB",
     "TOOL_GLOB",
     "WEB_URL",
-    "glob",
     "only_given",
     "printable",
     "some_of",
@@ -79,12 +80,15 @@ def printable(text: str) -> str:
     return text
 
 
-def glob(text: str) -> str:
-    """A glob of any names. Raises ValueError."""
-    if not text:
-        raise ValueError
+def _glob(text: str) -> str:
+    Glob(text)
     text.encode()  # buckets are named by it
     return text
+
+
+def _globs_of(label: str, names: str) -> Text:
+    rule = "* is any run of characters and ? is one, and there are no [ ] { } \\ and no ! at its start"
+    return Text(f"glob of {label}", f"be a glob of {names}, not empty: {rule}", _glob, r"^[^!\[\]{}\\][^\[\]{}\\]*$")
 
 
 def _identifier(text: str) -> str:
@@ -140,5 +144,6 @@ RATE: Final = Text(
 )
 MOST: Final = Either((Off(), Whole()), "be a whole number from 1, or off")
 """The most there may be of something."""
-AGENT_GLOB: Final = Text("glob of client ids", "be a glob of client ids, not empty", glob)
-TOOL_GLOB: Final = Text("glob of tools", "be a glob of tools' names, not empty", glob)
+AGENT_GLOB: Final = _globs_of("client ids", "client ids")
+SERVER_GLOB: Final = _globs_of("servers", "servers' names")
+TOOL_GLOB: Final = _globs_of("tools", "tools' names")

@@ -125,7 +125,7 @@ class RequestGuardMiddleware(Member):
         if not self._tools or not isinstance(message, Request) or message.method != "tools/call":
             return None
         for glob, pattern, item in self._tools:
-            if pattern.match(message.target or ""):
+            if pattern.fullmatch(message.target or ""):
                 limiter, names = self._storage.tool_limiter, (self._server_name, glob)
                 if not limiter.hit(item, *names):
                     return self._too_many(limiter, item, names, "tool")

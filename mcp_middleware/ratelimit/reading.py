@@ -1,15 +1,13 @@
-"""Options that hold options: mappings, lists and globs. What is wrong is named with its place (ConfigurationError).
+"""Options that hold options: mappings, lists and globs. What is wrong is named with its place (ConfigurationError)."""
 
-A glob (``*``, ``?``, ``[...]``) stands for whole names, case and all, whatever the operating system's own rules are.
-"""
-
-import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.globs import Glob, matcher
 
 __all__ = ["by_glob", "globs", "is_text", "list_of", "matches_any", "read_mapping", "with_method"]
 
@@ -55,8 +53,8 @@ def is_text(option: Any) -> bool:
 
 
 def by_glob(place: str, option: Any, *, names: str, values: str) -> list[tuple[str, re.Pattern[str], Any]]:
-    """A mapping from globs of ``names`` to ``values``, None for an empty one: each glob, the expression that matches
-    what it stands for, and its value."""
+    """A mapping from globs of ``names`` to ``values``, None for an empty one: each glob, the expression whose
+    ``fullmatch`` says what it stands for, and its value."""
     if option is None:
         return []
     if not isinstance(option, Mapping):
@@ -64,7 +62,7 @@ def by_glob(place: str, option: Any, *, names: str, values: str) -> list[tuple[s
     for glob in option:
         if not is_text(glob):
             raise ConfigurationError(f"{place} has the key {glob!r}; it must be a glob of {names}")
-    return [(glob, re.compile(fnmatch.translate(glob)), value) for glob, value in option.items()]
+    return [(glob, _expression(place, glob), value) for glob, value in option.items()]
 
 
 def globs(place: str, option: Any) -> tuple[str, ...]:
@@ -72,9 +70,22 @@ def globs(place: str, option: Any) -> tuple[str, ...]:
     for one in list_of(place, option, "globs"):
         if not isinstance(one, str) or not one:
             raise ConfigurationError(f"{place} has {one!r}; it must be a glob such as 'search*'")
+        _expression(place, one)
     return tuple(option)
 
 
 def matches_any(patterns: Iterable[str], name: str) -> bool:
     """Whether one of the globs stands for the name."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return any(_compiled(pattern).fullmatch(name) for pattern in patterns)
+
+
+def _expression(place: str, glob: str) -> re.Pattern[str]:
+    try:
+        return _compiled(glob)
+    except ValueError as error:
+        raise ConfigurationError(f"{place} has the glob {glob!r}: {error}") from None
+
+
+@lru_cache(1024)
+def _compiled(glob: str) -> re.Pattern[str]:
+    return matcher([Glob(glob)])

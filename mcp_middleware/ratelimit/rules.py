@@ -114,13 +114,13 @@ class Rules:
         key = blake2b(json.dumps(principal_key).encode(), digest_size=20).digest()
         client = principal_key[1]
         for pattern, profiles in self._agents:
-            if pattern.match(client):
+            if pattern.fullmatch(client):
                 return key, profiles
         return key, self._everybody
 
     def _find_tool(self, tool: str) -> int:
         for number, (pattern, _) in enumerate(self._tools, start=1):
-            if pattern.match(tool):
+            if pattern.fullmatch(tool):
                 return number
         return 0
 

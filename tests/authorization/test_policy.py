@@ -13,7 +13,7 @@ from mcp_middleware.authorization.policy import MAX_TARGET, combine
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.message import Notification, Request, Response, parse
 from mcp_middleware.types import ANONYMOUS, Decision, Principal
-from tests.authorization.test_globs import reference
+from tests.core.test_globs import reference
 
 ISSUER = "https://login.example.com"
 ALICE = Principal(ISSUER, "agent-1", "alice", roles=frozenset({"admin"}))

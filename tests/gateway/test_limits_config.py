@@ -135,6 +135,15 @@ def test_prices_need_no_limits_and_off_is_off(tmp_path: Path) -> None:
             "limits: {tools: {'': {requests: 1/second}}}",
             "limits.tools has the key ''; it must be a glob of tools' names",
         ),
+        (
+            "limits: {agents: {'!ci': {requests: 1/second}}}",
+            "limits.agents has the key '!ci'; it must be a glob of client ids, not empty: * is any run of characters",
+        ),
+        ("guard: {tools: {'a{b,c}': 1/second}}", "guard.tools has the key 'a{b,c}'; it must be a glob of tools' names"),
+        (
+            "prices: {currency: EUR, rules: [{call: 1, servers: ['[a]']}]}",
+            "prices.rules[0].servers[0] is '[a]'; it must be a glob of servers' names",
+        ),
         ("limits: {servers: {a: {requests: 1/second}}}", "limits.servers is no key of this place"),
         ("prices: {rules: [{call: 1}]}", "gateway.yaml:4: prices.currency is missing"),
         ("prices: {currency: '€', rules: [{call: 1}]}", "prices.currency is '€'; it must be a code such as EUR"),

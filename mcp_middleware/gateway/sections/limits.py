@@ -134,8 +134,7 @@ LIMITS: Final = Section(
         Key(
             "agents",
             MapOf(AGENT_GLOB, _AGENT),
-            "What differs for each caller whose agent's client id matches a glob (`*`, `?`, `[...]`); the first "
-            "match counts.",
+            "What differs for each caller whose agent's client id matches a glob; the first match counts.",
             {},
         ),
         Key(

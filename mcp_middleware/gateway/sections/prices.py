@@ -5,7 +5,7 @@ from typing import Final
 
 from mcp_middleware.gateway.scalars import Amount
 from mcp_middleware.gateway.shapes import Key, ListOf, Section, Text
-from mcp_middleware.gateway.values import TOOL_GLOB, glob, some_of
+from mcp_middleware.gateway.values import SERVER_GLOB, TOOL_GLOB, some_of
 from mcp_middleware.ratelimit import Price, Prices
 from mcp_middleware.ratelimit.reading import matches_any
 
@@ -37,7 +37,6 @@ _CURRENCY: Final = Text(
     r"^[A-Za-z][A-Za-z0-9_-]{0,15}$",
     ("EUR",),
 )
-_SERVER_GLOB: Final = Text("glob of servers", "be a glob of servers' names, not empty", glob)
 _TOKEN_PRICE: Final = Amount(
     "be a number from 0 to 1000000, with at most 6 decimals", lambda amount: Price(input=amount)
 )
@@ -46,7 +45,7 @@ _CALL_PRICE: Final = Amount("be a number from 0 to 1000000, with at most 9 decim
 _PRICE: Final = Section(
     "prices.rules[]",
     (
-        Key("servers", ListOf(_SERVER_GLOB), "Globs of servers' names. Without it: calls of every server."),
+        Key("servers", ListOf(SERVER_GLOB), "Globs of servers' names. Without it: calls of every server."),
         Key(
             "tools",
             ListOf(TOOL_GLOB),

@@ -1,4 +1,4 @@
-"""Globs as a policy writes them: what they match, and how two of them relate. Pure.
+"""Globs, in policies, limits, prices and budgets alike: what they match, and how two of them relate. Pure.
 
 A glob stands for whole strings, compared character by character, without folding of any kind. ``*`` is any run of
 characters, ``/`` and line breaks included, also none; ``?`` is exactly one character. Nothing else is special.
@@ -44,7 +44,7 @@ class Glob:
         if not text:
             raise ValueError("it is empty and can match nothing")
         if text.startswith("!"):
-            raise ValueError("there is no negation; write a rule with effect: deny")
+            raise ValueError("there is no negation; name what is meant, or in a policy write a rule with effect: deny")
         for character in text:
             if character in _NOT_UNDERSTOOD:
                 raise ValueError(f"{character!r} has no meaning in a glob: {_NOT_UNDERSTOOD[character]}")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_middleware.authorization.globs import Glob, matcher
+from mcp_middleware.globs import Glob, matcher
 
 ALPHABET = "ab/.\n+$é"
 texts = st.text(ALPHABET + "AÀ\u2028{", max_size=12)
