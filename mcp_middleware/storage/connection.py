@@ -11,8 +11,8 @@ come back in the same order. So there is no pool to wait for, and the oldest una
 - **Deadline.** A command that nobody waits for any more must not be carried out when the store comes back to it. So
   scripts that take something get a deadline in the store's own time, which is learnt from its answers.
 
-In a cluster each node has a connection, breaker and clock of its own. Which node keeps a key is learnt from the nodes'
-redirections, and forgotten when a node is lost.
+In a cluster each node has a connection, breaker and clock of its own. The URL names one of them; which others there are
+and which keeps a key is learnt from the nodes' redirections, and forgotten when a node is lost.
 """
 
 import asyncio
@@ -49,8 +49,8 @@ _SHORTEST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
 _SLOTS: Final = 16_384
 _MOST_ANSWERS: Final = 4
-"""To one call: moved twice, the script not known there, and its reply."""
-_MOVED: Final = re.compile(r"MOVED (\d+) (.*):(\d+)")
+"""To one call: redirected twice, the script not known there, and its reply."""
+_REDIRECTED: Final = re.compile(r"(MOVED|ASK) (\d+) (.*):(\d+)")
 _MORE: Final = object()
 _KEEP_ALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """Whoever vanishes without a word is missed within 45 s, although nobody asks; as far as the system can."""
@@ -236,17 +236,23 @@ class RedisConnection:
         the command is written: what our own loop was busy with until then is not the store's time.
         """
         command: tuple[Word, ...] = (b"EVALSHA", script.digest, len(keys), *keys)
+        receiver: RedisConnection | None = None  # of these keys, whose slot is about to move there
         for _ in range(_MOST_ANSWERS):
-            node = self.node_of(keys[0])
+            node = receiver or self.node_of(keys[0])
             link = node._link or await node._connected()
             try:
-                reply = await link.ask(command, arguments)
+                if receiver is None:
+                    reply = await link.ask(command, arguments)
+                else:
+                    _, reply = await asyncio.gather(link.ask((b"ASKING",), ()), link.ask(command, arguments))
             except _RefusedError as error:
                 text = str(error)
                 if text.startswith("NOSCRIPT"):  # the store was restarted, or its scripts flushed
                     command = (b"EVAL", script.source, *command[2:])
-                elif moved := _MOVED.fullmatch(text):
-                    self._slots[int(moved[1])] = self._node_at(moved[2] or node.host, int(moved[3]))
+                elif redirected := _REDIRECTED.fullmatch(text):
+                    receiver = self._node_at(redirected[3] or node.host, int(redirected[4]))
+                    if redirected[1] == "MOVED":
+                        self._slots[int(redirected[2])], receiver = receiver, None
                 else:
                     node._complain(text, link)
                     break
@@ -259,15 +265,19 @@ class RedisConnection:
 
     def node_of(self, key: bytes) -> "RedisConnection":
         """The connection to the node that keeps ``key``; this one where there is no cluster, or nothing known of it."""
-        if not self._slots:
+        if not self._nodes:
             return self
         tag = key.partition(b"{")[2].partition(b"}")[0] or key
         slot = crc_hqx(tag, 0) % _SLOTS
         node = self._slots.get(slot, self)
-        if node is not self and node._tried and not node.is_up:  # perhaps another has taken its place
-            del self._slots[slot]
-            return self
+        if node._is_lost:  # perhaps another has taken its place, of which those that are left know
+            self._slots.pop(slot, None)
+            return next((one for one in (self, *self._nodes.values()) if one.is_up), self)
         return node
+
+    @property
+    def _is_lost(self) -> bool:
+        return self._tried and not self.is_up
 
     def _node_at(self, host: str, port: int) -> "RedisConnection":
         address = (host, port)

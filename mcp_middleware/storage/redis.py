@@ -252,7 +252,7 @@ class RedisStorage:
             if tokens is not None and self._now() < expires_at:
                 left = self._settle_locally(principal, asked, taken, tokens, requests)
             tokens = None
-            if not place or not self._connection.is_up:
+            if not place or not self._connection.node_of(self._name(key)).is_up:
                 return left
         pairs = [
             (one.name, one.figures, was, *self._start(principal.pair(one.part), one.limits))
