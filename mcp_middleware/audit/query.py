@@ -18,7 +18,7 @@ import msgspec
 from .journal import NEW, Contents, generation_of, is_alive, is_at, journals_of, parse
 from .record import DECISIONS, AuditDecision, AuditRecord
 from .report import CostReport, Sums
-from .sqlite import APPLICATION_ID, COLUMNS, READABLE, RECOVERED, SCHEMA_VERSION, columns_added_since
+from .sqlite import APPLICATION_ID, COLUMNS, RECOVERED, SCHEMA_VERSION
 
 __all__ = ["AuditFilter", "AuditTrail", "TrailError", "parse_time"]
 
@@ -141,9 +141,9 @@ class AuditTrail:
             connection.execute("BEGIN")
             impossible = sums.add_records(self._lines())  # which counts what it skips, too
             self.damaged += impossible
-        elif version := self._version(connection):
-            late = self._uncommitted(connection) if version > 1 else []
-            self.damaged += sums.add_table(self._records_table(connection))
+        elif self._has_tables(connection):
+            late = self._uncommitted(connection)
+            self.damaged += sums.add_table("records")
             self.damaged += sums.add_records(late)
 
     def _begin(self) -> bool:
@@ -179,10 +179,9 @@ class AuditTrail:
     def _rows(self, wanted: AuditFilter, limit: int | None) -> Iterator[AuditRecord]:
         with closing(self._connect()) as connection:
             try:
-                version = self._version(connection)
-                if not version:
+                if not self._has_tables(connection):
                     return
-                late = self._uncommitted(connection) if version > 1 else []
+                late = self._uncommitted(connection)
                 records = chain(self._committed(connection, wanted, limit), filter(wanted.matches, late))
                 yield from records if limit is None else _last(records, limit)
             except sqlite3.Error as error:
@@ -196,7 +195,7 @@ class AuditTrail:
         conditions, parameters = wanted.conditions()
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         columns = ", ".join(COLUMNS)
-        select = f"SELECT id, {columns} FROM {self._records_table(connection)} {where} ORDER BY id"  # noqa: S608 (own names only)
+        select = f"SELECT id, {columns} FROM records {where} ORDER BY id"  # noqa: S608 (own names only)
         values: list[object] = [*parameters]
         if limit is not None:
             select = f"SELECT * FROM ({select} DESC LIMIT ?) ORDER BY id"  # noqa: S608
@@ -244,26 +243,20 @@ class AuditTrail:
         self.damaged += contents.damaged
         return contents.ended if alive else [*contents.ended, *contents.begun]
 
-    def _version(self, connection: sqlite3.Connection) -> int:
-        """The schema's version; 0 for a file that nobody has written yet."""
+    def _has_tables(self, connection: sqlite3.Connection) -> bool:
+        """Whether anybody has written the file yet. Raises TrailError if it was not a sink that writes this schema."""
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         (application,) = connection.execute("PRAGMA application_id").fetchone()
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
         if not tables:
-            return 0
+            return False
         if application != APPLICATION_ID:
             raise TrailError(f"{str(self._path)!r} is a SQLite database, but no audit trail")
-        if version not in READABLE:
+        if version != SCHEMA_VERSION:
             raise TrailError(
                 f"{str(self._path)!r} has schema version {version}; this release reads version {SCHEMA_VERSION}"
             )
-        return version
-
-    def _records_table(self, connection: sqlite3.Connection) -> str:
-        """The table of records with a column for each field there is now; as of this transaction, for a sink may have
-        brought it up to date since the file was opened."""
-        missing = [f"NULL AS {name}" for name in columns_added_since(self._version(connection))]
-        return f"(SELECT *, {', '.join(missing)} FROM records)" if missing else "records"  # noqa: S608 (own names only)
+        return True
 
     def _lines(self) -> Iterator[AuditRecord]:
         intact = 0

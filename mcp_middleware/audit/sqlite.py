@@ -18,23 +18,11 @@ from .journal import Journal, claimed, journals_of, parse
 from .record import AuditRecord
 from .sinks import QueuedSink, file_path, logger
 
-__all__ = [
-    "APPLICATION_ID",
-    "COLUMNS",
-    "READABLE",
-    "RECOVERED",
-    "SCHEMA_VERSION",
-    "SQLiteSink",
-    "columns_added_since",
-]
+__all__ = ["APPLICATION_ID", "COLUMNS", "RECOVERED", "SCHEMA_VERSION", "SQLiteSink"]
 
 APPLICATION_ID: Final = 0x4D435041
 """Marks a file as an audit trail ("MCPA"), so that nobody else's database is written to."""
-SCHEMA_VERSION: Final = 3
-READABLE: Final = (1, 2, SCHEMA_VERSION)
-"""Versions that can be read. Who writes an older one turns it into this one."""
-_ADDED: Final = {"server": 2, "currency": 3}
-"""Columns that were not there from the beginning, and the version that has them. Version 2 also added the journals."""
+SCHEMA_VERSION: Final = 1
 
 COLUMNS: Final = AuditRecord.__struct_fields__
 
@@ -75,9 +63,7 @@ CREATE TABLE records (
 );
 CREATE INDEX records_time ON records (time);
 CREATE INDEX records_agent ON records (agent, time);
-CREATE INDEX records_target ON records (target, time)
-"""
-_JOURNALS: Final = """
+CREATE INDEX records_target ON records (target, time);
 CREATE TABLE journals (
     name TEXT PRIMARY KEY,
     generation INTEGER NOT NULL,
@@ -92,11 +78,6 @@ _BUSY_TIMEOUT: Final = 5.0
 _ROWS: Final = 32
 """Rows of one statement. Each statement lets go of the interpreter lock once and takes it again: row by row, a busy
 event loop and the writer would take it from each other for every record."""
-
-
-def columns_added_since(version: int) -> list[str]:
-    """The columns that a file of that schema version lacks."""
-    return [name for name, since in _ADDED.items() if version < since]
 
 
 class SQLiteSink(QueuedSink):
@@ -259,17 +240,11 @@ class _Database:
                 for statement in _SCHEMA.split(";"):
                     execute(statement)
                 execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif application != APPLICATION_ID:
                 raise OSError("it is a database of something else")
-            elif version not in READABLE:
+            elif version != SCHEMA_VERSION:
                 raise OSError(f"its schema is version {version}, this release writes version {SCHEMA_VERSION}")
-            else:
-                for name in columns_added_since(version):
-                    execute(f"ALTER TABLE records ADD COLUMN {name} TEXT")
-            if version < 2:
-                execute(_JOURNALS)
-            if version != SCHEMA_VERSION:
-                execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = FULL")
 

@@ -10,7 +10,6 @@ import pytest
 
 from mcp_middleware.audit import AuditFilter, AuditLogMiddleware, AuditTrail, SQLiteSink
 from mcp_middleware.audit.journal import Journal, journals_of, parse
-from mcp_middleware.audit.sqlite import COLUMNS
 from tests.audit.test_sinks import finished, numbers, script
 from tests.audit.trails import record
 from tests.core.asgi import Call, EchoServer, rpc
@@ -239,31 +238,6 @@ def test_damaged_lines_are_skipped_and_counted(tmp_path: Path) -> None:
     assert trail.damaged == 1
     SQLiteSink(path)
     assert numbers(path) == [2]
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_file_of_an_older_version_is_read_and_then_turned_into_the_newest(version: int, tmp_path: Path) -> None:
-    path = tmp_path / "audit.db"
-    sink = SQLiteSink(path)
-    sink.write(record(request_id=1))
-    sink.close()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("ALTER TABLE records DROP COLUMN currency")
-        if version == 1:
-            connection.execute("ALTER TABLE records DROP COLUMN server")
-            connection.execute("DROP TABLE journals")
-        connection.execute(f"PRAGMA user_version = {version}")
-    assert numbers(path) == [1]
-    assert list(AuditTrail(path).read(AuditFilter(server="files"))) == []
-    with AuditTrail(path).report(["server"]) as report:
-        assert (report.currencies, report.total.calls, report.total.unpriced) == ((), 1, 1)
-    sink = SQLiteSink(path)
-    sink.write(record(request_id=2, server="files", cost=0.5, currency="EUR"))
-    sink.close()
-    assert [(one.server, one.currency) for one in AuditTrail(path).read()] == [(None, None), ("files", "EUR")]
-    with closing(sqlite3.connect(path)) as connection:
-        assert {row[1] for row in connection.execute("PRAGMA table_info(records)")} == {"id", *COLUMNS}
-        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
 
 
 async def test_the_journal_has_a_call_before_the_server_sees_it(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_schema_of_another_release_is_refused(tmp_path: Path) -> None:
     SQLiteSink(tmp_path / "audit.db")
     with closing(sqlite3.connect(tmp_path / "audit.db")) as connection:
         connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(ConfigurationError, match="its schema is version 99, this release writes version 3"):
+    with pytest.raises(ConfigurationError, match="its schema is version 99, this release writes version 1"):
         SQLiteSink(tmp_path / "audit.db")
 
 
