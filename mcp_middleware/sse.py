@@ -67,7 +67,8 @@ def _values(field: re.Pattern[bytes], raw: bytes) -> list[bytes]:
 
 
 class Decoder:
-    """Cuts a stream into frames as its bytes arrive.
+    """Cuts a stream into frames as its bytes arrive. An event without a blank line when the stream ends never comes: it
+    is none, and clients drop it.
 
     ``limit`` is the most bytes of one event to hold; ``feed`` raises EventTooLargeError beyond it.
     """
@@ -111,12 +112,6 @@ class Decoder:
         if len(self._held) > self._limit:
             raise EventTooLargeError
         self._scanned = max(0, len(self._held) - 3)
-
-    def flush(self) -> bytes:
-        """The bytes of an event that never ended; a client drops them, so they carry no message."""
-        rest = bytes(self._held)
-        self._held.clear()
-        return rest
 
 
 def encode(data: bytes, *, event: bytes = b"message") -> bytes:

@@ -89,7 +89,7 @@ class AuditLogMiddleware(Member):
             if isinstance(one, type) or not isinstance(one, AuditSink):
                 raise ConfigurationError(
                     f"AuditLogMiddleware: a sink is {one!r}; it must be a SQLiteSink, a JSONLinesSink, "
-                    "or an object with accepting, write, flush and close"
+                    "or an object with accepting, write and close"
                 )
         self._sinks: tuple[AuditSink, ...] = tuple(given) or (SQLiteSink("audit.db"),)
         self._durable = [one for one in self._sinks if isinstance(one, DurableSink)]

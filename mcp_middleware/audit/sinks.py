@@ -35,11 +35,9 @@ class AuditSink(Protocol):
     def write(self, record: AuditRecord) -> None:
         """Take a record. Raises if it cannot; the loss is then logged and counted."""
 
-    def flush(self) -> object:
-        """Return when what was written is kept, or cannot be for now. May wait; called off the event loop."""
-
     def close(self) -> None:
-        """Flush and let go of resources. May wait. A later ``write`` opens the sink again."""
+        """Keep what was written and let go of resources. May wait; called off the event loop. A later ``write`` opens
+        the sink again."""
 
 
 @runtime_checkable

@@ -439,7 +439,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a class": ({"sink": SQLiteSink}, "a sink is <class"),
     "a server without a name": ({"server": ""}, "server is ''; it must be a name of 1 to 512 characters"),
     "a server by number": ({"server": 7}, "server is 7; it must be a name"),
-    "half a sink": ({"sinks": [logging.getLogger()]}, "or an object with accepting, write, flush and close"),
+    "half a sink": ({"sinks": [logging.getLogger()]}, "or an object with accepting, write and close"),
     "one sink as several": ({"sinks": ListSink()}, "sinks is"),
 }
 

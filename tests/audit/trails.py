@@ -42,9 +42,6 @@ class ListSink:
     def write(self, record: AuditRecord) -> None:
         self.records.append(record)
 
-    def flush(self) -> None:
-        """Nothing waits."""
-
     def close(self) -> None:
         self.closed = True
 
