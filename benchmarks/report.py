@@ -77,9 +77,11 @@ def find(cases: list[dict[str, Any]], **wanted: object) -> dict[str, Any] | None
 
 def _footprint_goals(footprint: Footprint) -> list[dict[str, Any]]:
     return [
-        _goal("limiter, each agent", footprint.bytes_per_agent, "bytes", 1024),
+        _goal("limiter, each caller", footprint.bytes_per_caller, "bytes", 1024),
         _goal("affinity, each session", footprint.bytes_per_session, "bytes", 4096),
-        _goal("import mcp_middleware", footprint.import_seconds, "seconds", 0.3),
+        _goal("import of the package, without a member", footprint.import_package, "seconds", 0.3),
+        _goal("import of the limiter alone", footprint.import_limiter, "seconds", 0.3),
+        _goal("import of all six members", footprint.import_all, "seconds", 0.3),
     ]
 
 
