@@ -5,6 +5,7 @@ Each field has one writer, named beside it; everybody else only reads.
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Set
 from typing import Any, Final, TypeAlias
@@ -25,6 +26,7 @@ __all__ = [
     "exchange_of",
     "name_session",
     "open_exchange",
+    "read_body",
     "read_message",
 ]
 
@@ -310,7 +312,7 @@ async def read_message(
         return refused
     cutoff.start(seconds)
     try:
-        body = await _read_body(receive, max_bytes)
+        body = await read_body(receive, max_bytes)
     except asyncio.CancelledError:
         if not cutoff.absorbs():
             raise
@@ -340,7 +342,8 @@ async def read_message(
     return message
 
 
-async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
+async def read_body(receive: Receive, max_bytes: float = math.inf) -> bytes | None:
+    """The body, or what of it has come when it is larger than ``max_bytes``; None if the caller left before."""
     chunks: list[bytes] = []
     size = 0
     while True:

@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mcp_middleware.affinity.middleware import INSTANCE_DOWN
 from mcp_middleware.credentials import CredentialRefusedError, CredentialUnavailableError
 from mcp_middleware.errors import INTERNAL_ERROR, INVALID_REQUEST, UNAUTHORIZED, UNAVAILABLE
-from mcp_middleware.exchange import Exchange, Receive, Scope, Send, exchange_of, open_exchange
+from mcp_middleware.exchange import Exchange, Receive, Scope, Send, exchange_of, open_exchange, read_body
 from mcp_middleware.member import Bounds
 from mcp_middleware.message import Request
 from mcp_middleware.responses import error_body, media_type, rejection_answer, retry_later, send_document
@@ -136,7 +136,7 @@ class Forwarder:
             text = "use POST, GET or DELETE"
             await _refuse(exchange, send, Rejection(405, INVALID_REQUEST, text, "method_not_allowed", headers=allow))
             return
-        body = await _read_body(receive) if method == b"POST" else b""
+        body = await read_body(receive) if method == b"POST" else b""
         if body is None:
             return
         request = exchange.message if isinstance(exchange.message, Request) else None
@@ -507,17 +507,3 @@ async def _refuse(exchange: Exchange, send: Send, rejection: Rejection) -> None:
     """Answer a request of which nothing was sent."""
     exchange.rejection = rejection
     await send_document(rejection_answer(rejection, exchange.request_id), send)
-
-
-async def _read_body(receive: Receive) -> bytes | None:
-    """The body, in one piece where members have read it; None if the caller left before it was whole."""
-    event = await receive()
-    if event["type"] == "http.disconnect":
-        return None
-    body: bytes = event.get("body", b"")
-    while event.get("more_body", False):
-        event = await receive()
-        if event["type"] == "http.disconnect":
-            return None
-        body += event.get("body", b"")
-    return body
