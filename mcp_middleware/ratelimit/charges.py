@@ -3,7 +3,7 @@ what they took."""
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -15,7 +15,7 @@ from mcp_middleware.types import Principal, Usage
 
 from .counts import Counts
 from .metering import Estimate
-from .payments import Due, Payment, Payments, Unpaid
+from .payments import Payment, Payments, Unpaid
 from .rules import Profile
 
 __all__ = ["Charge", "Charges", "Shortfall"]
@@ -66,52 +66,47 @@ class Charges:
     async def take(self, charge: Charge, key: bytes, caller: Principal) -> Shortfall | None:
         """Take all that a request of ``caller`` is estimated to need, or nothing and say why. ``key``: its buckets'."""
         estimate, payments = charge.estimate, charge.payments
-        limits = charge.profile.limits if charge.profile.policy else None
-        tokens = estimate.input_tokens + estimate.output_tokens
-        due = None
+        steps: list[Awaitable[Payment | Unpaid | Reservation | Shortage]] = []
         if payments is not None and estimate.name is not None:
             due = payments.estimate(caller, charge.request, Usage(estimate.input_tokens, estimate.output_tokens))
-        paid: Payment | Unpaid | None = None
-        answer: Reservation | Shortage | None = None
-        if payments is None or due is None:
-            if limits is not None:
-                answer = await self._storage.reserve(key, limits, tokens)
-        elif limits is None:
-            paid = await payments.take(due)
-        else:
-            paid, answer = await self._take_both(payments, due, key, limits, tokens)
-        unpaid = shortage = None
-        if isinstance(paid, Unpaid):
-            unpaid = paid
-        else:
-            charge.payment = paid
-        if isinstance(answer, Shortage):
-            shortage = answer
-        elif answer is not None:
-            charge.reservation, charge.reserved = answer, answer.tokens
-        if unpaid is None and shortage is None:
-            if answer is not None:
+            if due is not None:
+                steps.append(payments.take(due))
+        if charge.profile.policy:
+            tokens = estimate.input_tokens + estimate.output_tokens
+            steps.append(self._storage.reserve(key, charge.profile.limits, tokens))
+        unpaid = shortage = failure = None
+        for answer in await self._answers(steps):
+            if isinstance(answer, Reservation):
+                charge.reservation, charge.reserved = answer, answer.tokens
+            elif isinstance(answer, Payment):
+                charge.payment = answer
+            elif isinstance(answer, Shortage):
+                shortage = answer
+            elif isinstance(answer, Unpaid):
+                unpaid = answer
+            else:
+                failure = answer
+        if unpaid is None and shortage is None and failure is None:
+            if charge.reservation is not None:
                 self._counts.admitted += 1
             return None
         await self._give_back(charge)
+        if failure is not None:
+            raise failure
         return Shortfall(shortage, unpaid)
 
-    async def _take_both(
-        self, payments: Payments, due: Due, key: bytes, limits: Limits, tokens: int
-    ) -> tuple[Payment | Unpaid, Reservation | Shortage]:
-        if not self._is_shared:
-            return await payments.take(due), await self._storage.reserve(key, limits, tokens)
-        reserving = asyncio.ensure_future(self._storage.reserve(key, limits, tokens))
+    async def _answers(
+        self, steps: Sequence[Awaitable[Payment | Unpaid | Reservation | Shortage]]
+    ) -> Sequence[Payment | Unpaid | Reservation | Shortage | BaseException]:
+        """A shared store is asked to the end, also for who is cancelled meanwhile: nobody else would learn what it has
+        taken. That is within its budget."""
+        if not (self._is_shared and steps):
+            return [await step for step in steps]
+        asking = asyncio.gather(*steps, return_exceptions=True)
         try:
-            return await asyncio.gather(payments.take(due), reserving)
-        except BaseException:
-            if reserving.cancel():
-                await asyncio.wait({reserving})
-            if not reserving.cancelled() and reserving.exception() is None:
-                answer = reserving.result()
-                if isinstance(answer, Reservation):  # nobody else knows of its place among the open requests
-                    await self._storage.settle(answer, None)
-            raise
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError as error:
+            return [*await asking, error]
 
     async def _give_back(self, charge: Charge) -> None:
         """Undo what was taken where not all was there."""

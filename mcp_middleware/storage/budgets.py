@@ -82,7 +82,8 @@ class BudgetStorage(Protocol):
 
     async def spend(self, key: bytes, wallets: tuple[Wallet, ...], nanos: int) -> Spending | Overspending:
         """Take ``nanos`` from every wallet, or from none if one has not enough left. More than a wallet's most is let
-        through while nothing is spent: an estimate must not lock a call out for ever."""
+        through while nothing is spent: an estimate must not lock a call out for ever. Whoever cancels it does not learn
+        what it has taken, and that stands."""
         ...
 
     async def settle(self, spending: Spending, nanos: int) -> tuple[int | None, ...]:

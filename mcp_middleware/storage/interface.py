@@ -54,6 +54,8 @@ class LimitStorage(Protocol):
 
         All or nothing, over ``limits.parts`` too. ``limits`` are the figures of this moment; they may differ from the
         last call's, and what was used stays used. ``tokens`` is finite and not negative (ValueError).
+
+        Whoever cancels it does not learn what it has taken, and that stands.
         """
         ...
 

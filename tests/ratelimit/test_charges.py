@@ -10,8 +10,11 @@ import pytest
 from mcp_middleware.errors import INVALID_PARAMS, RATE_LIMITED
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import Member
+from mcp_middleware.storage import RedisConnection, RedisStorage
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Rejection, Usage
+from tests.storage.redis_server import running_redis
+from tests.storage.storages import until
 
 from .conftest import INPUT, OUTPUT, BrokenCounter, Characters, Make, Reader, Stack
 
@@ -143,6 +146,40 @@ async def test_case_30_a_call_that_ends_badly_is_not_open_any_more(
         stack.server.gate.set()
     assert not stack.storage._open
     assert (await stack.call("tools/list")).status == 200
+
+
+async def test_case_41_a_client_that_goes_away_while_redis_is_asked_has_used_nothing(make: Make) -> None:
+    """Nor does it pay twice for what was let through before without Redis."""
+    with running_redis() as server:
+        storage = RedisStorage(RedisConnection(server.url, budget=10))
+        prices = {"currency": "EUR", "rules": [{"call": 1}]}
+        budgets = [{"period": "month", "amount": 100}]
+        limits: dict[str, Any] = {"requests": "20/year", "tokens": "5000/year", "concurrency": 2}
+        stack = make(storage=storage, prices=prices, budgets=budgets, **limits)
+        await stack.call()
+        server.kill()
+        await until(lambda: not storage._connection.is_up)
+        for _ in range(3):
+            await stack.call()
+        server.start()
+        assert await storage._connection.connect()
+        await stack.call(caller="other")  # Redis knows the scripts again
+        server.pause()
+        gone = asyncio.create_task(stack.call())
+        await until(lambda: len(storage._connection._link._waiting) == 2)  # type: ignore[union-attr]
+        gone.cancel()
+        await asyncio.sleep(0)
+        server.resume()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert len(stack.server.received) == 5
+        assert await stack.left() == (20 - 5, 5000 - 4 * (INPUT + OUTPUT))
+        answer = await stack.call()
+        assert '"concurrency";r=1' in answer.headers["ratelimit"]
+        with server.client() as client:
+            spent = [int(client.hget(kept, "EUR month")) for kept in client.keys("*:budget:*")]
+            assert sorted(spent) == [10**9, 5 * 10**9]
+        await storage.aclose()
 
 
 def notice(text: str) -> dict[str, Any]:

@@ -89,8 +89,8 @@ async def running_cluster(tmp_path: Path, *, replicated: int = 0) -> AsyncIterat
         servers = [
             stack.enter_context(
                 running_redis(
-                    *("--cluster-enabled", "yes", "--cluster-config-file", str(tmp_path / f"{number}.conf")),
-                    *("--cluster-require-full-coverage", "no"),
+                    *("--cluster-enabled", "yes", "--cluster-config-file", f"{number}.conf"),
+                    *("--cluster-require-full-coverage", "no", "--dir", str(tmp_path), "--dbfilename", f"{number}.rdb"),
                 )
             )
             for number in range(4)
