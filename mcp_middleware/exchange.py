@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Set
 from typing import Any, Final, TypeAlias
 
 from .cutoff import Cutoff
-from .errors import INVALID_REQUEST
+from .errors import INVALID_REQUEST, RATE_LIMITED, UNAUTHORIZED
 from .message import Batch, Message, Notification, Request, Response, parse
 from .revision import Standing, check_headers
 from .server_message import ServerMessage
-from .types import ANONYMOUS, Decision, Era, Money, Principal, Rejection, Usage
+from .types import ANONYMOUS, Decision, Era, Money, Principal, Rejection, Usage, Verdict
 
 __all__ = [
     "Exchange",
@@ -188,6 +188,23 @@ class Exchange:
     def request_id(self) -> int | str | None:
         """The id an answer must carry."""
         return self.message.id if isinstance(self.message, Request) else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What was decided of the message, in the one word that records and spans have for it."""
+        rejection = self.rejection
+        if self.decision is not None and not self.decision.allowed:
+            return "denied"
+        if rejection is None:
+            body_is_missing = self.http_method == "POST" and self.message is None
+            return "rejected" if body_is_missing else "allowed"
+        if rejection.status == 401 or (rejection.status == 400 and rejection.code == UNAUTHORIZED):
+            return "unauthenticated"
+        if rejection.status == 429 or rejection.code == RATE_LIMITED:
+            return "limited"
+        if rejection.status == 403:
+            return "denied"
+        return "unavailable" if rejection.status >= 500 else "rejected"
 
     @property
     def tool_failed(self) -> bool | None:

@@ -18,6 +18,7 @@ __all__ = [
     "Rejection",
     "TokenVerifier",
     "Usage",
+    "Verdict",
 ]
 
 Clock: TypeAlias = Callable[[], float]
@@ -28,6 +29,15 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 Era: TypeAlias = Literal["legacy", "modern"]
 """``legacy``: revisions up to 2025-11-25, with sessions. ``modern``: 2026-07-28 and later, without."""
+
+
+Verdict: TypeAlias = Literal["allowed", "denied", "limited", "unauthenticated", "rejected", "unavailable"]
+"""What was decided of a message before the server could see it.
+
+``allowed``: it went to the server. ``denied``: the policy or the caller's scopes forbid it. ``limited``: a limit was
+used up. ``unauthenticated``: no valid credential. ``rejected``: malformed, or not acceptable as it was sent.
+``unavailable``: a part the answer depends on was down.
+"""
 
 
 @dataclass(frozen=True, slots=True)

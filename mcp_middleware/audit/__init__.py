@@ -3,13 +3,12 @@
 from .jsonl import JSONLinesSink
 from .middleware import AuditLogMiddleware
 from .query import AuditFilter, AuditTrail, TrailError
-from .record import AuditDecision, AuditOutcome, AuditRecord
+from .record import AuditOutcome, AuditRecord
 from .report import CostReport, CostRow
 from .sinks import AuditSink, DurableSink, QueuedSink, Store
 from .sqlite import SQLiteSink
 
 __all__ = [
-    "AuditDecision",
     "AuditFilter",
     "AuditLogMiddleware",
     "AuditOutcome",

@@ -15,8 +15,10 @@ from typing import Any, Final
 
 import msgspec
 
+from mcp_middleware.types import Verdict
+
 from .journal import NEW, Contents, generation_of, is_alive, is_at, journals_of, parse
-from .record import DECISIONS, AuditDecision, AuditRecord
+from .record import DECISIONS, AuditRecord
 from .report import CostReport, Sums
 from .sqlite import APPLICATION_ID, COLUMNS, RECOVERED, SCHEMA_VERSION
 
@@ -47,7 +49,7 @@ class AuditFilter:
     """The governed server's name, exactly."""
     tool: str | None = None
     """The name of a tool, exactly."""
-    decision: AuditDecision | None = None
+    decision: Verdict | None = None
     since: datetime | None = None
     """Messages that arrived then or later. An aware time."""
     until: datetime | None = None

@@ -10,20 +10,12 @@ from typing import Final, Literal, TypeAlias, get_args
 
 import msgspec
 
-from mcp_middleware.errors import RATE_LIMITED, UNAUTHORIZED, UnknownOutcomeError
+from mcp_middleware.errors import UnknownOutcomeError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.message import Notification, Request, Response
-from mcp_middleware.types import Era
+from mcp_middleware.types import Era, Verdict
 
-__all__ = ["DECISIONS", "MAX_TEXT", "AuditDecision", "AuditOutcome", "AuditRecord", "build_record", "end_record"]
-
-AuditDecision: TypeAlias = Literal["allowed", "denied", "limited", "unauthenticated", "rejected", "unavailable"]
-"""What was decided of a message before the server could see it.
-
-``allowed``: it went to the server. ``denied``: the policy or the caller's scopes forbid it. ``limited``: a limit was
-used up. ``unauthenticated``: no valid credential. ``rejected``: malformed, or not acceptable as it was sent.
-``unavailable``: a part the answer depends on was down.
-"""
+__all__ = ["DECISIONS", "MAX_TEXT", "AuditOutcome", "AuditRecord", "build_record", "end_record"]
 
 AuditOutcome: TypeAlias = Literal["ok", "error", "refused", "disconnected", "failed", "unknown"]
 """How a message ended.
@@ -33,7 +25,7 @@ error. ``refused``: never reached the server. ``disconnected``: the client left 
 server raised. ``unknown``: the server may have acted, and nobody saw its answer.
 """
 
-DECISIONS: Final[tuple[AuditDecision, ...]] = get_args(AuditDecision)
+DECISIONS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 
 MAX_TEXT: Final = 512
 """Characters of one value; a longer one is cut and says so."""
@@ -57,7 +49,7 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The OAuth client; ``anonymous``, without an issuer, where nobody was authenticated."""
     issuer: str | None = None
     subject: str | None = None
-    decision: AuditDecision
+    decision: Verdict
     rule: str | None = None
     """The rule that decided."""
     reason: str | None = None
@@ -117,7 +109,7 @@ def build_record(
         request_id = rejection.request_id
     tool_error = exchange.tool_failed
     usage, cost, trace = exchange.usage, exchange.cost, exchange.trace
-    verdict = _decision(exchange)
+    verdict = exchange.verdict
     address = exchange.scope.get("client")
     method, target, agent, issuer, subject, rule, reason, session, instance, version, http_method, address = _texts(
         method,
@@ -189,23 +181,7 @@ def end_record(begun: AuditRecord, exchange: Exchange, *, finished: float, sessi
     )
 
 
-def _decision(exchange: Exchange) -> AuditDecision:
-    rejection = exchange.rejection
-    if exchange.decision is not None and not exchange.decision.allowed:
-        return "denied"
-    if rejection is None:
-        body_is_missing = exchange.http_method == "POST" and exchange.message is None
-        return "rejected" if body_is_missing else "allowed"
-    if rejection.status == 401 or (rejection.status == 400 and rejection.code == UNAUTHORIZED):
-        return "unauthenticated"
-    if rejection.status == 429 or rejection.code == RATE_LIMITED:
-        return "limited"
-    if rejection.status == 403:
-        return "denied"
-    return "unavailable" if rejection.status >= 500 else "rejected"
-
-
-def _outcome(exchange: Exchange, decision: AuditDecision, tool_error: bool | None) -> AuditOutcome:
+def _outcome(exchange: Exchange, decision: Verdict, tool_error: bool | None) -> AuditOutcome:
     if exchange.rejection is not None or decision == "denied":
         return "refused"
     if isinstance(exchange.failed, Exception):

@@ -219,10 +219,9 @@ def _add_outcome(exchange: Exchange, outcome: Outcome, found: Attributes) -> Non
     if outcome.code is not None:
         found[names.STATUS_CODE] = outcome.code
     if exchange.rejection is not None:
-        found[names.DECISION] = names.DENY
         found[names.REFUSAL_REASON] = exchange.rejection.reason
-    elif exchange.decision is not None:
-        found[names.DECISION] = names.ALLOW if exchange.decision.allowed else names.DENY
+    if exchange.rejection is not None or exchange.decision is not None:
+        found[names.DECISION] = exchange.verdict
 
 
 def _text(raw: bytes | Raw) -> str:

@@ -34,7 +34,7 @@ NETWORK_TRANSPORT: Final = "network.transport"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 DECISION: Final = "mcp_middleware.decision"
-"""``allow`` or ``deny``: a refusal leaves the span's status unset, so that only an attribute shows it."""
+"""The audit trail's word (``Verdict``). A refusal leaves the span's status unset: only an attribute shows it."""
 REFUSAL_REASON: Final = "mcp_middleware.refusal.reason"
 
 # Spans only: values that a caller chooses, or that are many
@@ -58,8 +58,6 @@ EXECUTE_TOOL: Final = "execute_tool"
 TOOL_ERROR: Final = "tool_error"
 DISCONNECTED: Final = "disconnected"
 OTHER: Final = "_OTHER"
-ALLOW: Final = "allow"
-DENY: Final = "deny"
 
 # Metrics, unit s
 OPERATION_DURATION: Final = "mcp.server.operation.duration"

@@ -63,7 +63,7 @@ async def test_attributes_of_a_tool_call(telemetry: Telemetry, server: TracedSer
         "client.address": "127.0.0.1",
         "client.port": 1234,
         "http.response.status_code": 200,
-        "mcp_middleware.decision": "allow",
+        "mcp_middleware.decision": "allowed",
         "mcp_middleware.rule": "rules[0]",
     }
 
@@ -175,7 +175,7 @@ async def test_a_refusal_before_the_body_has_a_span(telemetry: Telemetry, server
     assert ids(post.parent) == (OTHER_TRACE, OTHER_SPAN)
     assert post.status.status_code is StatusCode.UNSET
     assert post.attributes is not None
-    assert post.attributes["mcp_middleware.decision"] == "deny"
+    assert post.attributes["mcp_middleware.decision"] == "unauthenticated"
     assert post.attributes["mcp_middleware.refusal.reason"] == "no_token"
     assert post.attributes["error.type"] == "401001"
     assert post.attributes["http.response.status_code"] == 401
@@ -194,10 +194,16 @@ async def test_a_refused_parse_has_a_span_without_the_callers_words(telemetry: T
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "expected"), [(429, 429001, NO_FAULT), (403, None, NO_FAULT), (503, 503001, FAULT)]
+    ("status", "code", "expected", "verdict"),
+    [
+        (429, 429001, NO_FAULT, "limited"),
+        (403, None, NO_FAULT, "denied"),
+        (404, None, NO_FAULT, "rejected"),
+        (503, 503001, FAULT, "unavailable"),
+    ],
 )
 async def test_a_refusal_by_another_member(
-    telemetry: Telemetry, server: TracedServer, status: int, code: int | None, expected: StatusCode
+    telemetry: Telemetry, server: TracedServer, status: int, code: int | None, expected: StatusCode, verdict: str
 ) -> None:
     refuse = Rejection(status, code, "secret", "why", rule="rules[3]")
     app = TraceContextMiddleware(Limiter(server, refuse=refuse), **telemetry.options)
@@ -213,7 +219,7 @@ async def test_a_refusal_by_another_member(
     assert attributes["mcp_middleware.rule"] == "rules[3]"
     assert "secret" not in span.to_json()
     (labels,) = telemetry.labels("mcp.server.operation.duration")
-    assert labels["mcp_middleware.decision"] == "deny"
+    assert labels["mcp_middleware.decision"] == attributes["mcp_middleware.decision"] == verdict
     assert "guess" not in str(labels)
     assert trace.get_current_span() is trace.INVALID_SPAN
 
