@@ -5,6 +5,8 @@ import json
 from collections.abc import MutableMapping
 from typing import Any
 
+from starlette.requests import Request
+
 MODERN_META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientCapabilities": {},
@@ -116,11 +118,7 @@ class EchoServer:
         self.scopes.append(scope)
         body = b""
         if scope["method"] == "POST":
-            more = True
-            while more:
-                event = await receive()
-                body += event.get("body", b"")
-                more = event.get("more_body", False)
+            body = await Request(scope, receive).body()
             self.bodies.append(body)
             self.received.append(json.loads(body))
         message = json.loads(body) if body else {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from starlette.requests import Request
 
 from mcp_middleware.exchange import Receive, Scope, Send
 from tests.support import TIMEOUT, listener, serve
@@ -36,12 +37,7 @@ class Backend:
                 await receive()
                 await send({"type": f"lifespan.{step}.complete"})
             return
-        body = b""
-        more = True
-        while more:
-            event = await receive()
-            body += event.get("body", b"")
-            more = event.get("more_body", False)
+        body = await Request(scope, receive).body()
         if scope["method"] == "GET":
             await self._stream(receive, send)
             return

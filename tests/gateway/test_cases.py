@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from mcp_middleware.types import Era
 from tests.integration.stack import build_server
@@ -35,12 +36,7 @@ class Recorder:
             await receive()
             await send({"type": "lifespan.shutdown.complete"})
             return
-        body = b""
-        while True:
-            event = await receive()
-            body += event.get("body", b"")
-            if not event.get("more_body"):
-                break
+        body = await Request(scope, receive).body()
         if scope["method"] == "POST":
             self.bodies.append(body)
         answer = json.dumps({"jsonrpc": "2.0", "id": json.loads(body or b"{}").get("id"), "result": {"content": []}})

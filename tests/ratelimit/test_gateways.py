@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from mcp_middleware.ratelimit import EstimatingCounter
 from tests.gateway.processes import running
@@ -56,12 +57,7 @@ class Tool:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        body = b""
-        while True:
-            event = await receive()
-            body += event.get("body", b"")
-            if not event.get("more_body"):
-                break
+        body = await Request(scope, receive).body()
         message = json.loads(body or b"{}")
         if message.get("method") != "tools/call":  # a gateway asks how it is
             await _answer(send, message.get("id"), {})
