@@ -111,12 +111,13 @@ def read_file(path: str | PathLike[str], *, what: str, problems: list[str] | Non
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a character that no path has
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigurationError(f"{path}: {what} cannot be read: {reason}") from None
+        place = str(path) or repr(path)
+        raise ConfigurationError(f"{place}: {what} cannot be read: {reason}; name a YAML file that can be") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if len(data) <= MAX_BYTES:
-            raise ConfigurationError(f"{path}: {what} is not UTF-8 (byte {error.start})") from None
+            raise ConfigurationError(f"{path}: {what} is not UTF-8 (byte {error.start}); save it as that") from None
         text = ""
     if len(data) > MAX_BYTES:
         raise ConfigurationError(f"{path}: {what} is larger than {MAX_BYTES} bytes, the most that is read")
@@ -139,7 +140,7 @@ def read_text(text: str, *, source: str, what: str, problems: list[str] | None =
         said = f"unacceptable character #x{error.character:04x} {where}"
         raise ConfigurationError(f"{source}: not understood as YAML: {said}") from None
     if root is None:
-        raise ConfigurationError(f"{source}: {what} is empty")
+        raise ConfigurationError(f"{source}: {what} is empty; it must be a mapping")
     found: list[str] = []
     node = _node(root, source, root.start_mark.line + 1, found)
     if found and problems is None:

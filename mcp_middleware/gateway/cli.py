@@ -1,7 +1,8 @@
 """``mcp-gateway``: run the gateway, check its file, print the file's schema, or show it all at work.
 
-Exit status: 0 as asked, 1 where it could not start, 2 where the command line or the configuration is wrong, which an
-authorization server may say too, 128 and the signal's number where a second signal ended it at once.
+Exit status: 0 as asked, 1 where it could not start or what it says not be written, 2 where the command line or the
+configuration is wrong, which an authorization server may say too, 128 and the signal's number where a second signal
+ended it at once.
 """
 
 import argparse
@@ -57,13 +58,13 @@ def _do(given: argparse.Namespace) -> int:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing and (given.command == "run" or given.online):
         wanting = f"this needs {', '.join(missing)}: install mcp-middleware[gateway]"
-        print(f"mcp-gateway: {wanting}", file=sys.stderr)
+        _complain(f"mcp-gateway: {wanting}")
         return 2
     try:
         config = load(given.file)
         _try_out(config, tls=given.command == "check")  # who serves by it tries it himself
     except ConfigurationError as error:
-        print(error, file=sys.stderr)
+        _complain(str(error))
         return 2
     if given.command == "check":
         _summarize(config)
@@ -131,10 +132,25 @@ def _summarize(config: "Config") -> None:
 
 def _print(text: str) -> None:
     """Print to whoever listens still: `| head` may have seen enough."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(text, flush=True)
-    except BrokenPipeError:
+        print(_shown(text).encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"mcp-gateway: the output cannot be written: {error.strerror}; give it another place")
+            raise SystemExit(1) from None
+
+
+def _complain(text: str) -> None:
+    print(_shown(text), file=sys.stderr)
+
+
+def _shown(text: str) -> str:
+    """``text``, in which nothing that is quoted moves the cursor."""
+    from .access_log import visible
+
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def _ask(config: "Config") -> int:
@@ -146,11 +162,11 @@ def _ask(config: "Config") -> int:
     try:
         findings = asyncio.run(ask(config))
     except ConfigurationError as error:  # of the environment, such as certificates that cannot be read
-        print(f"mcp-gateway: {error}", file=sys.stderr)
+        _complain(f"mcp-gateway: {error}")
         return 2
     for finding in findings:
         text = f"  online: {finding.text}"
-        print(text, file=sys.stderr) if finding.wrong else _print(text)
+        (_complain if finding.wrong else _print)(text)
     return 2 if any(finding.wrong for finding in findings) else int(any(finding.silent for finding in findings))
 
 
@@ -162,7 +178,7 @@ def _run(config: "Config", path: Path, given: argparse.Namespace) -> int:
     try:
         bound = listen(config.host, config.port)
     except StartError as error:
-        print(f"mcp-gateway: {error}", file=sys.stderr)
+        _complain(f"mcp-gateway: {error}")
         return CANNOT_START
 
     def work(parent: int | None, first: bool, again: bool) -> int:
@@ -181,7 +197,7 @@ def _run(config: "Config", path: Path, given: argparse.Namespace) -> int:
             )
             return worker.run()
         except (StartError, ConfigurationError) as error:
-            print(f"mcp-gateway: {error}", file=sys.stderr)
+            _complain(f"mcp-gateway: {error}")
             return WRONG if isinstance(error, StartError) and error.wrong else CANNOT_START
 
     return work(None, True, False) if config.workers == 1 else supervise(config.workers, work)

@@ -31,7 +31,7 @@ from .config import Config, load
 from .connection import BACKLOG, Connection, Connections, accept
 from .files import WatchedFiles
 
-__all__ = ["Announce", "StartError", "Worker", "listen", "most_connections"]
+__all__ = ["Announce", "StartError", "Worker", "listen", "most_connections", "why_not"]
 
 logger = logging.getLogger("mcp_middleware.gateway")
 
@@ -66,17 +66,25 @@ def listen(host: str, port: int) -> socket.socket:
         # With its protocol named, asyncio turns Nagle off on what it accepts; without, every answer waits for an ACK.
         bound = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise StartError(f"cannot listen on {shown}: {error.strerror or error}") from None
+        raise StartError(f"cannot listen on {shown}: {why_not(error)}") from None
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart does not wait for old connections
     try:
         bound.bind(address)
         bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
-        if error.errno == errno.EADDRINUSE:
-            raise StartError(f"cannot listen on {shown}: another program does; stop it, or change `listen`") from None
-        raise StartError(f"cannot listen on {shown}: {error.strerror or error}") from None
+        raise StartError(f"cannot listen on {shown}: {why_not(error)}") from None
     return bound
+
+
+def why_not(error: OSError) -> str:
+    """Why a socket cannot be had, and what to do about it."""
+    reasons = {
+        errno.EADDRINUSE: "another program does; stop it, or change `listen`",
+        errno.EADDRNOTAVAIL: "this machine has no such address; change `listen`",
+        errno.EACCES: "a port below 1024 needs a right to it (CAP_NET_BIND_SERVICE); grant it, or change `listen`",
+    }
+    return reasons.get(error.errno or 0) or f"{error.strerror or error}; change `listen`"
 
 
 def most_connections() -> int:

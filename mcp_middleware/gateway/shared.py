@@ -5,10 +5,13 @@ import base64
 import logging
 import secrets
 from collections import defaultdict
+from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from mcp_middleware.audit import JSONLinesSink, SQLiteSink
+from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth import OAuthHTTPClient
 from mcp_middleware.ratelimit import Forecast, GuardStorage
 from mcp_middleware.storage import (
@@ -85,9 +88,15 @@ class Shared:
 def _sinks(config: Config) -> list[Any]:
     if config.audit is None:
         return []
-    sinks: list[Any] = []
-    if config.audit.sqlite is not None:
-        sinks.append(SQLiteSink(config.audit.sqlite))
-    if config.audit.jsonl is not None:
-        sinks.append(JSONLinesSink(config.audit.jsonl))
+    made: tuple[tuple[str, Callable[[Path], Any], Path | None], ...] = (
+        ("sqlite", SQLiteSink, config.audit.sqlite),
+        ("jsonl", JSONLinesSink, config.audit.jsonl),
+    )
+    sinks = []
+    for key, sink, path in made:
+        if path is not None:
+            try:
+                sinks.append(sink(path))
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{config.source}: audit.{key}: {error}") from None
     return sinks

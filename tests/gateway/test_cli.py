@@ -1,8 +1,10 @@
 """The command line: what it says, and how it ends."""
 
+import errno
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import jsonschema
 import pytest
 
 from mcp_middleware.gateway.cli import main
+from mcp_middleware.gateway.server import why_not
 from tests.certificates import certificate
 from tests.support import listener
 
@@ -118,9 +121,59 @@ def test_nobody_listening_any_more_is_no_error(words: list[str], tmp_path: Path)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(tmp_path / "none.yaml")]) == 2
-    assert "none.yaml" in capsys.readouterr().err
+@pytest.mark.parametrize("words", [["schema"], ["check", "gateway.yaml"]])
+def test_a_full_disk_is_one_line(words: list[str], tmp_path: Path) -> None:
+    written(tmp_path, GOOD)
+    command = [sys.executable, "-m", "mcp_middleware.gateway", *words]
+    with Path("/dev/full").open("w") as output:
+        ended = subprocess.run(
+            command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=30, check=False, cwd=tmp_path
+        )
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "mcp-gateway: the output cannot be written: No space left on device; give it another place\n",
+    )
+
+
+def test_what_a_file_says_is_shown_by_any_terminal_and_moves_no_cursor(tmp_path: Path) -> None:
+    written(tmp_path, GOOD.replace("batch-*", "caf\u00e9*\\e1m\\u202e"))
+    command = [sys.executable, "-m", "mcp_middleware.gateway", "check", "gateway.yaml"]
+    for encoding, shown in (("utf-8", "caf\u00e9*\\x1b1m\\u202e"), ("ascii", "caf\\xe9*\\x1b1m\\u202e")):
+        environ = {**os.environ, "PYTHONIOENCODING": encoding}
+        ended = subprocess.run(command, capture_output=True, timeout=30, check=True, cwd=tmp_path, env=environ)
+        assert f"others for {shown}\n" in ended.stdout.decode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("none.yaml", "the configuration cannot be read: No such file or directory; name a YAML file that can be"),
+        (".", "the configuration cannot be read: Is a directory; name a YAML file that can be"),
+        ("empty.yaml", "the configuration is empty; it must be a mapping"),
+        ("latin.yaml", "the configuration is not UTF-8 (byte 2); save it as that"),
+        ("large.yaml", "the configuration is larger than 262144 bytes, the most that is read"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_file_that_is_none_is_one_line(
+    command: str, name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    (tmp_path / "latin.yaml").write_bytes(b"# \xe9\n")
+    (tmp_path / "large.yaml").write_text(GOOD + "#" * 2_000_000)
+    assert main([command, str(tmp_path / name)]) == 2
+    assert capsys.readouterr() == ("", f"{tmp_path / name}: {said}\n")
+
+
+def test_a_trail_that_cannot_be_written_is_named_by_its_key(tmp_path: Path) -> None:
+    for key, path in (("sqlite", "gateway.yaml"), ("jsonl", "/proc/trail")):
+        text = GOOD.replace(":8080", ":0\npublic_url: http://127.0.0.1:8080") + f"audit: {{{key}: {path}}}\n"
+        file = written(tmp_path, text.replace("state: redis://user:secret@127.0.0.1:6379/0\n", ""))
+        command = [sys.executable, "-m", "mcp_middleware.gateway", "run", str(file)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)
+        assert ended.stderr.startswith(f"mcp-gateway: {file}: audit.{key}: ")
+        assert ended.stderr.endswith("; name a new file or an audit trail\n")
 
 
 def test_the_schema_is_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,8 +200,16 @@ def test_an_address_that_is_not_here_is_one_line(tmp_path: Path, capsys: pytest.
     command = [sys.executable, "-m", "mcp_middleware.gateway", "run", str(written(tmp_path, text))]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.startswith("mcp-gateway: cannot listen on 192.0.2.1:8080: ")
-    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stderr == (
+        "mcp-gateway: cannot listen on 192.0.2.1:8080: this machine has no such address; change `listen`\n"
+    )
+
+
+def test_a_port_that_needs_a_right_and_a_host_that_nobody_knows_are_named_with_what_to_do() -> None:
+    refused = PermissionError(errno.EACCES, "Permission denied")
+    assert "CAP_NET_BIND_SERVICE" in why_not(refused)
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    assert why_not(unknown) == "Name or service not known; change `listen`"
 
 
 def test_no_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
