@@ -49,7 +49,7 @@ class File(Shape):
     label = "path"
 
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
-        must = "name a file, no directory, in a directory that exists" if self.new else "name a file that can be read"
+        must = "name a file in a directory that exists, not a directory" if self.new else "name a file that can be read"
         if node.kind != "string" or not node.text:
             return reading.wrong(node, path, must)
         file = reading.path(node.text)
