@@ -33,7 +33,8 @@ class Allowance:
     @property
     def left(self) -> bool:
         """Whether anything is left."""
-        self._fill()
+        if self._left <= 0:
+            self._fill()
         return self._left > 0
 
     def spend(self, units: float) -> None:

@@ -7,7 +7,7 @@ somebody with other rights than the issuer gave.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from mcp_middleware.errors import ConfigurationError
 
@@ -85,9 +85,9 @@ def identity_of(claims: Mapping[str, Any], mapping: Claims) -> Identity:
 
 def _name(claims: Mapping[str, Any], paths: str | Sequence[str]) -> str | None:
     path, value = _first(claims, paths)
-    if value is not None and not _is_name(value):
-        raise InvalidTokenError(f"{path} is no printable string of 1 to {_MAX_NAME} characters")
-    return value if isinstance(value, str) else None
+    if value is None or _is_name(value):
+        return value
+    raise InvalidTokenError(f"{path} is no printable string of 1 to {_MAX_NAME} characters")
 
 
 def _scopes(claims: Mapping[str, Any], paths: str | Sequence[str]) -> list[str]:
@@ -116,33 +116,31 @@ def _list(path: str, value: object) -> list[Any]:
     return value
 
 
-def _is_name(value: object) -> bool:
+def _is_name(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= _MAX_NAME and value.isprintable()
 
 
 def _first(claims: Mapping[str, Any], paths: str | Sequence[str]) -> tuple[str, Any]:
     """The first of ``paths`` that leads to something, and that; else the last of them, and None."""
-    if isinstance(paths, str):
-        return paths, _at(claims, paths)
     path, value = "", None
-    for path in paths:
-        value = _at(claims, path)
+    for path in (paths,) if isinstance(paths, str) else paths:
+        value = claims.get(path)
+        if value is None and "." in path:
+            value = _inside(claims, path)
         if value is not None:
             break
     return path, value
 
 
-def _at(claims: Mapping[str, Any], path: str) -> Any:
-    """What stands at ``path``. At each level the longest name that is there counts, so that names may have dots."""
-    found = claims.get(path)
-    if found is not None or "." not in path:
-        return found
+def _inside(claims: Mapping[str, Any], path: str) -> Any:
+    """What stands at ``path``, which no claim is named. At each level the longest name that is there counts, so that
+    names may have dots."""
     head = path
     while "." in head:
         head = head.rpartition(".")[0]
         inner = claims.get(head)
         if isinstance(inner, dict):
-            return _at(inner, path[len(head) + 1 :])
+            return _first(inner, path[len(head) + 1 :])[1]
         if inner is not None:
             raise InvalidTokenError(f"{head} is no object, so that {path} cannot be read")
     return None

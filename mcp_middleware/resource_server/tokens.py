@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from .challenge import MAX_TOKEN_BYTES
 from .claims import Identity, InvalidTokenError, identity_of, shown
 from .issuers import Issuer
@@ -36,6 +38,7 @@ so that many texts would be the same token (RFC 4648 section 3.5). A remainder o
 _USUAL_HEADER: Final = 512
 """Characters; longer ones are not kept."""
 _PADDING: Final = (b"", b"", b"==", b"=")
+_NUMBERS: Final = (int, float)
 _ACCESS_TOKEN: Final = "at+jwt"
 _NOT_AN_ACCESS_TOKEN: Final = ("nonce", "at_hash", "c_hash", "s_hash", "events")
 """Claims of ID tokens (OpenID Connect Core 2, 3.3.2.11) and of security events and logout tokens (RFC 8417)."""
@@ -59,7 +62,7 @@ def looks_like_jwt(token: str) -> bool:
     if rest.count(b".") != 1:
         return False
     try:
-        return bool(json_object(_decode(header.translate(_STANDARD))))
+        return bool(json_object(_decode(header)))
     except (ValueError, RecursionError):
         return False
 
@@ -74,15 +77,14 @@ def parse_token(token: str) -> ParsedToken:
     if len(token) > MAX_TOKEN_BYTES:
         raise InvalidTokenError(f"longer than {MAX_TOKEN_BYTES} bytes")
     try:
-        compact = token.encode("ascii")
-        parts = compact.translate(_STANDARD).split(b".")
-        if len(parts) != 3 or not all(parts):
+        signed, _, signature = token.encode("ascii").rpartition(b".")
+        header, _, payload = signed.partition(b".")
+        if not header or not payload or not signature or b"." in payload:
             raise InvalidTokenError("not three parts in base64url")
-        header, payload, signature = parts
         return ParsedToken(
             _header(header) if len(header) <= _USUAL_HEADER else json_object(_decode(header)),
             json_object(_decode(payload)),
-            compact[: compact.rindex(b".")],
+            signed,
             _decode(signature),
         )
     except (ValueError, RecursionError) as error:
@@ -96,11 +98,12 @@ def _header(part: bytes) -> Mapping[str, Any]:
 
 
 def _decode(part: bytes) -> bytes:
-    """Decode a part that ``_STANDARD`` has translated. Raises ValueError."""
-    rest = len(part) % 4
-    if rest and part[-1] not in _LAST[rest]:
+    """What ``part`` is the base64url of. Raises ValueError."""
+    standard = part.translate(_STANDARD)
+    rest = len(standard) % 4
+    if rest and standard[-1] not in _LAST[rest]:
         raise ValueError("not the base64url of anything")
-    return a2b_base64(part + _PADDING[rest], strict_mode=True)
+    return a2b_base64(standard + _PADDING[rest], strict_mode=True)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -114,15 +117,27 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-_JSON: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+_STRICT: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+_READ: Final = msgspec.json.Decoder().decode
+_WRITE: Final = msgspec.json.Encoder().encode
 
 
 def json_object(data: bytes) -> dict[str, Any]:
     """The JSON object that ``data`` is, each name once. Raises ValueError or RecursionError."""
-    document = _JSON.decode(data.decode("utf-8"))
+    document = _plain(data) or _STRICT.decode(data.decode("utf-8"))
     if not isinstance(document, dict):
         raise ValueError("a part is no JSON object")
     return document
+
+
+def _plain(data: bytes) -> Any:
+    """What ``data`` says, if it is written as most issuers write: without spaces and needless escapes. Then what was
+    read, written again, is the same text, which shows that it holds each name once. This takes a third of the time."""
+    try:
+        document = _READ(data)
+        return document if _WRITE(document) == data else None
+    except (ValueError, RecursionError):
+        return None  # the strict reader says why, or takes it
 
 
 def check_header(header: Mapping[str, Any], issuer: Issuer) -> tuple[str, str | None]:
@@ -211,11 +226,11 @@ def check_purpose(claims: Mapping[str, Any], *, typed: bool) -> None:
 
 def _date(claims: Mapping[str, Any], name: str) -> float | None:
     """A NumericDate (RFC 7519 section 2), or None where it is absent."""
-    value = claims.get(name)
-    if value is None and name not in claims:
+    if name not in claims:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    value = claims[name]
+    if type(value) not in _NUMBERS:  # a boolean is an int too
         raise InvalidTokenError(f"{name} is no number")
     if not 0 <= value <= 2**53:
         raise InvalidTokenError(f"{name} is no date")
-    return value
+    return float(value)

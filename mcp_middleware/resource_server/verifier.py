@@ -39,32 +39,25 @@ _REFUSED_FOR: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class VerifiedToken:
-    """What a verified token says: the fields of the MCP SDK's ``AccessToken``."""
+    """What a verified token says, with the fields of the MCP SDK's ``AccessToken``."""
 
     token: str = field(repr=False)
-    client_id: str
+    principal: Principal
+    """Whose it is, worked out once for all requests that bear it."""
     scopes: list[str]
+    """In the token's order."""
     expires_at: int | None
     """Unix seconds; None where the issuer does not say."""
     resource: str
-    subject: str
     claims: dict[str, Any] = field(repr=False)
-    roles: frozenset[str] = frozenset()
-    principal: Principal = field(init=False, repr=False, compare=False)
-    """Whose it is, worked out once for all requests that bear it."""
 
-    def __post_init__(self) -> None:
-        issuer = self.claims.get("iss")
-        principal = Principal(
-            issuer=issuer if isinstance(issuer, str) else None,
-            client=self.client_id,
-            subject=self.subject,
-            scopes=frozenset(self.scopes),
-            roles=self.roles,
-            expires_at=self.expires_at,
-            claims=self.claims,
-        )
-        object.__setattr__(self, "principal", principal)
+    @property
+    def client_id(self) -> str:
+        return self.principal.client
+
+    @property
+    def subject(self) -> str | None:
+        return self.principal.subject
 
 
 @dataclass(slots=True)
@@ -268,10 +261,10 @@ class IssuersVerifier:
 
         def verifies(key: Key) -> bool:
             nonlocal forged
-            begun = time.thread_time()
+            begun = time.perf_counter()  # the thread's own time is a system call, in which a busy machine takes turns
             if key.verifies(algorithm, parsed.signed, parsed.signature):
                 return True
-            self._forgeries.spend(who, time.thread_time() - begun)
+            self._forgeries.spend(who, time.perf_counter() - begun)
             forged = kid is not None
             return False
 
@@ -282,7 +275,7 @@ class IssuersVerifier:
             raise kind("no key of its issuer made its signature")
         self._forgeries.meet(who)
         until = self._monotonic() + ends - self._clock()
-        verified = self._verified(token, identity, ends, parsed.claims)
+        verified = self._verified(token, issuer, identity, ends, parsed.claims)
         return _Verified(verified, until, source, *found)
 
     async def _introspect(self, sources: Sequence[Source], token: str, digest: bytes) -> _Verified:
@@ -311,7 +304,7 @@ class IssuersVerifier:
                 logger.warning("the introspection of %s gave no answer: %s", source.issuer.issuer, error)
                 unavailable = IssuerUnavailableError(f"{source.issuer.issuer} does not introspect this token")
             else:
-                verified = self._verified(token, said.identity, said.expires_at, said.claims)
+                verified = self._verified(token, source.issuer, said.identity, said.expires_at, said.claims)
                 until = asked_at + options.cache
                 if said.expires_at is not None:
                     until = min(until, self._monotonic() + said.expires_at - self._clock())
@@ -323,17 +316,12 @@ class IssuersVerifier:
             each.refused()
         raise _RefusedTokenError("; ".join(reasons))
 
-    def _verified(self, token: str, identity: Identity, ends: int | None, claims: dict[str, Any]) -> VerifiedToken:
-        return VerifiedToken(
-            token=token,
-            client_id=identity.client,
-            scopes=identity.scopes,
-            expires_at=ends,
-            resource=self.resource,
-            subject=identity.subject,
-            claims=claims,
-            roles=identity.roles,
-        )
+    def _verified(
+        self, token: str, issuer: Issuer, identity: Identity, ends: int | None, claims: dict[str, Any]
+    ) -> VerifiedToken:
+        client, subject, scopes, roles = identity
+        principal = Principal(issuer.issuer, client, subject, frozenset(scopes), roles, ends, claims)
+        return VerifiedToken(token, principal, scopes, ends, self.resource, claims)
 
     async def aclose(self) -> None:
         """Stop what is under way and close the connections to the issuers. The verifier stays usable."""

@@ -131,8 +131,9 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 from mcp_middleware.resource_server.identity import hand_on
 from mcp_middleware.resource_server.verifier import VerifiedToken
+from mcp_middleware.types import Principal
 scope = {}
-undo = hand_on()(scope, VerifiedToken("t", "agent-1", ["a"], 1, "r", "alice", {}))
+undo = hand_on()(scope, VerifiedToken("t", Principal("i", "agent-1", "alice"), ["a"], 1, "r", {}))
 user = scope["user"]
 print(type(user).__module__, user.is_authenticated, user.display_name, scope["auth"].scopes, undo)
 """

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.resource_server import Issuer
 from mcp_middleware.resource_server.claims import Identity, InvalidTokenError
-from mcp_middleware.resource_server.tokens import check_claims, check_header, parse_token
+from mcp_middleware.resource_server.tokens import _STRICT, check_claims, check_header, json_object, parse_token
 from tests.resource_server.issuer import RESOURCE, b64, compact
 
 NOW = 1_800_000_000.0
@@ -19,6 +20,13 @@ STRICT = Issuer("https://login.example.com")
 ANY = Issuer("https://login.example.com", typ="any")
 HEADER = {"alg": "ES256", "typ": "at+jwt", "kid": "k1"}
 CLAIMS = {"iss": STRICT.issuer, "aud": RESOURCE, "sub": "alice", "client_id": "agent-1", "exp": NOW + 60}
+
+
+def outcome(work: Callable[[], object]) -> str:
+    try:
+        return repr(work())
+    except ValueError as error:
+        return str(error)
 
 
 def checked(claims: dict[str, Any], issuer: Issuer = STRICT, leeway: float = 60.0) -> tuple[Identity, int]:
@@ -91,6 +99,27 @@ def test_case_5_duplicated_claims_are_refused(payload: bytes) -> None:
 def test_case_5_a_duplicated_header_parameter_is_refused() -> None:
     with pytest.raises(InvalidTokenError, match="twice"):
         parse_token(compact(b'{"alg":"ES256","alg":"none"}', CLAIMS, None))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    ),
+    st.sampled_from([(",", ":"), (", ", ": ")]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_what_is_read_the_short_way_is_what_the_strict_reader_reads(
+    value: object, separators: tuple[str, str], ascii_only: bool, twice: bool
+) -> None:
+    text = json.dumps({"a": value, "b": 1}, separators=separators, ensure_ascii=ascii_only)
+    if twice:
+        text = text.replace('"b"', '"a"')
+    data = text.encode("utf-8", "surrogatepass")
+    read, strictly = outcome(lambda: json_object(data)), outcome(lambda: _STRICT.decode(data.decode("utf-8")))
+    assert read == strictly
+    assert not (twice and read.startswith("{"))
 
 
 @pytest.mark.parametrize(
