@@ -36,6 +36,9 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what ``arguments`` (the process's own by default) say; the exit status."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if sys.platform == "win32" and (words[:1] in (["run"], ["demo"]) or "--online" in words):
+        _complain("mcp-gateway: this does not work on Windows, which lacks the signals and calls it needs; use Linux")
+        return 2
     if words[:1] == ["demo"]:  # its options are its own, and argparse hands on none that come first
         from .demo import main as demo
 
@@ -98,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, check):
         command.add_argument("file", help="the configuration, as gateway.yaml")
     commands.add_parser("schema", help="print the JSON Schema of a configuration file, for editors")
-    commands.add_parser("demo", help="show it all at work, with nothing but this package")
+    commands.add_parser("demo", help="show it all at work, with no file or server of yours; needs the extra demo")
     return parser
 
 

@@ -108,6 +108,15 @@ def test_a_missing_extra_is_named(
     assert capsys.readouterr().err == (said if needs_it else "")
 
 
+@pytest.mark.parametrize("words", [["run", "gateway.yaml"], ["demo"], ["check", "--online", "gateway.yaml"]])
+def test_on_windows_it_says_so(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(words) == 2
+    assert "does not work on Windows" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["schema"], ["check", "gateway.yaml"]])
 def test_nobody_listening_any_more_is_no_error(words: list[str], tmp_path: Path) -> None:
     written(tmp_path, GOOD)
