@@ -51,8 +51,6 @@ class Records:
     def write(self, record: AuditRecord) -> None:
         self.written.append(record)
 
-    def flush(self) -> None: ...
-
     def close(self) -> None: ...
 
 
