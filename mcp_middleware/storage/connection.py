@@ -394,7 +394,7 @@ def _read(url: str) -> _Server:
     try:
         import hiredis  # noqa: F401  # by which a link reads and writes
         from redis.asyncio.connection import Connection, SSLConnection, parse_url
-    except ImportError:
+    except ModuleNotFoundError:
         raise ConfigurationError("RedisConnection needs the package redis: install mcp-middleware[redis]") from None
     if not isinstance(url, str):
         raise ConfigurationError(f"RedisConnection: url is of type {type(url).__name__}; it must be a str")

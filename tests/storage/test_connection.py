@@ -226,6 +226,12 @@ async def test_a_server_that_hangs_up_once_it_has_answered_keeps_nobody() -> Non
             await shared.aclose()
 
 
+def test_a_library_that_reads_no_urls_any_more_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("redis.asyncio.connection.parse_url")
+    with pytest.raises(ImportError, match="parse_url"):
+        RedisConnection("redis://localhost")
+
+
 async def test_a_password_is_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     with running_redis("--requirepass", "hunter2") as server:
         url = server.url.replace("redis://", "redis://:{}@")
