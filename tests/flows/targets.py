@@ -75,6 +75,8 @@ class Kept:
     def write(self, record: AuditRecord) -> None:
         self.records.append(record)
 
+    def flush(self) -> None: ...
+
     def close(self) -> None: ...
 
 
