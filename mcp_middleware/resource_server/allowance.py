@@ -64,6 +64,10 @@ class Forgeries:
         self._familiar: dict[Hashable, Allowance | None] = {}
         """The latest last; with an allowance of its own once somebody has forged a token in that name."""
 
+    def is_familiar(self, name: Hashable) -> bool:
+        """Whether somebody of this name has had a good token, as far as it is remembered."""
+        return name in self._familiar
+
     def may_check(self, name: Hashable) -> bool:
         """Whether a signature may be checked of a token in this name."""
         if name not in self._familiar:

@@ -5,7 +5,8 @@
    down.
 3. An unknown key has them fetched again at once, so that a rotation refuses no good token; but if that brought
    nothing, not again for a while, and for that key for longer and longer, up to a minute, so that invented and
-   forgotten keys cost the issuer nothing.
+   forgotten keys cost the issuer nothing. Whoever has had a good token does not share that while with strangers, so
+   that no stranger's invention keeps a new key from those who work here.
 4. A key that is withdrawn counts no longer than keys are fresh (or usable, while the issuer is down).
 """
 
@@ -47,9 +48,9 @@ class IssuerKeys:
     """One issuer's keys: fetched when first needed, and kept.
 
     They are fresh for ``lifetime`` seconds, and stay usable for another ``staleness`` seconds while the issuer does
-    not answer. Unknown keys have them fetched again at most once in ``cooldown`` seconds, but for those that were
-    found by it, and a failed fetch is not repeated before that either. At any time one fetch runs, and everybody
-    waits for that one.
+    not answer. Unknown keys have them fetched again at most twice in ``cooldown`` seconds, once for all tokens in
+    familiar names and once for all others, but for those that were found by it; and a failed fetch is not repeated
+    before that either. At any time one fetch runs, and everybody waits for that one.
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class IssuerKeys:
         """Why the last fetch failed; None after one that did not."""
         self._silent = False
         """Whether it failed because no answer came."""
-        self._searched_at = -math.inf
-        """When an unknown key last had the keys fetched in vain."""
+        self._searched_at = {True: -math.inf, False: -math.inf}
+        """When an unknown key last had the keys fetched in vain: of a token in a familiar name, and of another."""
         self._missing: OrderedDict[str, tuple[float, float]] = OrderedDict()
         """Names of keys that were searched for in vain: until when not again, and after what pause."""
         self._fetch: asyncio.Task[None] | None = None
@@ -102,14 +103,17 @@ class IssuerKeys:
             self._start_fetch()
         return self._keys if age < self._lifetime or self._failure is not None else None
 
-    def lacks(self, kid: str | None, algorithm: str) -> bool:
+    def lacks(self, kid: str | None, algorithm: str, *, familiar: bool) -> bool:
         """Whether ``find`` would find nothing, and can say so at once: such keys were searched for in vain a moment
         ago. Most tokens of a flood with invented keys are refused by this."""
         now = self._clock()
         if kid is None or self._keys is None or now - self._failed_at < self._cooldown:
             return False
-        searched = now - self._searched_at < self._cooldown and (self._fetch is None or self._fetch.done())
+        searched = not self._may_search(familiar, now) and (self._fetch is None or self._fetch.done())
         return (searched or self._is_missing(kid, now)) and not self._keys.find(kid, algorithm)
+
+    def _may_search(self, familiar: bool, now: float) -> bool:
+        return now - self._searched_at[familiar] >= self._cooldown
 
     def _is_missing(self, kid: str, now: float) -> bool:
         missing = self._missing.get(kid)
@@ -126,10 +130,13 @@ class IssuerKeys:
         if len(self._missing) > _MAX_MISSING:
             self._missing.popitem(last=False)
 
-    async def find(self, kid: str | None, algorithm: str, verifies: Callable[[Key], bool]) -> tuple[KeySet, Key] | None:
+    async def find(
+        self, kid: str | None, algorithm: str, verifies: Callable[[Key], bool], *, familiar: bool
+    ) -> tuple[KeySet, Key] | None:
         """The keys, and the one of them that is named ``kid``, may verify ``algorithm`` and does verify; else None.
 
         The issuer is asked again only where the key may be a new one: the name is unknown, or the token has none.
+        ``familiar``: the token is in the name of somebody who has had a good one.
         Raises IssuerUnavailableError where the issuer has to be asked and does not answer.
         """
         fetched = self._fetched
@@ -143,10 +150,12 @@ class IssuerKeys:
         if self._fetched > fetched:  # for this very token: no newer ones can be had
             self._note_missing(kid)
             return None
-        newer = await self._newer()
+        newer = await self._newer(familiar)
         for key in newer.find(kid, algorithm) if newer is not keys else ():
             if verifies(key):
-                self._searched_at = -math.inf  # only the issuer can have brought this about: it may do so again
+                self._searched_at[
+                    familiar
+                ] = -math.inf  # only the issuer can have brought this about: it may do so again
                 return newer, key
         if self._fetched > fetched:
             self._note_missing(kid)
@@ -179,7 +188,7 @@ class IssuerKeys:
             return self._keys
         raise self._unavailable()
 
-    async def _newer(self) -> KeySet:
+    async def _newer(self, familiar: bool) -> KeySet:
         """The keys, fetched again unless that was done in vain a short while ago."""
         now = self._clock()
         if now - self._failed_at < self._cooldown:
@@ -188,8 +197,8 @@ class IssuerKeys:
         patience = _PATIENCE if self._silent else None
         if self._fetch is not None and not self._fetch.done():
             await self._wait_for_fetch(patience)  # it may have been answered before the key was published
-        if self._keys is keys and self._failed_at == failed_at and now - self._searched_at >= self._cooldown:
-            self._searched_at = now
+        if self._keys is keys and self._failed_at == failed_at and self._may_search(familiar, now):
+            self._searched_at[familiar] = now
             await self._wait_for_fetch(patience)
         answered = self._fetch is None or self._fetch.done()
         if self._keys is None or self._failed_at != failed_at or not answered:

@@ -100,8 +100,9 @@ class IssuersVerifier:
 
     ``leeway`` (seconds, 60 at most) excuses clocks. Keys are fetched again before they are ``key_lifetime`` seconds
     old, stay usable for ``key_staleness`` more while the issuer is down, and an unknown key has them fetched again
-    once in ``key_cooldown`` seconds. Up to ``cache_size`` verified tokens are kept until they end, or as long as
-    their issuer's introspection says. ``clock`` gives Unix seconds, ``monotonic`` measures times.
+    once in ``key_cooldown`` seconds, and once more where the token is in the name of somebody who has had a good one.
+    Up to ``cache_size`` verified tokens are kept until they end, or as long as their issuer's introspection says.
+    ``clock`` gives Unix seconds, ``monotonic`` measures times.
 
     Raises ConfigurationError.
     """
@@ -249,12 +250,13 @@ class IssuersVerifier:
     async def _verify_jwt(self, issuer: Issuer, source: IssuerKeys, token: str, parsed: ParsedToken) -> _Verified:
         """The cheap checks first, then the keys, then the signature."""
         algorithm, kid = check_header(parsed.header, issuer)
-        if source.lacks(kid, algorithm):
-            raise InvalidTokenError("no key of its issuer made its signature")
         identity, ends = check_claims(
             parsed.claims, issuer, resource=self.resource, now=self._clock(), leeway=self._leeway
         )
         who = (issuer.issuer, identity.client, identity.subject)
+        familiar = self._forgeries.is_familiar(who)
+        if source.lacks(kid, algorithm, familiar=familiar):
+            raise InvalidTokenError("no key of its issuer made its signature")
         if not self._forgeries.may_check(who):
             raise IssuerUnavailableError("too many tokens with forged signatures")
         forged = False
@@ -268,7 +270,7 @@ class IssuersVerifier:
             forged = kid is not None
             return False
 
-        found = await source.find(kid, algorithm, verifies)
+        found = await source.find(kid, algorithm, verifies, familiar=familiar)
         if found is None:
             # Without a check, or without a name, the key may be one that is about to be published.
             kind = _RefusedTokenError if forged else InvalidTokenError

@@ -130,6 +130,30 @@ async def test_case_42_a_client_that_keeps_sending_an_old_token_keeps_no_new_key
     assert await made.verify_token(issuer.token()) is not None
 
 
+async def test_case_42_a_strangers_invented_key_keeps_no_new_key_out(issuer: LoopbackIssuer, make: Make) -> None:
+    made = make(FakeClock())
+    assert await made.verify_token(issuer.token()) is not None
+    assert await made.verify_token(issuer.token(key=SigningKey("ES256", "invented"), sub="stranger")) is None
+    issuer.keys = [SigningKey("ES256", "k2"), *issuer.keys]
+    assert await made.verify_token(issuer.token()) is not None
+    assert issuer.jwks_fetches == 3
+
+
+async def test_case_6_invented_keys_in_strange_and_familiar_names_fetch_twice_a_cooldown(
+    issuer: LoopbackIssuer, make: Make
+) -> None:
+    clock = FakeClock()
+    made = make(clock, key_cooldown=10)
+    assert await made.verify_token(issuer.token()) is not None
+    inventor = SigningKey("ES256", "invented")
+    for fetches in (3, 3, 5):
+        for sub in ("alice", "stranger"):
+            tokens = [issuer.token(key=inventor, header={"kid": f"{sub}-{n}"}, sub=sub) for n in range(50)]
+            assert await asyncio.gather(*map(made.verify_token, tokens)) == [None] * 50
+        assert issuer.jwks_fetches == fetches
+        clock.advance(5)
+
+
 async def test_a_key_that_is_published_late_is_found_after_the_cooldown(issuer: LoopbackIssuer, make: Make) -> None:
     clock = FakeClock()
     made = make(clock, key_cooldown=10)

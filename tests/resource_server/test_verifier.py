@@ -333,7 +333,7 @@ async def test_a_fault_of_ours_is_an_outage_too_and_not_repeated_at_once(caplog:
     )
     for _ in range(2):
         with pytest.raises(IssuerUnavailableError):
-            await keys.find("k1", "ES256", lambda _: True)
+            await keys.find("k1", "ES256", lambda _: True, familiar=False)
     assert client.asked == 1
     assert "unforeseen" in caplog.text
 
