@@ -126,7 +126,7 @@ async def test_a_successful_initialize_gets_a_sealed_id(stack: Stack, server: Se
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 406, 429, 500, 503, 302])
 async def test_an_initialize_that_failed_opens_nothing(stack: Stack, server: Server, status: int) -> None:
-    """C2: the server's throwaway id goes nowhere, and the place is given back."""
+    """The server's throwaway id goes nowhere, and the place is given back."""
     server.status = status
     for _ in range(4):
         response = await stack.initialize()
@@ -172,7 +172,7 @@ async def test_answers_without_the_header_get_none(stack: Stack, server: Server)
 async def test_an_unfit_id_of_the_server_is_withheld(
     stack: Stack, server: Server, ids: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """C9: visible ASCII, one of them; the operator is told, without the id."""
+    """Visible ASCII, one of them; the operator is told, without the id."""
     server.sessions = ids
     with caplog.at_level(logging.ERROR):
         for _ in range(4):
@@ -207,7 +207,7 @@ async def test_a_crash_gives_the_place_back(stack: Stack, server: Server) -> Non
 
 @pytest.mark.parametrize(("status", "ended"), [(200, True), (204, True), (404, True), (405, False), (500, False)])
 async def test_delete_ends_what_the_server_ended(stack: Stack, server: Server, status: int, ended: bool) -> None:
-    """C4: forwarded to the owner; 2xx and 404 end the session, 405 keeps it."""
+    """Forwarded to the owner; 2xx and 404 end the session, 405 keeps it."""
     session = await stack.open()
     server.status = status
     assert (await stack.send("DELETE", session)).status_code == status
@@ -222,7 +222,7 @@ async def test_delete_ends_what_the_server_ended(stack: Stack, server: Server, s
 
 
 async def test_a_session_the_server_lost_is_the_servers_to_refuse(stack: Stack, server: Server) -> None:
-    """C12: its 404 passes, its place is free, and the id still reaches the server, which may know better."""
+    """Its 404 passes, its place is free, and the id still reaches the server, which may know better."""
     session = await stack.open()
     await stack.open()
     assert (await stack.initialize()).status_code == 429

@@ -245,7 +245,7 @@ async def test_an_initialize_that_was_moved_on_its_way_is_sealed_for_where_it_ar
 
 @pytest.mark.parametrize("status", [302, 400, 404, 429, 500, 503])
 async def test_only_a_successful_initialize_opens_a_session(fleet: Fleet, replica: Replica, status: int) -> None:
-    """C2: a server puts throwaway ids on its refusals."""
+    """A server puts throwaway ids on its refusals."""
     fleet.status = status
     assert "mcp-session-id" not in (await replica.initialize()).headers
 

@@ -33,7 +33,7 @@ KEYS = st.tuples(st.none() | st.text(), st.text(), st.none() | st.text())
 
 @given(SESSIONS, st.text())
 def test_what_was_sealed_comes_out(session: Session, endpoint: str) -> None:
-    """C9: visible ASCII throughout."""
+    """Visible ASCII throughout."""
     token = RING.seal(session, endpoint)
     assert set(token) <= set(ALPHABET)
     assert RING.unseal(token, endpoint) == session

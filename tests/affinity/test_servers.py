@@ -115,7 +115,7 @@ async def build_site(server: ASGIApp, key: str, clock: FakeClock) -> AsyncIterat
 
 
 async def test_the_official_client_works_and_never_sees_the_servers_id(site: Site) -> None:
-    """C1, C2, C4, C5, C7, C9: initialize, calls, notifications on the GET stream, DELETE at the end."""
+    """Initialize, calls, notifications on the GET stream, DELETE at the end."""
     told = asyncio.Event()
     seen: list[str] = []
 
@@ -154,7 +154,7 @@ async def test_two_clients_have_sessions_of_their_own(site: Site) -> None:
 
 @pytest.mark.parametrize("stranger", STRANGERS)
 async def test_case_19_another_callers_session_is_unknown(sdk_site: Site, stranger: str) -> None:
-    """C8: on POST, GET and DELETE, and the owner is undisturbed. Same client, other subject: the same."""
+    """On POST, GET and DELETE, and the owner is undisturbed. Same client, other subject: the same."""
     site = sdk_site
     session = await initialize(site.http, site.url, token=ALICE)
     before = len(site.recorder.requests)
@@ -266,7 +266,7 @@ async def test_case_22_a_session_flood_meets_its_cap(site: Site, clock: FakeCloc
 
 
 async def test_a_session_ends_with_delete(site: Site) -> None:
-    """C4; and the server, asked in the meantime, is not asked again."""
+    """The server, asked in the meantime, is not asked again."""
     session = await initialize(site.http, site.url, token=ALICE)
     assert (await site.send("DELETE", session)).is_success
     before = len(site.recorder.requests)

@@ -79,7 +79,7 @@ def _bodies(end: str) -> list[str]:
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 async def test_case_16_a_stream_cut_anywhere_is_filtered_and_else_unchanged(end: str) -> None:
-    """A13: comments, ids, priming events and notifications pass; the list alone is rewritten."""
+    """Comments, ids, priming events and notifications pass; the list alone is rewritten."""
     shown = {"tools": LIST["result"]["tools"][:1]}  # type: ignore[index]
     for body in _bodies(end):
         data = body.encode()

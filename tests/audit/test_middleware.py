@@ -142,7 +142,7 @@ async def test_one_record_for_notifications_and_for_answers_of_the_client() -> N
 
 
 async def test_one_record_for_each_message_of_a_batch() -> None:
-    """A16"""
+    """2025-03-26, transports."""
     sink = ListSink()
     batch = [rpc("tools/call", {"name": name}, index) for index, name in enumerate(["a", "b", "c"])]
     batch.append(rpc("notifications/cancelled", {"requestId": 0}, None))

@@ -216,7 +216,7 @@ LIST = b'{"jsonrpc":"2.0","id":1,"result":{"tools":[' + b",".join(ITEMS) + b'],"
 
 @pytest.mark.parametrize("media", ["application/json", "text/event-stream; charset=utf-8"])
 async def test_case_16_items_stay_as_they_are_and_totals_go(media: str) -> None:
-    """A10."""
+    """2026-07-28, caching."""
     app = ToolAuthorizationMiddleware(Server(LIST, media=media), policy=POLICY)
     call = await modern(app, "tools/list")
     data = call.body.partition(b"data: ")[2] or call.body
@@ -249,7 +249,7 @@ async def test_case_16_a_list_lives_no_longer_than_the_policy_may(sent: Any, sta
 
 
 async def test_case_16_a_resource_is_private_as_well() -> None:
-    """What one caller may read, a shared cache must not give to another (A10)."""
+    """What one caller may read, a shared cache must not give to another (2026-07-28, caching)."""
     server = Server(result(contents=[], cacheScope="public", ttlMs=10**9, _meta={"a": 1}))
     app = ToolAuthorizationMiddleware(server, policy=POLICY)
     read = (await modern(app, "resources/read", uri="x://open/a")).json["result"]
@@ -334,7 +334,7 @@ async def test_case_16_resumed_streams_are_filtered_by_what_they_carry() -> None
 
 
 async def test_the_first_event_of_the_older_transport_passes() -> None:
-    """A18: its data is a path, not a message."""
+    """Its data is a path, not a message."""
     server = Server(b"/messages?session_id=1", media="text/event-stream", event="endpoint")
     call = await Call(ToolAuthorizationMiddleware(server, policy=POLICY), method="GET").run()
     assert b"/messages?session_id=1" in call.body

@@ -191,7 +191,7 @@ async def test_case_16_lists_are_filtered_in_json_and_in_event_streams(
 
 
 async def test_case_16_modern_lists_are_private(url: str, http: httpx2.AsyncClient) -> None:
-    """A10."""
+    """2026-07-28, caching."""
     raw = Raw(http, url, "modern", "reader")
     for method in ("tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read"):
         params = {"uri": "file:///srv/public/a"} if method == "resources/read" else {}

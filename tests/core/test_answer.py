@@ -285,7 +285,7 @@ class DenyAdmin(Recorder):
 
 @pytest.mark.parametrize("sse", [False, True])
 async def test_case_12_each_message_of_a_batch_is_judged_by_itself(sse: bool) -> None:
-    """A16."""
+    """2025-03-26, transports."""
     server = EchoServer(sse=sse)
     audit = Audit(DenyAdmin(server, []), [])
     batch = [

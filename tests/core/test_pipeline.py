@@ -256,7 +256,6 @@ async def test_a_client_that_leaves_while_it_sends_reaches_nobody() -> None:
 
 
 async def test_the_disconnect_reaches_a_server_that_waits_for_it() -> None:
-    """A12."""
     order: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

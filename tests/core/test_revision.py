@@ -63,13 +63,13 @@ def test_case_13_headers_that_differ_from_the_body(changed: dict[bytes, bytes | 
 
 @pytest.mark.parametrize("name", [b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"mcp-session-id"])
 def test_case_13_a_repeated_routing_header_is_refused(name: bytes) -> None:
-    """A5, in both eras."""
+    """In both eras."""
     assert headers_refused(call(_meta=MODERN_META), MODERN, (name,)).code == HEADER_MISMATCH
     assert headers_refused(call(), {}, (name,)).code == HEADER_MISMATCH
 
 
 def test_case_13_a_legacy_request_with_mirrored_headers_that_lie_is_refused() -> None:
-    """A4."""
+    """2026-07-28, transports."""
     assert headers_refused(call(), {b"mcp-name": b"other"}).code == HEADER_MISMATCH
     assert headers_refused(call(), {b"mcp-method": b"ping"}).code == HEADER_MISMATCH
 

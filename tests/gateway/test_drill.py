@@ -1,7 +1,7 @@
 """Two gateway replicas before instances that are killed, hung and restarted, under ten thousand calls.
 
 No call is answered by a session's wrong instance, none reaches a server twice, and every call that a server saw is in
-the trail once, whatever died meanwhile (cases 21, 36 and 40; C12).
+the trail once, whatever died meanwhile (cases 21, 36 and 40).
 """
 
 import asyncio

@@ -289,7 +289,7 @@ async def test_case_22_a_session_flood_meets_its_cap_and_nobody_else_notices(tmp
 
 
 async def test_an_initialize_that_is_refused_opens_no_session(tmp_path: Path) -> None:
-    """C2: the SDK names one all the same, with 200 and an event stream."""
+    """The SDK names one all the same, with 200 and an event stream."""
     async with before(tmp_path, sessions={"keys": [SESSION_KEY], "per_agent": 1}) as running:
         token = running.token()
         for _ in range(3):

@@ -277,7 +277,7 @@ async def test_case_21_calls_at_once_with_equal_ids_get_their_own_answers(tmp_pa
 
 
 async def test_a_stream_ends_and_the_server_is_told_when_the_client_leaves(tmp_path: Path) -> None:
-    """A12, over a socket: the standalone stream of a session can be opened again at once."""
+    """Over a socket: the standalone stream of a session can be opened again at once."""
     async with governed(tmp_path, build_server("fastmcp")) as stack:
         token = stack.token()
         session = await initialize(stack.http, stack.url, token=token)

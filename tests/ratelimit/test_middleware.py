@@ -85,7 +85,6 @@ async def test_case_28_a_request_that_never_fits_is_told_so_for_good(make: Make,
     ["initialize", "ping", "server/discover", "logging/setLevel", "notifications/initialized", "notifications/x"],
 )
 async def test_case_29_handshakes_and_notifications_are_never_limited(make: Make, method: str) -> None:
-    """E2."""
     stack = make(requests="1/day")
     for _ in range(5):
         answer = await stack.call(method)
@@ -97,7 +96,6 @@ async def test_case_29_handshakes_and_notifications_are_never_limited(make: Make
 
 
 async def test_case_29_answers_get_and_delete_are_never_limited(make: Make) -> None:
-    """E2."""
     stack = make(requests="1/day")
     await stack.call("tools/list")
     posted = {"jsonrpc": "2.0", "id": 3, "result": {"action": "accept"}}
@@ -118,7 +116,6 @@ async def test_every_other_request_costs_one(make: Make, method: str) -> None:
 
 
 async def test_each_message_of_a_batch_costs_one(make: Make) -> None:
-    """E3."""
     stack = make(requests="3/day")
     batch = [rpc("tools/list", None, number) for number in range(5)] + [rpc("notifications/x", None, None)]
     headers = {"caller": "agent", "mcp-protocol-version": "2025-03-26"}

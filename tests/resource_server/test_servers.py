@@ -70,7 +70,7 @@ async def test_a_tool_sees_its_caller(issuer: LoopbackIssuer, kind: str, era: Er
 
 @BOTH_SERVERS
 async def test_case_19_a_session_belongs_to_its_caller(issuer: LoopbackIssuer, kind: str) -> None:
-    """B13, C8: another subject's session id is answered as an unknown one; a new token of the same caller keeps it."""
+    """B13: another subject's session id is answered as an unknown one; a new token of the same caller keeps it."""
     async with served(kind, issuer) as url, httpx2.AsyncClient() as http:
         alice, bob = issuer.token(aud=url), issuer.token(aud=url, sub="bob")
         session = await initialize(http, url, token=alice)

@@ -38,7 +38,7 @@ INVALID = [
 
 
 async def test_meta_is_the_parent_and_the_header_a_link(telemetry: Telemetry, server: TracedServer) -> None:
-    """D2"""
+    """The OpenTelemetry conventions for MCP."""
     app = TraceContextMiddleware(server, **telemetry.options)
     await Call(app, call({"traceparent": META}), headers={"traceparent": HEADER}).run()
     span = telemetry.span()
@@ -51,7 +51,7 @@ async def test_meta_is_the_parent_and_the_header_a_link(telemetry: Telemetry, se
 
 
 async def test_without_meta_the_header_is_the_parent(telemetry: Telemetry, server: TracedServer) -> None:
-    """D2"""
+    """The OpenTelemetry conventions for MCP."""
     await Call(TraceContextMiddleware(server, **telemetry.options), call(), headers={"traceparent": HEADER}).run()
     span = telemetry.span()
     assert span.parent is not None
@@ -65,7 +65,7 @@ async def test_without_either_a_new_trace_begins(telemetry: Telemetry, server: T
 
 
 async def test_the_ambient_span_is_the_parent_or_the_link(telemetry: Telemetry, server: TracedServer) -> None:
-    """D2: an HTTP span around us has the header as its parent already."""
+    """An HTTP span around us has the header as its parent already."""
     app = TraceContextMiddleware(server, **telemetry.options)
     with telemetry.tracers.get_tracer("http").start_as_current_span("POST /mcp") as http:
         await Call(app, call(), headers={"traceparent": HEADER}).run()
@@ -91,7 +91,7 @@ async def test_header_and_meta_of_one_span_are_no_link(telemetry: Telemetry, ser
 async def test_the_server_sees_our_span(
     telemetry: Telemetry, server: TracedServer, meta: dict[str, Any] | None
 ) -> None:
-    """D1, D3, D5: in ``_meta`` and as the ambient context alike."""
+    """In ``_meta`` and as the ambient context alike."""
     app = TraceContextMiddleware(server, **telemetry.options)
     await Call(app, call(meta), headers={"traceparent": HEADER, "tracestate": "congo=2"}).run()
     span = telemetry.span()
@@ -118,7 +118,7 @@ async def test_no_header_is_invented(telemetry: Telemetry, server: TracedServer)
 
 
 async def test_only_the_three_keys_change(telemetry: Telemetry, server: TracedServer) -> None:
-    """D5: numbers and strings of the arguments arrive byte for byte."""
+    """Numbers and strings of the arguments arrive byte for byte."""
     arguments = '{"big": 123456789012345678901234567890, "float": 1.10, "exp":1E400, "text": "\\u00e9\\/"}'
     meta = '{"traceparent":"' + META + '","x":{"deep": 1.0},"io.modelcontextprotocol.traceparent":"kept"}'
     params = '{"name":"echo","arguments":' + arguments + ',"_meta":' + meta + ',"unknown":-0.0}'
@@ -135,7 +135,7 @@ async def test_only_the_three_keys_change(telemetry: Telemetry, server: TracedSe
 async def test_case_32_invalid_trace_context_is_a_new_trace(
     telemetry: Telemetry, server: TracedServer, invalid: Any
 ) -> None:
-    """D3"""
+    """W3C Trace Context."""
     app = TraceContextMiddleware(server, **telemetry.options)
     done = await Call(app, call({"traceparent": invalid, "tracestate": "rojo=1", "baggage": invalid})).run()
     assert done.status == 200
@@ -155,7 +155,7 @@ async def test_case_32_two_traceparent_headers_are_none(telemetry: Telemetry, se
 
 
 async def test_case_32_baggage_leaves_only_by_allow_list(telemetry: Telemetry, server: TracedServer) -> None:
-    """D6: on the wire and in the ambient context, whoever brought it."""
+    """On the wire and in the ambient context, whoever brought it."""
     app = TraceContextMiddleware(server, baggage=["tenant", "region"], **telemetry.options)
     token = attach(baggage.set_baggage("password", "x", baggage.set_baggage("region", "eu west")))
     try:
@@ -170,7 +170,6 @@ async def test_case_32_baggage_leaves_only_by_allow_list(telemetry: Telemetry, s
 
 
 async def test_case_32_no_baggage_passes_by_default(telemetry: Telemetry, server: TracedServer) -> None:
-    """D6"""
     token = attach(baggage.set_baggage("password", "x"))
     try:
         app = TraceContextMiddleware(server, **telemetry.options)
@@ -185,7 +184,6 @@ async def test_case_32_no_baggage_passes_by_default(telemetry: Telemetry, server
 
 
 async def test_each_message_of_a_batch_has_its_own_context(telemetry: Telemetry, server: TracedServer) -> None:
-    """D5"""
     first, second = call({"traceparent": META}), call({"traceparent": HEADER}) | {"id": 2}
     await Call(TraceContextMiddleware(server, **telemetry.options), [first, second]).run()
     one, two = telemetry.spans
@@ -209,7 +207,7 @@ async def test_a_notification_has_a_span_and_a_response_none(telemetry: Telemetr
 
 
 async def test_without_an_sdk_a_valid_context_passes_unchanged(server: TracedServer) -> None:
-    """D3: only relaying"""
+    """Only relaying"""
     message = call({"traceparent": META.replace("00-", "cc-", 1) + "-more", "tracestate": " rojo=1 , a=2"})
     app = Authorization(TraceContextMiddleware(server))
     await Call(app, message).run()
@@ -232,7 +230,7 @@ async def test_without_an_sdk_a_message_without_context_is_untouched(server: Tra
 
 @pytest.mark.parametrize("invalid", INVALID)
 async def test_case_32_without_an_sdk_an_invalid_context_is_removed(server: TracedServer, invalid: Any) -> None:
-    """D3"""
+    """W3C Trace Context."""
     app = TraceContextMiddleware(server)
     headers = {"tracestate": "congo=2"} | ({"traceparent": invalid} if isinstance(invalid, str) else {})
     done = await Call(app, call({"traceparent": invalid, "tracestate": "a=1", "keep": 1}), headers=headers).run()

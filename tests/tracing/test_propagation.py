@@ -140,7 +140,7 @@ def test_sampled_is_the_only_flag_that_changes(flags: int, sampled: bool) -> Non
 
 
 def test_the_message_wins_over_what_surrounds_it() -> None:
-    """D2"""
+    """The OpenTelemetry conventions for MCP."""
     meta, header = (parse_context(f"00-{TRACE}-{span * 8}-01") for span in ("aa", "bb"))
     assert choose(meta, header) == (meta, header)
     assert choose(None, header) == (header, None)
@@ -150,7 +150,6 @@ def test_the_message_wins_over_what_surrounds_it() -> None:
 
 
 def test_case_32_baggage_leaves_only_by_allow_list() -> None:
-    """D6"""
     text = "tenant=acme;ttl=60, secret=hunter2 ,region = eu%20west,TENANT=other,broken,=x,tenant2=y"
     members = select_baggage(text, {"tenant", "region"})
     assert members == {"tenant": "tenant=acme;ttl=60", "region": "region = eu%20west"}

@@ -81,7 +81,7 @@ def call_spans(telemetry: Telemetry) -> tuple[list[ReadableSpan], list[ReadableS
 async def test_client_then_ours_then_the_servers(
     sdk: Telemetry, kind: str, era: Era, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """D2, D3: one trace, whichever of ``_meta`` and the ambient context the server goes by."""
+    """One trace, whichever of ``_meta`` and the ambient context the server goes by."""
     async with serve(TraceContextMiddleware(build(kind))) as url, connect(f"{url}/mcp", era=era) as client:
         for a in range(3):
             assert text_of(await client.call_tool("add", {"a": a, "b": 2})) == str(a + 2)
