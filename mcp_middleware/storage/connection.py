@@ -236,23 +236,23 @@ class RedisConnection:
         the command is written: what our own loop was busy with until then is not the store's time.
         """
         command: tuple[Word, ...] = (b"EVALSHA", script.digest, len(keys), *keys)
-        receiver: RedisConnection | None = None  # of these keys, whose slot is about to move there
+        node, is_moving = self.node_of(keys[0]), False
         for _ in range(_MOST_ANSWERS):
-            node = receiver or self.node_of(keys[0])
             link = node._link or await node._connected()
             try:
-                if receiver is None:
-                    reply = await link.ask(command, arguments)
-                else:
+                if is_moving:
                     _, reply = await asyncio.gather(link.ask((b"ASKING",), ()), link.ask(command, arguments))
+                else:
+                    reply = await link.ask(command, arguments)
             except _RefusedError as error:
                 text = str(error)
                 if text.startswith("NOSCRIPT"):  # the store was restarted, or its scripts flushed
                     command = (b"EVAL", script.source, *command[2:])
                 elif redirected := _REDIRECTED.fullmatch(text):
-                    receiver = self._node_at(redirected[3] or node.host, int(redirected[4]))
-                    if redirected[1] == "MOVED":
-                        self._slots[int(redirected[2])], receiver = receiver, None
+                    node = self._node_at(redirected[3] or node.host, int(redirected[4]))
+                    is_moving = redirected[1] == "ASK"
+                    if not is_moving:
+                        self._slots[int(redirected[2])] = node
                 else:
                     node._complain(text, link)
                     break

@@ -20,6 +20,7 @@ from mcp_middleware.storage import (
     RedisStorage,
     Reservation,
     StorageUnavailableError,
+    connection,
 )
 from mcp_middleware.storage.budgets import Spending, Wallet
 from mcp_middleware.storage.sessions import Agent
@@ -104,8 +105,8 @@ class Replica:
     """A process of ours that keeps limits, budgets and sessions there, by one connection."""
 
     def __init__(self, url: str) -> None:
-        connection = RedisConnection(url, budget=10)
-        self.limits, self.sessions = RedisStorage(connection), RedisSessions(connection)
+        shared = RedisConnection(url, budget=10)
+        self.limits, self.sessions = RedisStorage(shared), RedisSessions(shared)
 
     async def reserve(self, number: int) -> Reservation:
         return await reserve(self.limits, 0, MANY, b"%d" % number)
@@ -175,6 +176,23 @@ async def test_case_42_a_node_dies_and_its_replica_takes_its_place(tmp_path: Pat
                 used += times
                 assert spending.spent == (3 * used,)
             assert not (await through_redis(one.place, number))[0]
+
+
+@pytest.mark.slow
+async def test_case_42_a_node_that_comes_back_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its data, which is then what the replicas remember."""
+    monkeypatch.setattr(connection, "_LONGEST_PAUSE", 0.1)
+    numbers = range(30)
+    async with running_cluster(tmp_path) as cluster, two_replicas(cluster.url) as (one, _):
+        for number in numbers:
+            assert not (await one.reserve(number)).local
+        lost = cluster.masters[1]
+        lost.kill()
+        assert any([(await one.reserve(number)).local for number in numbers])
+        lost.start()
+        for number in numbers:
+            reservation, times = await through_redis(one.reserve, number)
+            assert reservation.remaining_requests == pytest.approx(1000 - 2 - times, abs=0.1)
 
 
 async def use(replica: Replica, number: int, held: list[Reservation]) -> None:
