@@ -50,14 +50,19 @@ def test_the_page_does_what_it_says(directory: Path) -> None:
     ) as server:
         try:
             wait_until_listening(port, server)
-            called = subprocess.run(
-                [sys.executable, "client.py"], cwd=directory, capture_output=True, text=True, check=False
+            called, again = (
+                subprocess.run(
+                    [sys.executable, "client.py"], cwd=directory, capture_output=True, text=True, check=False
+                )
+                for _ in range(2)
             )
         finally:
             server.terminate()
             server.wait(30)
     assert _waiting(called.stdout) == _waiting((directory / "output.txt").read_text())
     assert called.returncode == 0, called.stderr
+    assert again.stdout.startswith("I see nothing: the limit on requests is reached"), again.stderr
+    assert again.returncode == 0
     command = [sys.executable, "-m", "mcp_middleware.audit", "audit.db"]
     trail = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True).stdout
     for word in ("anonymous", "greet", "forget_everyone", "allowed", "denied", "limited"):
