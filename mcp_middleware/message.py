@@ -6,13 +6,14 @@ The rules, in the order in which they are applied:
 2. A request, a notification, a response, or (2025-03-26 only) a batch of them. A request's id is a string or an
    integer. What is not called ``notifications/...`` needs an id, so that no call goes unanswered.
 3. No member name in another spelling: ``Name`` or ``task_id`` beside or instead of ``name`` or ``taskId`` is refused,
-   because some readers fold case, and some take their language's own spelling as well.
+   because some readers fold case, and some take their language's own spelling as well. This holds for the envelope,
+   ``params``, ``_meta``, and the objects that name what a completion or a subscription is about.
 4. The value a policy judges (``params.name``, ``params.uri``, ...) is there and is a string.
 
 Whether the headers that mirror the body agree with it is for ``revision``. What servers send is ``server_message``.
 
-What is forwarded is ``encode()``: the envelope, ``params`` and ``_meta`` as they were parsed, one value for each name;
-every value below them byte for byte as it came, so that numbers and strings are not altered.
+What is forwarded is ``encode()``: the envelope, ``params`` and those objects as they were parsed, one value for each
+name; every value below them byte for byte as it came, so that numbers and strings are not altered.
 """
 
 import re
@@ -38,7 +39,10 @@ __all__ = [
 
 MAX_DEPTH: Final = 128
 MAX_NAMES: Final = 1000
-"""Members of the envelope, of ``params`` and of ``_meta``: each name is compared with every other spelling."""
+"""Members of one object whose names are compared, each with every other spelling."""
+MAX_NESTED: Final = 128 * 1024
+"""Bytes of the object that names what a completion or a subscription is about. Twice as much as a subscription's
+resources may have characters."""
 MAX_BATCH: Final = 100
 """Messages in one batch: what one POST may start."""
 
@@ -65,8 +69,12 @@ _META_KEYS: Final = {
         "progressToken",
     )
 }
+_REF_KEYS: Final = {key: key for key in ("type", "name", "uri")}
+_SUBSCRIPTIONS: Final = ("resourceSubscriptions", "toolsListChanged", "promptsListChanged", "resourcesListChanged")
 
-_WELL_SPELT: Final = frozenset({*_ENVELOPE_KEYS.values(), *_PARAM_KEYS.values(), *_META_KEYS.values()})
+_WELL_SPELT: Final = frozenset(
+    {*_ENVELOPE_KEYS.values(), *_PARAM_KEYS.values(), *_META_KEYS.values(), *_REF_KEYS, *_SUBSCRIPTIONS}
+)
 """Names no two of which fold to the same: where only these stand, nothing is left to check."""
 
 TARGETS: Final = {
@@ -85,8 +93,11 @@ TARGETS: Final = {
 _GONE: Final = frozenset({"resources/subscribe", "resources/unsubscribe"})
 """Methods that 2026-07-28 has no more: a server must answer that it does not know them, whatever they carry."""
 
-_NESTED: Final = {"completion/complete": "ref", "subscriptions/listen": "notifications"}
-"""Methods with a nested object that a policy judges; it is made canonical as the envelope is."""
+_NESTED: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
+    "completion/complete": ("ref", _REF_KEYS),
+    "subscriptions/listen": ("notifications", {}),
+}
+"""Methods with a nested object that a policy judges, and the names in it; it is made canonical as the envelope is."""
 
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
@@ -101,7 +112,6 @@ _object: Final = msgspec.json.Decoder(dict[str, Raw])
 _array: Final = msgspec.json.Decoder(list[Raw])
 _id: Final[msgspec.json.Decoder[int | str]] = msgspec.json.Decoder(int | str)
 _string: Final = msgspec.json.Decoder(str)
-_any: Final = msgspec.json.Decoder()
 _encode: Final = msgspec.json.Encoder().encode
 
 _NULL: Final = Raw(b"null")
@@ -301,9 +311,10 @@ def _call(envelope: dict[str, Any], request_id: int | str | None) -> Request | N
         if meta:
             _check_spelling("params._meta", meta, _META_KEYS)
             params["_meta"] = meta
-        nested = _NESTED.get(method)
-        if nested is not None and nested in params:
-            params[nested] = _canonical(f"params.{nested}", params[nested])
+        if method in _NESTED:
+            nested, known = _NESTED[method]
+            if nested in params:
+                params[nested] = _canonical(f"params.{nested}", params[nested], known)
         envelope["params"] = params
     if request_id is None:
         if not method.startswith("notifications/"):
@@ -352,11 +363,18 @@ def _check_spelling(place: str, values: Mapping[str, Any], known: Mapping[str, s
             raise _RefusedError(INVALID_REQUEST, f"{place} has {seen[folded][:100]!r} and {name[:100]!r}; keep one")
 
 
-def _canonical(place: str, raw: Raw) -> Raw:
+def _canonical(place: str, raw: Raw, known: Mapping[str, str]) -> Raw:
+    """An object with one value for each name. What is no object stays: it names nothing."""
+    if len(raw) > MAX_NESTED:
+        raise _RefusedError(INVALID_PARAMS, f"{place} is larger than {MAX_NESTED} bytes")
     try:
-        return Raw(_encode(_any.decode(raw)))
+        values = _object.decode(raw)
+    except msgspec.ValidationError:
+        return raw
     except (msgspec.DecodeError, RecursionError):
         raise _RefusedError(INVALID_PARAMS, f"{place} is malformed") from None
+    _check_spelling(place, values, known)
+    return Raw(_encode(values))
 
 
 def with_meta(message: Request | Notification, values: Mapping[str, str | None]) -> Request | Notification:

@@ -11,7 +11,16 @@ from msgspec import Raw
 
 from mcp_middleware.message import Message, Request
 
-__all__ = ["LEGACY_ONLY", "MAX_SUBSCRIBED_TEXT", "MAX_SUBSCRIPTIONS", "METHODS", "about", "question", "questions"]
+__all__ = [
+    "LEGACY_ONLY",
+    "MAX_SUBSCRIBED_TEXT",
+    "MAX_SUBSCRIPTIONS",
+    "METHODS",
+    "Question",
+    "about",
+    "question",
+    "questions",
+]
 
 METHODS: Final = {
     # The protocol itself: open to every caller.
@@ -58,8 +67,12 @@ _object: Final = msgspec.json.Decoder(dict[str, Raw])
 _strings: Final = msgspec.json.Decoder(list[str])
 
 
+class Question(Request, frozen=True, gc=False, tag=False):
+    """A request as one question: what it asks for is not looked up again."""
+
+
 def questions(message: Message) -> tuple[Request, ...] | None:
-    """``message`` once for each target to judge, with ``target`` and ``target_kind`` set.
+    """``message`` once for each target to judge, with ``target`` and ``target_kind`` set; itself, if it is a Question.
 
     Empty where nothing is to be judged; None where the targets cannot be read, so that nobody may answer. The kinds
     are ``tool``, ``prompt``, ``resource``, ``template`` (a URI template, or a resource by its name in completion),
@@ -67,6 +80,8 @@ def questions(message: Message) -> tuple[Request, ...] | None:
     """
     if not isinstance(message, Request):
         return ()
+    if isinstance(message, Question):
+        return (message,)
     match METHODS.get(message.method):
         case "open":
             return ()
@@ -81,15 +96,15 @@ def questions(message: Message) -> tuple[Request, ...] | None:
     return (about(message, None, None),)
 
 
-def question(method: str, kind: str, target: str) -> Request:
+def question(method: str, kind: str, target: str) -> Question:
     """A request for one target that nobody has sent: what a list asks for each of its items."""
     params = {"uri" if kind in ("resource", "template") else "name": Raw(msgspec.json.encode(target))}
-    return Request({}, params, {}, method, 0, target, kind)
+    return Question({}, params, {}, method, 0, target, kind)
 
 
-def about(message: Request, kind: str | None, target: str | None) -> Request:
+def about(message: Request, kind: str | None, target: str | None) -> Question:
     """``message`` as a question for one target."""
-    return msgspec.structs.replace(message, target_kind=kind, target=target)
+    return Question(message.envelope, message.params, message.meta, message.method, message.id, target, kind)
 
 
 def _reference(message: Request) -> tuple[Request, ...] | None:
@@ -107,6 +122,7 @@ def _reference(message: Request) -> tuple[Request, ...] | None:
 def _subscriptions(message: Request) -> tuple[Request, ...] | None:
     """The resources of which updates are wanted (2026-07-28, basic/utilities/subscriptions)."""
     asked: list[Request] = []
+    is_known = True
     try:
         for key, value in _object.decode(message.params.get("notifications", b"{}")).items():
             if key == _RESOURCE_FILTER:
@@ -117,7 +133,7 @@ def _subscriptions(message: Request) -> tuple[Request, ...] | None:
             elif key.replace("_", "").casefold() == _RESOURCE_FILTER.casefold():
                 return None  # the MCP SDK for Python reads resource_subscriptions as well
             elif value not in _SWITCHES:
-                asked.append(about(message, None, None))  # names something, and nobody here knows what
+                is_known = False  # names something, and nobody here knows what
     except msgspec.DecodeError:
         return None
-    return tuple(asked)
+    return tuple(asked) if is_known else (*asked, about(message, None, None))

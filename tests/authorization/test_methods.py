@@ -1,14 +1,17 @@
 """The table of methods is complete."""
 
+import json
 import re
 from pathlib import Path
 
 import mcp_types
+import pytest
 from mcp_types.methods import SPEC_CLIENT_METHODS
 from msgspec import Raw
 
 from mcp_middleware.authorization.lists import LISTS, MAX_ITEMS, filtered
-from mcp_middleware.authorization.methods import METHODS
+from mcp_middleware.authorization.methods import METHODS, question, questions
+from mcp_middleware.message import MAX_NAMES, Request, parse
 
 SERVER_TO_CLIENT = {"roots/list", "sampling/createMessage", "elicitation/create"}
 
@@ -31,3 +34,27 @@ def test_case_31_a_page_of_a_list_is_bounded() -> None:
     for count, kept in ((MAX_ITEMS, True), (MAX_ITEMS + 1, False)):
         result = Raw(b'{"tools":[' + b",".join([b'{"name":"a"}'] * count) + b"]}")
         assert (filtered(result, LISTS["tools/list"], bool) is not None) is kept
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "count"),
+    [
+        ("tools/call", {"name": "a"}, 1),
+        ("tasks/get", {"taskId": "1"}, 1),
+        ("completion/complete", {"ref": {"type": "ref/prompt", "name": "a"}}, 1),
+        ("subscriptions/listen", {"notifications": {"resourceSubscriptions": ["x://a", "x://b"], "tasks": ["1"]}}, 3),
+        ("subscriptions/listen", {"notifications": {f"invented{n}": 1 for n in range(MAX_NAMES)}}, 1),
+        ("vendor/method", {}, 1),
+    ],
+)
+def test_case_39_a_request_is_taken_apart_once_and_into_few(method: str, params: object, count: int) -> None:
+    """Whatever is invented in a subscription is one question, and a question asks for nothing but itself."""
+    message = parse(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode())
+    assert isinstance(message, Request)
+    asked = questions(message)
+    assert asked is not None
+    assert len(asked) == count
+    for one in (*asked, question("resources/read", "resource", "x://a")):
+        again = questions(one)
+        assert again is not None
+        assert [id(same) for same in again] == [id(one)]

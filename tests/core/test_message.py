@@ -20,6 +20,7 @@ from mcp_middleware.message import (
     MAX_BATCH,
     MAX_DEPTH,
     MAX_NAMES,
+    MAX_NESTED,
     Batch,
     Notification,
     Request,
@@ -167,6 +168,28 @@ def test_case_14_names_in_another_spelling_are_refused_with_the_place(place: str
     rejection = refused(rpc("tools/call", params))
     assert rejection.code == INVALID_REQUEST
     assert rejection.message.startswith(place + " has ")
+
+
+@pytest.mark.parametrize("extra", ["Name", "TYPE", "URI", "u_r_i"])
+def test_case_14_a_reference_has_no_name_in_another_spelling(extra: str) -> None:
+    """A reader that folds case would complete another prompt than was judged."""
+    ref = {"type": "ref/prompt", "name": "open", extra: "hidden"}
+    assert refused(rpc("completion/complete", {"ref": ref})).message.startswith(f"params.ref has {extra!r}")
+    asked = {"resourceSubscriptions": ["x://a"], "ResourceSubscriptions": ["x://b"]}
+    assert refused(rpc("subscriptions/listen", {"notifications": asked})).message.startswith("params.notifications has")
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("completion/complete", "ref"), ("subscriptions/listen", "notifications")]
+)
+@pytest.mark.parametrize("value", ["[%s]", '{"a":[%s]}'])
+def test_case_39_what_a_policy_reads_of_a_request_is_bounded(method: str, name: str, value: str) -> None:
+    body = '{"jsonrpc":"2.0","id":1,"method":"%s","params":{"%s":%s,"":[%s]}}'
+    items = ",".join(["{}"] * (MAX_NESTED // 3 - 10))
+    accepted((body % (method, name, value % items, f"{items},{items}")).encode())
+    rejection = refused((body % (method, name, value % (items + " " * 30), "")).encode())
+    assert (rejection.code, rejection.request_id) == (INVALID_PARAMS, 1)
+    assert str(MAX_NESTED) in rejection.message
 
 
 @pytest.mark.parametrize("name", [None, 5, ["echo"], {"a": 1}])
