@@ -187,7 +187,7 @@ def test_case_39_what_a_policy_reads_of_a_request_is_bounded(method: str, name: 
     body = '{"jsonrpc":"2.0","id":1,"method":"%s","params":{"%s":%s,"":[%s]}}'
     items = ",".join(["{}"] * (MAX_NESTED // 3 - 10))
     accepted((body % (method, name, value % items, f"{items},{items}")).encode())
-    rejection = refused((body % (method, name, value % (items + " " * 30), "")).encode())
+    rejection = refused((body % (method, name, value % (items + " " * 40), "")).encode())
     assert (rejection.code, rejection.request_id) == (INVALID_PARAMS, 1)
     assert str(MAX_NESTED) in rejection.message
 
