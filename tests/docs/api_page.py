@@ -230,10 +230,14 @@ def _class(module: str, node: ast.ClassDef) -> Iterator[str]:
         yield f"```text\n{_call(node.name, parameters)}\n```"
     yield _markdown(ast.get_docstring(node))
     fields = [(text, about) for text, about, _ in _fields(module, node) if about or protocol]
-    yield "\n".join(
-        f"- `{text}`" + (f": {' '.join(_markdown(about).split())}" if about else "") for text, about in fields
-    )
-    yield "\n".join(_methods(module, node))
+    told = [f"- `{text}`" + (f": {' '.join(_markdown(about).split())}" if about else "") for text, about in fields]
+    yield _listed("Fields:", told)
+    yield _listed("Methods:", list(_methods(module, node)))
+
+
+def _listed(head: str, items: Sequence[str]) -> str:
+    """A list with its head: two lists that follow each other would be one."""
+    return "\n".join([head, "", *items]) if items else ""
 
 
 def _entry(name: str, home: _Home) -> str:
