@@ -29,7 +29,7 @@ servers:
   search: {{url: {search}}}
   files:
     instances: [{files_1}, {files_2}]
-    headers: {{X-Api-Key: {{file: files.key}}}}
+    credentials: {{type: header, name: X-Api-Key, value: {{file: files.key}}}}
   tickets: {{url: {tickets}}}
 auth: {{issuers: [{issuer}], scopes: [mcp:use]}}
 access:
