@@ -1,5 +1,6 @@
 """A policy and its decisions. Pure: a decision depends on the policy, the caller and the message, on nothing else."""
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -16,6 +17,8 @@ from .rules import Effect, Rule, compile_rules, compile_rules_for_servers
 from .uris import spellings
 
 __all__ = ["MAX_TARGET", "Authorizer", "Policy", "combine"]
+
+logger = logging.getLogger("mcp_middleware.authorization")
 
 MAX_TARGET: Final = 8192
 """Characters of a name, URI or template; a longer one names nothing that a policy allows."""
@@ -46,11 +49,14 @@ class Authorizer(Protocol):
 
 
 class Policy:
-    """Rules that allow and deny, and what holds where none matches. Made by one of the ``from_`` methods."""
+    """Rules that allow and deny, and what holds where none matches. Made by one of the ``from_`` methods, which log
+    the ``warnings``."""
 
-    def __init__(self, rules: Iterable[Rule], *, default: Effect = "deny") -> None:
+    def __init__(self, rules: Iterable[Rule], *, default: Effect = "deny", warnings: Iterable[str] = ()) -> None:
         self.rules: tuple[Rule, ...] = tuple(rules)
         self.default: Effect = default
+        self.warnings: tuple[str, ...] = tuple(warnings)
+        """A sentence for each rule that allows only what others deny: so it is meant, or it is a mistake."""
         self._default = Decision(allowed=default == "allow")
         compiled = [_CompiledRule(rule) for rule in self.rules]
 
@@ -87,20 +93,22 @@ class Policy:
         """For each of several servers the policy of the rules that are about it: those whose ``servers`` match its
         name, and those without. Rules keep their names. ``inside`` is what the places of the policy's keys begin with
         in errors. Raises ConfigurationError, also for ``servers`` that match none of ``names``."""
-        default, rules = compile_rules_for_servers(root, names, inside=inside)
+        default, rules, denied = compile_rules_for_servers(root, names, inside=inside)
         made: dict[tuple[str, ...], Policy] = {}  # one for all servers whose rules are alike
         found = {}
         for server, some in rules.items():
             key = tuple(rule.name for rule in some)
             if key not in made:
-                made[key] = cls(some, default=default)
+                made[key] = cls(some, default=default, warnings=[denied[name] for name in key if name in denied])
             found[server] = made[key]
         return found
 
     @classmethod
     def _compile(cls, root: Node) -> "Policy":
-        default, rules = compile_rules(root)
-        return cls(rules, default=default)
+        default, rules, denied = compile_rules(root)
+        for sentence in denied.values():
+            logger.warning("%s", sentence)
+        return cls(rules, default=default, warnings=denied.values())
 
     def authorize(self, principal: Principal, message: Message) -> Decision:
         """Whether ``principal`` may send ``message``; where it names several targets, whether all are allowed."""

@@ -1,4 +1,4 @@
-"""The rules of a policy: what a well-formed one says, and every reason to refuse one that says nothing. Pure."""
+"""The rules of a policy: what a well-formed one says, and what is said of one that changes nothing. Pure."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -89,18 +89,19 @@ class Rule:
         return True
 
 
-def compile_rules(root: Node) -> tuple[Effect, tuple[Rule, ...]]:
-    """What happens where no rule matches, and the rules. Raises ConfigurationError naming everything wrong at once."""
+def compile_rules(root: Node) -> tuple[Effect, tuple[Rule, ...], Mapping[str, str]]:
+    """What happens where no rule matches, the rules, and by the names of those that are denied whole a sentence about
+    each. Raises ConfigurationError naming everything wrong at once."""
     problems = _Problems("")
     default, read = _policy(root, problems, several_servers=False)
-    _refuse_idle([read], problems)
+    denied = _judge_idle([read], problems)
     problems.raise_if_any()
-    return default, tuple(one.rule for one in read)
+    return default, tuple(one.rule for one in read), denied
 
 
 def compile_rules_for_servers(
     root: Node, names: Collection[str], *, inside: str = ""
-) -> tuple[Effect, Mapping[str, tuple[Rule, ...]]]:
+) -> tuple[Effect, Mapping[str, tuple[Rule, ...]], Mapping[str, str]]:
     """As ``compile_rules``, for each server the rules whose ``servers`` match its name, and those without any.
 
     ``inside`` is what the places of the policy's keys begin with in errors, such as ``access.``.
@@ -115,9 +116,9 @@ def compile_rules_for_servers(
     everywhere = all(one.servers is None for one in read)
     by_server = {name: read if everywhere else [one for one in read if one.is_about(name)] for name in names}
     alike = {tuple(one.rule.name for one in some): some for some in by_server.values()}  # most servers' rules are alike
-    _refuse_idle(list(alike.values()), problems)
+    denied = _judge_idle(list(alike.values()), problems)
     problems.raise_if_any()
-    return default, {name: tuple(one.rule for one in some) for name, some in by_server.items()}
+    return default, {name: tuple(one.rule for one in some) for name, some in by_server.items()}, denied
 
 
 class _Read(NamedTuple):
@@ -245,19 +246,37 @@ def _rule(node: Node, index: int, problems: _Problems, several_servers: bool) ->
     return _Read(rule, node, servers, listed.items if listed is not None else ())
 
 
-def _refuse_idle(groups: Sequence[Sequence[_Read]], problems: _Problems) -> None:
-    """Refuse rules that change nothing in any of the groups they are in: repeated ones, and allowing ones of which
-    other rules deny everything. A group is the rules of one server."""
-    found: dict[str, tuple[Node, list[str | None]]] = {}
+class _Idle(NamedTuple):
+    """Why a rule changes nothing."""
+
+    reason: str
+    repeats: bool = False
+
+
+def _judge_idle(groups: Sequence[Sequence[_Read]], problems: _Problems) -> dict[str, str]:
+    """Refuse rules that repeat others in all of the groups they are in, and return the sentences about allowing ones
+    of which other rules deny everything, by their names. A group is the rules of one server.
+
+    The latter are no mistake: who must stop an agent at once adds a rule that denies, and takes no other away.
+    """
+    found: dict[str, tuple[Node, list[_Idle | None]]] = {}
     for group in groups:
-        for one, reason in zip(group, _idleness([one.rule for one in group]), strict=True):
-            found.setdefault(one.rule.name, (one.node, []))[1].append(reason)
-    for name, (node, reasons) in found.items():
-        if None not in reasons:
-            problems.at(node, f"{problems.inside}{name} {', or '.join(dict.fromkeys(filter(None, reasons)))}")
+        for one, why in zip(group, _idleness([one.rule for one in group]), strict=True):
+            found.setdefault(one.rule.name, (one.node, []))[1].append(why)
+    denied = {}
+    for name, (node, each) in found.items():
+        idle = [one for one in each if one is not None]
+        if len(idle) < len(each):
+            continue
+        reasons = ", or ".join(dict.fromkeys(one.reason for one in idle))
+        if all(one.repeats for one in idle):
+            problems.at(node, f"{problems.inside}{name} {reasons}; keep one")
+        else:
+            denied[name] = f"{node.place}: {problems.inside}{name} {reasons}, and changes nothing"
+    return denied
 
 
-def _idleness(rules: Sequence[Rule]) -> Iterator[str | None]:
+def _idleness(rules: Sequence[Rule]) -> Iterator[_Idle | None]:
     """Of each rule, why it changes nothing; None for one that does."""
     denied = [
         (kind, glob, rule)
@@ -271,10 +290,9 @@ def _idleness(rules: Sequence[Rule]) -> Iterator[str | None]:
         first = seen.setdefault(rule.content, rule)
         over = _shadowing(rule, denied) if rule.effect == "allow" else None
         if first is not rule:
-            yield f"says the same as {first.name}; keep one"
+            yield _Idle(f"says the same as {first.name}", repeats=True)
         elif over:
-            names = " and ".join(dict.fromkeys(deny.name for deny in over))
-            yield f"allows only what {names} denies, and deny wins; remove it"
+            yield _Idle(f"allows only what {' and '.join(dict.fromkeys(deny.name for deny in over))} denies")
         else:
             yield None
 

@@ -117,18 +117,6 @@ def test_case_18_a_wrong_policy_is_refused_with_line_value_and_remedy(text: str,
         ("rules:\n- tools: [a]\n  roles: []", "policy.yaml:3: rules[0].roles is empty and can match nothing"),
         ("rules:\n- tools: [a]\n- tools: [a]", "policy.yaml:3: rules[1] says the same as rules[0]"),
         ("rules:\n- tools: [a, b*]\n- tools: [b**, a]", "policy.yaml:3: rules[1] says the same as rules[0]"),
-        (
-            "rules:\n- {effect: deny, tools: ['ad*']}\n- {agents: [x], tools: [admin, 'ad?']}",
-            "policy.yaml:3: rules[1] allows only what rules[0] denies",
-        ),
-        (
-            "rules:\n- {tools: [a], prompts: [b]}\n- {effect: deny, tools: [a]}\n- {effect: deny, prompts: ['*']}",
-            "policy.yaml:2: rules[0] allows only what rules[1] and rules[2] denies",
-        ),
-        (
-            "rules:\n- {effect: deny, agents: ['ci-*'], tools: [a]}\n- {agents: ['ci-x*'], roles: [r], tools: [a]}",
-            "rules[1] allows only what rules[0] denies",
-        ),
         ("rules:\n- {effect: deny, tools: [a], scopes: [b]}", "rules[0].scopes: a rule that denies asks for no scopes"),
     ],
 )
@@ -148,7 +136,33 @@ def test_case_18_a_rule_that_can_never_match_is_refused(text: str, said: str) ->
     ],
 )
 def test_a_rule_that_can_match_is_kept(text: str) -> None:
-    assert len(Policy.from_text(text).rules) == 2
+    policy = Policy.from_text(text)
+    assert (len(policy.rules), policy.warnings) == (2, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "rules:\n- {effect: deny, tools: ['ad*']}\n- {agents: [x], tools: [admin, 'ad?']}",
+            "policy.yaml:3: rules[1] allows only what rules[0] denies, and changes nothing",
+        ),
+        (
+            "rules:\n- {tools: [a], prompts: [b]}\n- {effect: deny, tools: [a]}\n- {effect: deny, prompts: ['*']}",
+            "policy.yaml:2: rules[0] allows only what rules[1] and rules[2] denies, and changes nothing",
+        ),
+        (
+            "rules:\n- {effect: deny, agents: ['ci-*'], tools: [a]}\n- {agents: ['ci-x*'], roles: [r], tools: [a]}",
+            "policy.yaml:3: rules[1] allows only what rules[0] denies, and changes nothing",
+        ),
+    ],
+)
+def test_a_rule_that_others_deny_whole_is_kept_and_told_of(
+    text: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = Policy.from_text(text, source="policy.yaml")
+    assert policy.warnings == (said,)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [said]
 
 
 def test_case_18_everything_that_is_wrong_is_said_at_once() -> None:

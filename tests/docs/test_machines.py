@@ -1,14 +1,20 @@
 """The client of the page on machines, against the development authorization server: from the URL of a server alone."""
 
+import base64
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
 from fastmcp import FastMCP
 from starlette.middleware import Middleware
 
+from mcp_middleware.gateway.config import load
+from mcp_middleware.message import Request, parse
 from mcp_middleware.resource_server import OAuthResourceServerMiddleware
+from mcp_middleware.types import Principal
 from tests.authorization_server.running import RunningServer, running
 from tests.docs.blocks import ROOT, blocks_of
 from tests.support import listener, origin_of, serve
@@ -65,3 +71,19 @@ async def test_a_token_from_elsewhere_gets_in(place: Place) -> None:
     nightly = place.issuer.add_client("nightly", scopes=["mcp:use"])
     token = await place.issuer.token(nightly, resource=place.url, scope="mcp:use")
     assert await shown("fixed.py")["tools"](place.url, token) == ["read_file"]
+
+
+def test_the_pages_rule_stops_the_pages_machine(tmp_path: Path) -> None:
+    """The machine has a rule that allows it, as any machine has that can be stolen."""
+    (block,) = (block for block in blocks_of(PAGE) if block.title == "gateway.yaml")
+    (brake,) = re.findall(r"a rule `({effect: deny, .*?})`", " ".join(PAGE.read_text().split()))
+    request = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "archive"}}'
+    nightly, asked = Principal(issuer="https://login.example.com", client="nightly", subject="nightly"), parse(request)
+    assert isinstance(asked, Request)
+    allowed = []
+    for text in (block.code, block.code.replace("  rules:\n", f"  rules:\n    - {brake}\n")):
+        (tmp_path / "gateway.yaml").write_text(text)
+        policy = load(tmp_path / "gateway.yaml", environ={"SESSION_KEY": base64.b64encode(bytes(32)).decode()}).policies
+        assert policy["files"] is not None
+        allowed.append(policy["files"].authorize(nightly, asked).allowed)
+    assert allowed == [True, False]

@@ -423,6 +423,26 @@ async def test_health_and_readiness(tmp_path: Path) -> None:
         assert (draining.status_code, draining.json()["status"]) == (503, "draining")
 
 
+async def test_a_rule_beside_those_that_allow_it_stops_an_agent_at_the_next_reload(tmp_path: Path) -> None:
+    brake = {"effect": "deny", "agents": ["ci-1"], "tools": ["*"], "prompts": ["*"], "resources": ["*"]}
+    allow = {"agents": ["ci-1"], "tools": ["*"]}
+    async with before(tmp_path, access={"rules": [allow]}) as running:
+        server = {"files": {"url": running.app.config.servers["files"].instances[0]}}
+        stopped = sections(
+            server,
+            origin=running.origin,
+            issuer=running.issuer.issuer,
+            trail=running.audit,
+            access={"rules": [allow, brake]},
+        )
+        token = running.token()
+        assert "result" in answer_of(await post(running.http, running.url(), "tools/call", ECHO, token=token))
+        await running.app.reload(from_mapping(stopped))
+        assert "error" in answer_of(await post(running.http, running.url(), "tools/call", ECHO, token=token))
+        told = "configuration: access.rules[0] allows only what rules[1] denies, and changes nothing"
+        assert told in running.app.config.warnings
+
+
 async def test_case_18_and_43_a_reload_changes_what_is_asked_next_and_a_bad_one_nothing(tmp_path: Path) -> None:
     async with before(tmp_path) as running:
         token = running.token()
