@@ -5,7 +5,8 @@
 3. Without a token a request waits for one; all requests for the same one wait for one fetch.
 4. What was said of one token is remembered for that one for a while, so that nobody's token can keep others from
    theirs. A server that does not answer, or says that it has too much to do, is left alone for a while by all, also by
-   those who wait for their turn; then one request tries whether it is back, and nobody waits long for that one.
+   those who wait for their turn; then one request tries whether it is back, and nobody waits long for that one. One
+   that refuses us is left alone by all as well: with each request it would get the same wrong secret again.
 5. A token that a server rejected is replaced; while no other can be had it is still the best there is.
 6. The number of tokens and of refusals is bounded; those not used for longest go first.
 """
@@ -45,6 +46,8 @@ that did not answer the last time."""
 _REFUSED_FOR: Final = 30.0
 """Seconds that a refusal holds."""
 _MAX_REFUSALS: Final = 1024
+_OF_US: Final = frozenset({"invalid_client", "unauthorized_client", "unsupported_grant_type"})
+"""What a server says before it looks at any token (RFC 6749 section 5.2): who asks is not known, or may not ask so."""
 _ELSEWHERE: Final = range(300, 400)
 """Statuses of a server that has moved, or that something else stands before."""
 
@@ -109,8 +112,8 @@ class TokenKeeper:
         self._tokens: OrderedDict[Hashable, KeptToken] = OrderedDict()
         self._refusals: OrderedDict[Hashable, _Refusal] = OrderedDict()
         self._fetches: dict[Hashable, asyncio.Task[KeptToken | None]] = {}
-        self._silent_since: float | None = None
-        """When the server did not answer, if that was the last that is known of it."""
+        self._refusal_of_all: _Refusal | None = None
+        """That the server did not answer, or refused us, if that was the last that is known of it."""
         self._silence: asyncio.Future[None] | None = None
         """Done once it does not answer."""
 
@@ -140,7 +143,7 @@ class TokenKeeper:
     async def _wait(self, fetch: asyncio.Task[KeptToken | None]) -> KeptToken | None:
         """What ``fetch`` brings. It is not waited for long once the server does not answer others."""
         loop = asyncio.get_running_loop()
-        if self._silent_since is None:
+        if self._refusal_of_all is None or self._refusal_of_all.caller is not None:
             if self._silence is None or self._silence.get_loop() is not loop:
                 self._silence = loop.create_future()
             either: set[asyncio.Future[Any]] = {fetch, self._silence}
@@ -149,7 +152,7 @@ class TokenKeeper:
 
     def put(self, key: Hashable, token: KeptToken) -> None:
         """Keep ``token``, which shows that the server issues some."""
-        self._silent_since = None
+        self._refusal_of_all = None
         self._refusals.pop(key, None)
         self._tokens[key] = token
         self._tokens.move_to_end(key)
@@ -186,10 +189,14 @@ class TokenKeeper:
                 del self._refusals[key]
             elif refusal.caller is not None:
                 return CredentialRefusedError(refusal.message, caller=refusal.caller)
-        if self._silent_since is not None:
-            wait = max(wait, _left(self._silent_since, _COOLDOWN, now))
-            if key not in self._fetches and not all(fetch.done() for fetch in self._fetches.values()):
-                wait = max(wait, _PATIENCE)  # one request tries whether it is back
+        of_all = self._refusal_of_all
+        if of_all is not None:
+            left = _left(of_all.since, of_all.seconds, now)
+            if not left and key not in self._fetches and not all(fetch.done() for fetch in self._fetches.values()):
+                left = _PATIENCE  # one request tries whether it is back
+            if left and of_all.caller is not None:
+                return CredentialRefusedError(of_all.message, caller=of_all.caller)
+            wait = max(wait, left)
         return CredentialUnavailableError(f"{self._issuer} gives no token now", retry_after=wait) if wait else None
 
     def _fetch(self, key: Hashable, issue: Issue, until: float) -> asyncio.Task[KeptToken | None]:
@@ -214,8 +221,10 @@ class TokenKeeper:
         except TokenRequestError as error:
             if error.status in OVERLOADED:
                 self._be_silent(str(error))
+            elif error.permanent and error.error in _OF_US:
+                self._refuse_all(str(error))
             else:
-                self._silent_since = None
+                self._refusal_of_all = None
                 self._refuse(key, str(error), self._refuses_caller(error) if error.permanent else None)
         except BusyError as error:
             self._refuse(key, str(error), None)
@@ -223,7 +232,7 @@ class TokenKeeper:
             if error.status is None or error.status in OVERLOADED or error.status in _ELSEWHERE:
                 self._be_silent(str(error))
             else:  # an answer that is too long, or compressed: what came of this token, and says nothing of others
-                self._silent_since = None
+                self._refusal_of_all = None
                 self._refuse(key, str(error), None)
         except IssuerUnavailableError as error:
             self._be_silent(str(error))
@@ -246,9 +255,13 @@ class TokenKeeper:
         if len(self._refusals) > _MAX_REFUSALS:
             self._refusals.popitem(last=False)
 
+    def _refuse_all(self, message: str) -> None:
+        logger.error("no token was issued: %s", message)
+        self._refusal_of_all = _Refusal(message, False, self._clock())
+
     def _be_silent(self, message: str) -> None:
         logger.warning("%s gives no tokens: %s", self._issuer, message)
-        self._silent_since = self._clock()
+        self._refusal_of_all = _Refusal(message, None, self._clock())
         self._end_waiting()
 
     def _end_waiting(self) -> None:

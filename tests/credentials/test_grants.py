@@ -281,6 +281,49 @@ async def test_a_refusal_of_us_is_not_the_callers_fault(issuer: TokenIssuer, mak
         assert not caught.value.caller
 
 
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(401, "invalid_client"), (400, "unauthorized_client"), (400, "unsupported_grant_type")],
+)
+async def test_a_refusal_of_us_is_remembered_for_all_and_one_tries_whether_it_stands(
+    issuer: TokenIssuer, make: Made, clock: FakeClock, status: int, error: str
+) -> None:
+    """A wrong secret that is sent for every caller locks the client at some servers."""
+    credential = make.exchange()
+    assert await credential.token(caller("bob")) == "token-1"
+    issuer.refusal = (status, {"error": error})
+    for number in range(20):
+        with pytest.raises(CredentialRefusedError, match=error) as caught:
+            await credential.headers(caller(f"c{number}"))
+        assert not caught.value.caller
+    assert issuer.asked["token"] == 2
+    assert await credential.token(caller("bob")) == "token-1", "what is there serves on"
+    clock.advance(30)
+    issuer.waiting.clear()
+    issuer.open.clear()
+    trial = asyncio.create_task(credential.token(caller()))
+    await issuer.waiting.wait()
+    with pytest.raises(CredentialRefusedError, match=error):
+        await credential.token(caller("c1"))
+    issuer.refusal = None
+    issuer.open.set()
+    assert await trial == "token-2"
+    with pytest.raises(CredentialRefusedError, match="invalid_grant"):
+        await credential.token(caller("c1"))
+    assert issuer.asked["token"] == 4
+
+
+async def test_a_target_that_is_refused_may_be_so_for_one_caller(issuer: TokenIssuer, make: Made) -> None:
+    issuer.refusal = (400, {"error": "invalid_target"})
+    credential = make.exchange()
+    for _ in range(2):
+        with pytest.raises(CredentialRefusedError, match="invalid_target"):
+            await credential.token(caller("bob"))
+    assert issuer.asked["token"] == 1
+    issuer.refusal = None
+    assert await credential.token(caller()) == "token-1"
+
+
 async def test_a_caller_whose_token_has_none_of_the_scopes_is_refused(issuer: TokenIssuer, make: Made) -> None:
     issuer.refusal = (400, {"error": "invalid_scope"})
     with pytest.raises(CredentialRefusedError) as caught:
