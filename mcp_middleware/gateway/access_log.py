@@ -1,14 +1,12 @@
 """One line for each request, for people: who asked what of whom, and how it ended.
 
-The audit trail is what one relies on; this is what one watches. So a line costs the request its text alone: writing
-happens a few times a second in a thread, and a reader that does not read costs lines, never requests.
+The audit trail is what one relies on; this is what one watches. So a line costs the request its text alone; ``lines``
+writes it.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import msgspec
 
@@ -17,52 +15,19 @@ from mcp_middleware.message import Batch, Request
 
 __all__ = ["AccessLogWriter", "as_json", "as_text", "visible"]
 
-FLUSH_SECONDS: Final = 0.25
-MAX_WAITING: Final = 20_000
-"""Lines that wait to be written; of more the newest are dropped and counted."""
-
 _encode: Final = msgspec.json.Encoder().encode
 
 
 class AccessLogWriter:
-    """Collects the lines of one process and writes them to ``stream``. ``render`` is ``as_text`` or ``as_json``."""
+    """Gives the lines of one process to ``add``. ``render`` is ``as_text`` or ``as_json``."""
 
-    def __init__(self, stream: TextIO, render: Callable[[str, Exchange, float, float], str]) -> None:
-        self._stream = stream
+    def __init__(self, add: Callable[[str], None], render: Callable[[str, Exchange, float, float], str]) -> None:
+        self._add = add
         self._render = render
-        self._lines: list[str] = []
-        self._dropped = 0
-        self._thread = ThreadPoolExecutor(1, "access log")
 
     def __call__(self, server: str, exchange: Exchange, seconds: float) -> None:
         """Note a finished request to ``server`` that took ``seconds``."""
-        if len(self._lines) < MAX_WAITING:
-            self._lines.append(self._render(server, exchange, seconds, time.time()))
-        else:
-            self._dropped += 1
-
-    async def run(self) -> None:
-        """Write until cancelled, and then what is left."""
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                await asyncio.sleep(FLUSH_SECONDS)
-                await loop.run_in_executor(self._thread, self.flush)
-        finally:
-            self._thread.shutdown(wait=False)
-
-    def flush(self) -> None:
-        """Write what waits. Blocks as long as the stream does."""
-        lines, self._lines = self._lines, []
-        dropped, self._dropped = self._dropped, 0
-        if dropped:
-            lines.append(f"{dropped} lines of the access log were dropped: nobody reads them fast enough\n")
-        if lines:
-            try:
-                self._stream.write("".join(lines))
-                self._stream.flush()
-            except (OSError, ValueError):
-                pass  # nobody is there to read: no reason to stop serving
+        self._add(self._render(server, exchange, seconds, time.time()))
 
 
 def as_text(server: str, exchange: Exchange, seconds: float, now: float) -> str:

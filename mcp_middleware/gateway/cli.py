@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -159,9 +158,10 @@ def _shown(text: str) -> str:
 def _ask(config: "Config") -> int:
     import asyncio
 
+    from .lines import configure_logging
     from .online import ask
 
-    _configure_logging("error", "text")  # what is a warning to who serves is said below
+    configure_logging(sys.stderr, "error", "text")  # what is a warning to who serves is said below
     try:
         findings = asyncio.run(ask(config))
     except ConfigurationError as error:  # of the environment, such as certificates that cannot be read
@@ -174,46 +174,50 @@ def _ask(config: "Config") -> int:
 
 
 def _run(config: "Config", path: Path, given: argparse.Namespace) -> int:
+    from .lines import configure_logging
     from .server import StartError, Worker, listen
     from .supervisor import CANNOT_START, WRONG, supervise
 
-    _configure_logging(given.log_level, given.log_format)
+    lines = configure_logging(sys.stderr, given.log_level, given.log_format)
     try:
         bound = listen(config.host, config.port)
     except StartError as error:
         _complain(f"mcp-gateway: {error}")
         return CANNOT_START
 
+    async def announce(gateway: "Gateway", port: int) -> None:
+        text = await _banner(gateway, port)
+        if given.log_format == "json":
+            logging.getLogger("mcp_middleware.gateway").info("%s", text)
+        else:
+            lines.say(text)
+
     def work(parent: int | None, first: bool, again: bool) -> int:
         from .access_log import AccessLogWriter, as_json, as_text
 
         render = as_json if given.log_format == "json" else as_text
+        status = CANNOT_START
+        lines.start()
         try:
             worker = Worker(
                 bound,
                 config,
                 path=path,
-                access_log=AccessLogWriter(sys.stderr, render) if config.access_log else None,
-                announce=(_announce_as_record if given.log_format == "json" else _announce) if first else None,
+                access_log=AccessLogWriter(lines.add, render) if config.access_log else None,
+                announce=announce if first else None,
                 parent=parent,
                 again=again,
             )
-            return worker.run()
+            status = worker.run()
         except (StartError, ConfigurationError) as error:
-            _complain(f"mcp-gateway: {error}")
-            return WRONG if isinstance(error, StartError) and error.wrong else CANNOT_START
+            lines.say(_shown(f"mcp-gateway: {error}\n"))
+            status = WRONG if isinstance(error, StartError) and error.wrong else CANNOT_START
+        finally:
+            if not lines.close():
+                os._exit(status)  # nobody reads, and the interpreter's own end would wait for that
+        return status
 
     return work(None, True, False) if config.workers == 1 else supervise(config.workers, work)
-
-
-async def _announce(gateway: "Gateway", port: int) -> None:
-    text = await _banner(gateway, port)
-    sys.stderr.write(text)
-    sys.stderr.flush()
-
-
-async def _announce_as_record(gateway: "Gateway", port: int) -> None:
-    logging.getLogger("mcp_middleware.gateway").info("%s", await _banner(gateway, port))
 
 
 async def _banner(gateway: "Gateway", port: int) -> str:
@@ -228,49 +232,3 @@ def _version() -> str:
         return version("mcp-middleware")
     except PackageNotFoundError:
         return "from its sources"
-
-
-def _configure_logging(level: str, form: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_JSONFormatter() if form == "json" else _TextFormatter())
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(logging.WARNING)
-    logging.getLogger("mcp_middleware").setLevel(level.upper())
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
-
-
-def _is_no_cancellation(record: logging.LogRecord) -> bool:
-    """Requests that we end at the deadline of a stop are no errors of the application."""
-    from asyncio import CancelledError
-
-    return not (record.exc_info and isinstance(record.exc_info[1], CancelledError))
-
-
-class _TextFormatter(logging.Formatter):
-    """A line for people, with more below it where there are; nothing that came from outside can look like another."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        from .access_log import visible
-
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        lines = record.getMessage().splitlines() or [""]
-        if record.exc_info:
-            lines += self.formatException(record.exc_info).splitlines()
-        return f"{clock}.{record.msecs:03.0f} {record.levelname} " + "\n    ".join(map(visible, lines))
-
-
-class _JSONFormatter(logging.Formatter):
-    """The same as one JSON object."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": record.created,
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)

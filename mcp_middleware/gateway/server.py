@@ -24,11 +24,11 @@ import uvloop
 
 from mcp_middleware.errors import ConfigurationError
 
-from .access_log import AccessLogWriter
 from .app import Gateway, create_app
 from .certificate import Certificate
 from .config import Config, load
 from .connection import BACKLOG, Connection, Connections, accept
+from .edge import AccessLog
 from .files import WatchedFiles
 
 __all__ = ["Announce", "StartError", "Worker", "listen", "most_connections", "why_not"]
@@ -109,7 +109,7 @@ class Worker:
         config: Config,
         *,
         path: Path,
-        access_log: AccessLogWriter | None = None,
+        access_log: AccessLog | None = None,
         announce: Announce | None = None,
         parent: int | None = None,
         again: bool = False,
@@ -149,8 +149,6 @@ class Worker:
         # Before the start, which waits for authorization servers that may be slow: whoever asks is told so.
         server = await accept(gateway, self._bound, self._connections, context=context)
         running = [asyncio.create_task(self._tick(), name="tick")]
-        if self._access_log is not None:
-            running.append(asyncio.create_task(self._access_log.run(), name="access log"))
         if await self._start(gateway):
             _settle_heap()
             running.append(asyncio.create_task(self._reload_when_told(gateway), name="reloads"))
@@ -276,12 +274,11 @@ class Worker:
                 await gateway.shutdown()
         except TimeoutError:
             logger.error("closing took longer than %g s; what was not written or sent by now is lost", CLOSING)
-            _flush(self._access_log)
+            logging.shutdown()
             os._exit(status or 1)  # a thread that hangs would keep the process
         except Exception:
             logger.exception("closing failed")
             status = status or 1
-        _flush(self._access_log)
         logger.info("stopped")
         return status
 
@@ -306,8 +303,3 @@ def _settle_heap() -> None:
     gc.freeze()
     gc.set_threshold(YOUNGEST, 20, 50)
     gc.enable()
-
-
-def _flush(access_log: AccessLogWriter | None) -> None:
-    if access_log is not None:
-        access_log.flush()

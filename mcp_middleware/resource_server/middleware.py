@@ -20,6 +20,7 @@ from .issuers import Issuer
 from .legacy import LEGACY_WELL_KNOWN, issuer_metadata
 from .metadata import ProtectedResource, metadata_answer, server_paths
 from .origins import AllowedOrigins
+from .refusals import Refusals
 from .scopes import ScopeHierarchy
 from .verifier import IntrospectionVerifier, IssuersVerifier, JWTVerifier, VerifiedToken
 
@@ -84,6 +85,7 @@ class OAuthResourceServerMiddleware(Member):
         if isinstance(verifier, IssuersVerifier) and verifier.resource != resource:
             raise ConfigurationError(f"the verifier is for {verifier.resource!r}; it must be for {resource!r}")
         self._verifier = verifier
+        self._refusals = Refusals()
         # What a verifier derived from ours would do besides is not to be passed over.
         self._recall = None
         if isinstance(verifier, IssuersVerifier) and type(verifier) in _OURS:
@@ -205,10 +207,10 @@ class OAuthResourceServerMiddleware(Member):
     def _is_for_here(self, token: AccessToken) -> bool:
         """What any verifier's result must keep to: not expired, and for no other resource where it names one."""
         if token.expires_at is not None and token.expires_at <= time.time():
-            logger.info("a token was refused: it has expired")
+            self._refusals.note("it has expired")
             return False
         if token.resource is not None and token.resource != self._resource.resource:
-            logger.info("a token was refused: it is for %s", ascii(token.resource)[:200])
+            self._refusals.note(f"it is for {ascii(token.resource)[:200]}")
             return False
         return True
 

@@ -22,6 +22,7 @@ from .introspection import Introspector, check_introspected, parse_introspection
 from .issuers import Issuer, named_issuers
 from .jwks import IssuerKeys
 from .keys import Key, KeySet
+from .refusals import Refusals
 from .sources import Source, Sources
 from .tokens import ParsedToken, check_claims, check_header, looks_like_jwt, parse_token
 
@@ -138,6 +139,7 @@ class IssuersVerifier:
         self._refused: TokenCache[str] = TokenCache(int(cache_size))
         """Why, for tokens that were refused a moment ago. Kept apart, so that junk pushes out no good token."""
         self._forgeries = Forgeries(most=int(cache_size), clock=monotonic)
+        self._refusals = Refusals(monotonic)
         client = OAuthHTTPClient()
         self._sources = Sources(
             client,
@@ -194,7 +196,7 @@ class IssuersVerifier:
         Raises IssuerUnavailableError where its issuer would have to be asked and cannot be.
         """
         if not 0 < len(token) <= MAX_TOKEN_BYTES or not token.isascii():
-            logger.info("a token was refused: it is empty, longer than %d bytes, or not ASCII", MAX_TOKEN_BYTES)
+            self._refusals.note(f"it is empty, longer than {MAX_TOKEN_BYTES} bytes, or not ASCII")
             return None
         digest = self._cache.digest(token.encode("ascii"))
         known = self._known(digest)
@@ -211,7 +213,7 @@ class IssuersVerifier:
             else:
                 self._cache.put(digest, verified, verified.until)
                 return verified.token
-        logger.info("a token was refused: %s", reason)
+        self._refusals.note(reason)
         return None
 
     def recall(self, authorization: bytes) -> VerifiedToken | None:
