@@ -60,7 +60,8 @@ class Issuer:
     """``at+jwt``: only tokens that their header names access tokens (RFC 9068 section 4). ``any``: also tokens of
     type ``JWT`` or of none, as many servers issue them; ID tokens are then told apart by their claims."""
     audiences: Sequence[str] = ()
-    """The audiences of its tokens, where the server cannot issue them for the resource's URL; in its place."""
+    """The audiences of its tokens, where the server cannot issue them for the resource's URL; in its place. An empty
+    list is refused: no token is for nobody."""
     algorithms: Sequence[str] = tuple(sorted(ALGORITHMS))
     """The signature algorithms it may use: asymmetric ones."""
     jwks_uri: str | None = None
@@ -76,8 +77,10 @@ class Issuer:
     def __post_init__(self) -> None:
         absolute_url("Issuer.issuer", self.issuer)
         one_of("Issuer.typ", self.typ, ("at+jwt", "any"))
-        if not _strings(self.audiences):
-            raise ConfigurationError(f"Issuer.audiences is {self.audiences!r}; it must be a list of strings")
+        if not _strings(self.audiences) or self.audiences == []:
+            raise ConfigurationError(
+                f"Issuer.audiences is {self.audiences!r}; it must be a list of strings, or be left out"
+            )
         if not _strings(self.algorithms) or not self.algorithms or not ALGORITHMS.issuperset(self.algorithms):
             allowed = ", ".join(sorted(ALGORITHMS))
             raise ConfigurationError(f"Issuer.algorithms is {self.algorithms!r}; it must be a list of: {allowed}")

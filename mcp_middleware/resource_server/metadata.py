@@ -35,7 +35,7 @@ class ProtectedResource:
 
     ``resource`` is its identifier: the URL that clients connect to, and the audience of their tokens. It is repeated
     verbatim (RFC 9728 section 3.3). ``authorization_servers`` are the issuers clients may get a token from, at least
-    one (MCP, authorization). ``scopes`` are listed as ``scopes_supported``; ``offline_access`` is left out, because a
+    one (MCP, authorization). ``scopes`` are listed as ``scopes_supported``; ``offline_access`` is refused, because a
     client asks its authorization server for that, never a resource (B11).
 
     Raises ConfigurationError.

@@ -12,8 +12,9 @@ _SCOPE_CHARACTERS: Final = frozenset(map(chr, range(0x21, 0x7F))) - {'"', "\\"}
 
 
 def scope_names(scopes: Sequence[str]) -> tuple[str, ...]:
-    """``scopes`` in order, each once, without ``offline_access``. Raises ConfigurationError for what is no scope."""
-    return tuple(scope for scope in _scopes("scopes", scopes) if scope != "offline_access")
+    """``scopes`` in order, each once. Raises ConfigurationError for what is no scope, and for ``offline_access``, which
+    no challenge and no metadata should name (B11)."""
+    return tuple(_scopes("scopes", scopes))
 
 
 def _scopes(place: str, scopes: Any) -> list[str]:
@@ -24,6 +25,10 @@ def _scopes(place: str, scopes: Any) -> list[str]:
         if not isinstance(scope, str) or not scope or not _SCOPE_CHARACTERS.issuperset(scope):
             raise ConfigurationError(
                 f"{place} has {scope!r}; a scope is printable ASCII without space, double quote and backslash"
+            )
+        if scope == "offline_access":
+            raise ConfigurationError(
+                f"{place} has 'offline_access', which asks for a refresh token and permits nothing; leave it out"
             )
     return list(dict.fromkeys(named))
 

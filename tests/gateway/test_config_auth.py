@@ -47,6 +47,14 @@ def contract(directory: Path, text: str = CONTRACT, **environ: str) -> Config:
     return loaded(directory, text, **(ENVIRON | environ))
 
 
+def test_a_client_may_have_a_space_in_its_name(tmp_path: Path) -> None:
+    """RFC 6749 appendix A.1."""
+    config = contract(tmp_path, CONTRACT.replace("client_id: gateway", 'client_id: "the gateway"'))
+    assert config.auth is not None
+    (asked,) = (issuer.introspection for issuer in config.auth.issuers if issuer.introspection is not None)
+    assert asked.authentication == ClientSecret("the gateway", SECRET)
+
+
 def test_the_contracts_issuers_and_credentials_are_read_as_they_stand(tmp_path: Path) -> None:
     config = contract(tmp_path)
     assert config.auth is not None
@@ -160,6 +168,11 @@ SECRETS = "client_id: g, client_secret: s"
         ("claims: {agent: a.b.c.d.e.f.g.h.i.j.k}", "auth.issuers[0].claims.agent is 'a.b.c.d.e.f.g.h.i.j.k'; it must"),
         ("introspection: on", "auth.issuers[0].introspection is on (a boolean); it must be a mapping with client_id"),
         ("introspection: {client_id: g}", "auth.issuers[0].introspection has neither of client_secret and private_key"),
+        (
+            'introspection: {client_id: "a\\nb", client_secret: s}',
+            "introspection.client_id is 'a\\nb'; it must be printable",
+        ),
+        ("audiences: []", "auth.issuers[0].audiences is an empty list; it must be a list with at least one item"),
         ("introspection: {client_secret: s}", "auth.issuers[0].introspection.client_id is missing; the gateway's name"),
         (f"introspection: {{{SECRETS}, private_key: x}}", "introspection has both of client_secret and private_key"),
         (f"introspection: {{{SECRETS}, key_id: x}}", "has key_id, which client_secret has no use for; leave it out"),

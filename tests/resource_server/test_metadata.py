@@ -52,7 +52,12 @@ def test_case_9_the_resource_is_repeated_verbatim(resource: str) -> None:
 
 def test_offline_access_is_never_listed() -> None:
     """B11."""
-    assert described("https://a.example/mcp", scopes=["mcp:use", "offline_access", "mcp:use"]).scopes == ("mcp:use",)
+    with pytest.raises(ConfigurationError, match=r"scopes has 'offline_access', .*; leave it out"):
+        described("https://a.example/mcp", scopes=["mcp:use", "offline_access"])
+
+
+def test_a_scope_is_listed_once() -> None:
+    assert described("https://a.example/mcp", scopes=["mcp:use", "a", "mcp:use"]).scopes == ("mcp:use", "a")
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ async def test_a_mounted_server_knows_its_own_documents(issuer: LoopbackIssuer) 
 @pytest.mark.parametrize("scope", ["", "files:read", "mcp:use", "mcp:use2 mcp", "MCP:USE MCP:WRITE", None])
 async def test_case_10_a_missing_scope_names_all_at_once(issuer: LoopbackIssuer, scope: str | None) -> None:
     """B10, B11, H6."""
-    async with guarded(issuer, scopes=["mcp:use", "mcp:write", "offline_access"]) as setup:
+    async with guarded(issuer, scopes=["mcp:use", "mcp:write"]) as setup:
         answer = await setup.call(issuer.token(scope=scope))
         assert answer.status_code == 403
         assert extract_field_from_www_auth(answer, "error") == "insufficient_scope"

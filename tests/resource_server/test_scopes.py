@@ -323,6 +323,7 @@ async def test_widened_tokens_do_not_fill_the_memory(issuer: LoopbackIssuer, mon
         ({"a": None}, r"implied_scopes\['a'\] is None; it must be a list"),
         ({"a": [1]}, r"implied_scopes\['a'\] has 1; a scope is printable"),
         ({"a": ["b c"]}, r"implied_scopes\['a'\] has 'b c'; a scope is printable"),
+        ({"a": ["offline_access"]}, r"implied_scopes\['a'\] has 'offline_access'"),
         ({"": ["b"]}, r"implied_scopes has ''; a scope is printable"),
         ({1: ["b"]}, r"implied_scopes has 1; a scope is printable"),
         ({"a": ["a"]}, r"implied_scopes\['a'\]: a contains a; no scope may contain itself"),

@@ -380,6 +380,7 @@ def test_a_reason_never_quotes_more_than_a_line() -> None:
         ({"audiences": "api://files"}, "audiences"),
         ({"audiences": [1]}, "audiences"),
         ({"audiences": None}, "audiences"),
+        ({"audiences": []}, "audiences"),
         ({"algorithms": "RS256"}, "algorithms"),
         ({"algorithms": []}, "algorithms"),
         ({"algorithms": ["HS256"]}, "algorithms"),
