@@ -21,6 +21,8 @@ _MAX_PATH: Final = 256
 """Characters of a claim's name in the configuration."""
 _MAX_DEPTH: Final = 8
 """Dots in it."""
+_NONE: Final[frozenset[str]] = frozenset()
+"""One for all tokens without roles."""
 
 
 class InvalidTokenError(Exception):
@@ -101,6 +103,8 @@ def _scopes(claims: Mapping[str, Any], paths: str | Sequence[str]) -> list[str]:
 
 def _roles(claims: Mapping[str, Any], paths: str | Sequence[str]) -> frozenset[str]:
     path, value = _first(claims, paths)
+    if value is None:
+        return _NONE
     names = [value] if isinstance(value, str) else _list(path, value)
     for name in names:
         if not _is_name(name):
