@@ -84,12 +84,12 @@ class Person {
 }
 
 function provider() {
-  const { clientId, secret, key, issuer } = options;
+  const { clientId, secret, key, issuer, scope } = options;
   switch (options.grant) {
     case "code":
       return new Person();
     case "secret":
-      return new sdk.ClientCredentialsProvider({ clientId, clientSecret: secret, expectedIssuer: issuer });
+      return new sdk.ClientCredentialsProvider({ clientId, clientSecret: secret, expectedIssuer: issuer, scope });
     case "assertion":
       return new sdk.PrivateKeyJwtProvider({ clientId, privateKey: key, algorithm: "ES256", expectedIssuer: issuer });
   }

@@ -250,6 +250,20 @@ async def test_a_machine_that_may_not_have_the_scope_is_told_once(
 
 
 @each_era
+async def test_a_machine_proves_itself_to_no_issuer_but_the_one_it_was_given(
+    target: Target, issuer: RunningServer, era: Era
+) -> None:
+    """The page on troubleshooting has what it says then."""
+    provider = by_secret(target.url, issuer.add_client(), "https://login.example.com")
+    with pytest.raises(ExceptionGroup) as caught:
+        async with connected(target.url, provider, era):
+            pass
+    said = f"Authorization server metadata issuer mismatch: {issuer.issuer} != https://login.example.com"
+    assert [str(error) for error in caught.value.exceptions if isinstance(error, OAuthFlowError)] == [said]
+    assert issuer.counts["/token"] == 0
+
+
+@each_era
 async def test_case_10_what_no_scope_cures_sends_nobody_for_a_token(
     target: Target, issuer: RunningServer, era: Era
 ) -> None:

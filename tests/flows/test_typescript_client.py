@@ -6,8 +6,9 @@ What they do, as the tests read it off the wire:
     On 401 it reads both metadata documents, and gets a token for the scopes of the challenge; with a code flow it
     registers first. On 403 ``insufficient_scope`` it asks for what it has and what the challenge names together, once.
 ``@modelcontextprotocol/sdk`` 1.32
-    The same on 401, but a machine asks for no scope. On 403 it asks for the scopes of the challenge alone, unless it
-    has a refresh token: then it uses that, comes back with the scopes it had, and gives up.
+    The same on 401. On 403 it asks for the scopes of the challenge alone, unless it has a refresh token: then it uses
+    that, comes back with the scopes it had, and gives up. A machine passes over what challenges name: each time it
+    asks for the scopes that it was made with, or for none.
 """
 
 import asyncio
@@ -66,9 +67,11 @@ async def led(
     grant: Grant,
     era: Era = "legacy",
     refresh: bool = True,
+    scope: str | None = None,
+    allowed: Sequence[str] | None = None,
     calls: Sequence[tuple[str, str]] = CALLS,
 ) -> Outcome:
-    agent = Credentials("") if grant == "code" else issuer.add_client(key=grant == "assertion")
+    agent = Credentials("") if grant == "code" else issuer.add_client(key=grant == "assertion", scopes=allowed)
     options = {
         "sdk": sdk,
         "era": era,
@@ -79,6 +82,7 @@ async def led(
         "secret": agent.secret,
         "key": agent.private_key,
         "refresh": refresh,
+        **({} if scope is None else {"scope": scope}),
         "callback": CALLBACK,
         "calls": calls,
     }
@@ -107,6 +111,11 @@ async def led(
 
 
 EVERYTHING: Final = ["hi", "wrote x", "wrote y", "still"]
+GIVEN_UP: Final = {
+    "error": "StreamableHTTPError",
+    "message": "Streamable HTTP error: Server returned 403 after trying upscoping",
+    "code": 403,
+}
 
 
 async def refused_for_scopes(target: Target) -> list[str | None]:
@@ -158,12 +167,7 @@ async def test_the_client_of_before_refreshes_where_it_can_and_then_gives_up(
 ) -> None:
     """Its fault: a refreshed token has the scopes of the one before. What it was granted goes on working."""
     outcome = await led(home, target, issuer, sdk=1, grant="code", refresh=True)
-    given_up = {
-        "error": "StreamableHTTPError",
-        "message": "Streamable HTTP error: Server returned 403 after trying upscoping",
-        "code": 403,
-    }
-    assert outcome.results == ["hi", given_up, given_up, "still"]
+    assert outcome.results == ["hi", GIVEN_UP, GIVEN_UP, "still"]
     assert [form["grant_type"] for form in outcome.forms()] == ["authorization_code", "refresh_token"]
     assert await refused_for_scopes(target) == ["write"] * 3
 
@@ -176,3 +180,20 @@ async def test_the_client_of_before_asks_for_no_scope_where_it_is_a_machine(
     assert outcome.results == EVERYTHING
     assert ["scope" in form for form in outcome.forms()] == [False]
     assert await refused_for_scopes(target) == []
+
+
+async def test_the_client_of_before_asks_for_no_scope_after_a_403_either_where_it_is_a_machine(
+    home: Path, target: Target, issuer: RunningServer
+) -> None:
+    """So it has no step-up: what the issuer does not give by default it never gets."""
+    outcome = await led(home, target, issuer, sdk=1, grant="secret", allowed=["mcp:use"])
+    assert outcome.results == ["hi", GIVEN_UP, GIVEN_UP, "still"]
+    assert ["scope" in form for form in outcome.forms()] == [False, False]
+
+
+async def test_a_machine_with_the_client_of_before_asks_for_the_scopes_that_it_was_made_with(
+    home: Path, target: Target, issuer: RunningServer
+) -> None:
+    outcome = await led(home, target, issuer, sdk=1, grant="secret", scope="mcp:use files:write")
+    assert outcome.results == EVERYTHING
+    assert [form["scope"] for form in outcome.forms()] == ["mcp:use files:write"]
