@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple, TypeGuard
 
 from mcp_middleware.errors import ConfigurationError
 
-__all__ = ["Claims", "Identity", "InvalidTokenError", "identity_of", "shown"]
+__all__ = ["MAX_NAME", "Claims", "Identity", "InvalidTokenError", "identity_of", "is_name", "shown"]
 
-_MAX_NAME: Final = 512
+MAX_NAME: Final = 512
 """Characters of a name that comes from a token."""
 _MAX_NAMES: Final = 1000
 """Scopes, or roles, of one token."""
@@ -87,16 +87,16 @@ def identity_of(claims: Mapping[str, Any], mapping: Claims) -> Identity:
 
 def _name(claims: Mapping[str, Any], paths: str | Sequence[str]) -> str | None:
     path, value = _first(claims, paths)
-    if value is None or _is_name(value):
+    if value is None or is_name(value):
         return value
-    raise InvalidTokenError(f"{path} is no printable string of 1 to {_MAX_NAME} characters")
+    raise InvalidTokenError(f"{path} is no printable string of 1 to {MAX_NAME} characters")
 
 
 def _scopes(claims: Mapping[str, Any], paths: str | Sequence[str]) -> list[str]:
     path, value = _first(claims, paths)
     names = [name for name in value.split(" ") if name] if isinstance(value, str) else _list(path, value)
     for name in names:
-        if not _is_name(name) or " " in name:  # with a space it would be read as two by whoever reads it next
+        if not is_name(name) or " " in name:  # with a space it would be read as two by whoever reads it next
             raise InvalidTokenError(f"{path} holds {shown(name)}, which is no scope")
     return names
 
@@ -107,7 +107,7 @@ def _roles(claims: Mapping[str, Any], paths: str | Sequence[str]) -> frozenset[s
         return _NONE
     names = [value] if isinstance(value, str) else _list(path, value)
     for name in names:
-        if not _is_name(name):
+        if not is_name(name):
             raise InvalidTokenError(f"{path} holds {shown(name)}, which is no printable role")
     return frozenset(names)
 
@@ -120,8 +120,9 @@ def _list(path: str, value: object) -> list[Any]:
     return value
 
 
-def _is_name(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and 0 < len(value) <= _MAX_NAME and value.isprintable()
+def is_name(value: object) -> TypeGuard[str]:
+    """Whether ``value`` can stand in logs, keys and headers."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
 
 
 def _first(claims: Mapping[str, Any], paths: str | Sequence[str]) -> tuple[str, Any]:

@@ -21,6 +21,7 @@ from .legacy import LEGACY_WELL_KNOWN, issuer_metadata
 from .metadata import ProtectedResource, metadata_answer, server_paths
 from .origins import AllowedOrigins
 from .refusals import Refusals
+from .results import UnusableResultError, checked
 from .scopes import ScopeHierarchy
 from .verifier import IntrospectionVerifier, IssuersVerifier, JWTVerifier, VerifiedToken
 
@@ -28,8 +29,6 @@ __all__ = ["OAuthResourceServerMiddleware"]
 
 _QUERY_TOKEN: Final = b"token"
 _OURS: Final = (IssuersVerifier, JWTVerifier, IntrospectionVerifier)
-_FIELDS: Final = ("client_id", "scopes", "expires_at", "resource", "subject", "claims")
-"""What is read of a token that another verifier than ours has verified."""
 _ANY_WELL_KNOWN: Final = "/.well-known/"
 _WIDENED: Final = 4096
 """Tokens whose widened scopes are kept at hand."""
@@ -150,20 +149,25 @@ class OAuthResourceServerMiddleware(Member):
         if bearer is None:
             return self._refuse(401, "no_token", "This resource requires an access token: Authorization: Bearer", None)
         try:
-            token = await self._verifier.verify_token(bearer) if bearer else None
+            token = await self._verify(bearer) if bearer else None
         except IssuerUnavailableError as error:
             return _unavailable(error.retry_after)
+        except UnusableResultError as error:
+            logger.error("the token verifier answered %s", error)
+            return _unavailable(1)
         except Exception as error:  # a verifier of somebody else's; its message may quote the token
             logger.error("the token verifier failed: %s", type(error).__name__)
-            return _unavailable(1)
-        if token is not None and not _is_access_token(token):
-            logger.error("the token verifier answered a %s, which is no AccessToken", type(token).__name__)
             return _unavailable(1)
         if token is None or not self._is_for_here(token):
             text = "The access token has expired, is malformed, or was not issued for this resource; get a new one"
             return self._refuse(401, "invalid_token", text, "invalid_token")
         exchange.access_token = bearer
         return token
+
+    async def _verify(self, bearer: str) -> AccessToken | None:
+        """What the verifier says. Raises what it raises, and UnusableResultError."""
+        token = await self._verifier.verify_token(bearer)
+        return token if token is None or isinstance(token, VerifiedToken) else checked(token)
 
     async def _document(self, exchange: Exchange) -> Document | None:
         """The metadata document at the request's path, if there is one."""
@@ -198,11 +202,13 @@ class OAuthResourceServerMiddleware(Member):
     async def _is_still_good(self, exchange: Exchange) -> bool:
         """Whether the token that opened a stream would open it now. An outage of the issuer ends no stream."""
         try:
-            token = await self._verifier.verify_token(exchange.access_token or "")
+            token = await self._verify(exchange.access_token or "")
+        except UnusableResultError:
+            return False
         except Exception as error:
             logger.info("the token of an open stream cannot be verified now: %s", type(error).__name__)
             return True
-        return token is not None and _is_access_token(token) and self._is_for_here(token)
+        return token is not None and self._is_for_here(token)
 
     def _is_for_here(self, token: AccessToken) -> bool:
         """What any verifier's result must keep to: not expired, and for no other resource where it names one."""
@@ -233,11 +239,6 @@ class OAuthResourceServerMiddleware(Member):
         aclose = getattr(self._verifier, "aclose", None)
         if aclose is not None:
             await aclose()
-
-
-def _is_access_token(token: object) -> bool:
-    """Whether a verifier, which may be anybody's, answered what it has to."""
-    return isinstance(token, VerifiedToken) or all(hasattr(token, name) for name in _FIELDS)
 
 
 def _unavailable(retry_after: int) -> Rejection:

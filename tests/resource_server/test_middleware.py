@@ -429,6 +429,42 @@ async def test_a_verifier_that_answers_something_else_lets_nobody_in_and_ends_no
     assert not setup.echo.scopes
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"token": None}, "token is no string"),
+        ({"scopes": None}, "scopes are no list"),
+        ({"scopes": "mcp:use"}, "scopes are no list"),
+        ({"scopes": ["mcp:use", None]}, "scopes hold what is no scope"),
+        ({"scopes": ["mcp:use", "a b"]}, "scopes hold what is no scope"),
+        ({"expires_at": "soon"}, "expires_at is no number"),
+        ({"expires_at": True}, "expires_at is no number"),
+        ({"expires_at": float("nan")}, "expires_at is no number"),
+        ({"resource": 1}, "resource is no string"),
+        ({"client_id": None}, "client_id is no printable string of 1 to 512 characters"),
+        ({"client_id": ""}, "client_id is no printable string of 1 to 512 characters"),
+        ({"client_id": "a\nb"}, "client_id is no printable string of 1 to 512 characters"),
+        ({"client_id": "a" * 513}, "client_id is no printable string of 1 to 512 characters"),
+        ({"subject": ["alice"]}, "subject is no string"),
+        ({"subject": "a\x1b[31m"}, "subject is no printable string of 1 to 512 characters"),
+        ({"claims": ["iss"]}, "claims are no mapping"),
+        ({"claims": {"iss": "a\u202eb"}}, "claim iss is no printable string of 1 to 512 characters"),
+        ({"claims": {"sub": "a\nb"}}, "subject is no printable string of 1 to 512 characters"),
+        ({"claims": {"roles": ["a\nb"]}}, "claim roles is no printable string of 1 to 512 characters"),
+    ],
+)
+async def test_a_verifier_that_answers_wrong_values_lets_nobody_in_and_ends_no_request_in_a_crash(
+    issuer: LoopbackIssuer, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], said: str
+) -> None:
+    known = AccessToken(token="t", client_id="agent-9", scopes=["mcp:use"]).model_copy(update=changes)
+    async with guarded(issuer, **static(known)) as setup:
+        assert (await setup.call("s3cret")).status_code == 503
+        assert setup.rejection is not None
+        assert setup.rejection.reason == "issuer_unavailable"
+    assert f"the token verifier answered an AccessToken whose {said}" in caplog.text
+    assert not setup.echo.scopes
+
+
 async def test_a_verifier_is_never_asked_about_what_can_be_no_token(issuer: LoopbackIssuer) -> None:
     """Case 6."""
     async with guarded(issuer, **static(RuntimeError("asked"))) as setup:
