@@ -234,6 +234,7 @@ class Pipeline:
             finally:
                 await self._finish(child)
                 child.close()
+            await asyncio.sleep(0)  # where nothing has to be waited for, all of them would be one turn of the loop
         await answer.end()
 
     async def _call_server(self, exchange: Exchange, send: Send, cutoff: Cutoff) -> None:

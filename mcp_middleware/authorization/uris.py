@@ -38,5 +38,11 @@ def spellings(uri: str) -> tuple[str, ...]:
         found.append(decoded)
     if any(_DOTS.search(form) for form in found):
         return ()
-    found += [_AUTHORITY.sub(lambda match: match[0].lower(), form, count=1) for form in found]
+    found += [_lowered(form) for form in found]
     return tuple(dict.fromkeys(found))
+
+
+def _lowered(uri: str) -> str:
+    """``uri`` with its scheme and authority in lower case."""
+    begin = _AUTHORITY.match(uri)
+    return uri if begin is None else begin[0].lower() + uri[begin.end() :]

@@ -43,12 +43,13 @@ _STATE_MEMBER: Final = re.compile(
     r"([a-z][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13})"
     r"=([\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e])"
 )
-_TOKEN: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_VALUE: Final = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
+_TOKEN: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_VALUE: Final = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*+"
 _BAGGAGE_KEY: Final = re.compile(_TOKEN)
 _BAGGAGE_MEMBER: Final = re.compile(
-    rf"({_TOKEN})[ \t]*=[ \t]*({_VALUE})(?:[ \t]*;[ \t]*{_TOKEN}(?:[ \t]*=[ \t]*{_VALUE})?)*"
+    rf"({_TOKEN})[ \t]*+=[ \t]*+({_VALUE})(?:[ \t]*+;[ \t]*+{_TOKEN}(?:[ \t]*+=[ \t]*+{_VALUE})?+)*+"
 )
+"""What a part has taken it never gives back: white space stands where several parts may claim it."""
 
 
 def parse_context(traceparent: str | None, tracestate: str | None = None) -> SpanContext | None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mcp_middleware.authorization import Authorizer, Policy
 from mcp_middleware.authorization.methods import question
 from mcp_middleware.authorization.policy import MAX_TARGET, combine
+from mcp_middleware.authorization.uris import spellings
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.message import Notification, Request, Response, parse
 from mcp_middleware.types import ANONYMOUS, Decision, Principal
@@ -160,6 +161,12 @@ def test_a_denied_host_is_denied_in_any_case() -> None:
     for uri in ("https://internal.example/a", "HTTPS://Internal.Example/a", "https://INTERNAL%2eexample/a"):
         assert not judge.authorize(ALICE, resource(uri)).allowed
     assert judge.authorize(ALICE, resource("https://other.example/https://Internal.example/")).allowed
+
+
+@pytest.mark.parametrize("piece", ["A", "A/", "%41", "%25", ":", "\\", "A.", ".A", "//", "@", "?"])
+def test_case_39_a_uri_is_read_from_its_beginning_alone(piece: str) -> None:
+    """Looked for anew at every place, it would not end before the test's timeout."""
+    assert all(spellings(piece * (1_000_000 // len(piece))))
 
 
 @pytest.mark.parametrize(

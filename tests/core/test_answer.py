@@ -308,6 +308,24 @@ async def test_case_12_each_message_of_a_batch_is_judged_by_itself(sse: bool) ->
     assert recorded == [(False, False), (False, True), (False, False), (False, False), (True, False)]
 
 
+async def test_case_31_others_have_their_turn_between_the_messages_of_a_batch() -> None:
+    """Also where nothing has to be waited for, because all of them are refused."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    batch = [rpc("tools/call", {"name": "admin"}, number) for number in range(50)]
+    done = await Call(DenyAdmin(EchoServer(), []), batch).run()
+    task.cancel()
+    assert len(done.json) == 50
+    assert turns >= 50
+
+
 async def test_a_batch_of_notifications_is_accepted_without_a_body() -> None:
     done = await Call(Audit(EchoServer(), []), [rpc("notifications/x", request_id=None)]).run()
     assert (done.status, done.body) == (202, b"")
