@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
-__all__ = ["ALGORITHMS", "Key", "KeySet", "parse_jwks"]
+__all__ = ["ALGORITHMS", "EDDSA", "Key", "KeySet", "parse_jwks"]
 
 _RSA: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
 _BY_CURVE: Final = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "EdDSA", "Ed448": "EdDSA"}
@@ -15,6 +15,8 @@ _PUBLIC: Final = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x"
 
 ALGORITHMS: Final = _RSA | frozenset(_BY_CURVE.values())
 """Every algorithm that can be allowed: asymmetric signatures only."""
+EDDSA: Final = {"Ed25519": "EdDSA", "Ed448": "EdDSA"}
+"""The names that EdDSA has with one curve (RFC 9864). Which curve it is, the key says."""
 
 _RSA_BITS: Final = range(2048, 8192 + 1)
 """Smaller is weak (RFC 7518 section 3.3); larger makes each check slow."""
@@ -122,7 +124,9 @@ def _key(jwk: object) -> Key | None:
 
 def _algorithms(jwk: Mapping[str, Any]) -> frozenset[str]:
     """What the key may verify: by its type and curve, and no more than its ``alg`` says."""
-    by_curve = _BY_CURVE.get(str(jwk.get("crv")))
+    curve, named = str(jwk.get("crv")), jwk.get("alg")
+    by_curve = _BY_CURVE.get(curve)
     possible = _RSA if jwk.get("kty") == "RSA" else frozenset({by_curve} if by_curve else ())
-    named = jwk.get("alg")
-    return possible if named is None else possible & {str(named)}
+    if named is None:
+        return possible
+    return possible & {EDDSA.get(curve) if named == curve else str(named)}

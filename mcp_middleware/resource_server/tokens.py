@@ -14,6 +14,7 @@ import msgspec
 from .challenge import MAX_TOKEN_BYTES
 from .claims import Identity, InvalidTokenError, identity_of, shown
 from .issuers import Issuer
+from .keys import EDDSA
 
 __all__ = [
     "ParsedToken",
@@ -141,14 +142,15 @@ def _plain(data: bytes) -> Any:
 
 
 def check_header(header: Mapping[str, Any], issuer: Issuer) -> tuple[str, str | None]:
-    """The algorithm and the key's name of a token of ``issuer``. Raises InvalidTokenError.
+    """The algorithm and the key's name of a token of ``issuer``, EdDSA by this name. Raises InvalidTokenError.
 
     Keys and places of keys that the header itself offers (``jwk``, ``jku``, ``x5c``, ``x5u``) are not looked at
     (RFC 8725 section 3.10).
     """
-    algorithm = header.get("alg")
-    if not isinstance(algorithm, str) or algorithm not in issuer.algorithms:
-        raise InvalidTokenError(f"algorithm {shown(algorithm)} is not allowed")
+    named = header.get("alg")
+    algorithm = EDDSA.get(named, named) if isinstance(named, str) else None
+    if algorithm is None or algorithm not in issuer.algorithms:
+        raise InvalidTokenError(f"algorithm {shown(named)} is not allowed")
     if "crit" in header or "b64" in header:
         raise InvalidTokenError("it demands an extension (crit) that is not understood")  # RFC 7515 section 4.1.11
     typ = header.get("typ")

@@ -23,6 +23,7 @@ def jwks(*keys: Any) -> bytes:
         ("ES384", "ES384", {"ES384"}),
         ("ES512", None, {"ES512"}),
         ("EdDSA", None, {"EdDSA"}),
+        ("EdDSA", "Ed25519", {"EdDSA"}),
     ],
 )
 def test_case_3_a_key_is_pinned_to_its_algorithms(algorithm: str, named: str | None, allowed: set[str]) -> None:
@@ -43,6 +44,8 @@ def test_case_3_a_key_is_pinned_to_its_algorithms(algorithm: str, named: str | N
         {"alg": "HS256"},
         {"alg": "none"},
         {"alg": "ES384"},
+        {"alg": "P-256"},
+        {"alg": "Ed25519"},
         {"alg": 1},
         {"kty": "oct", "k": "c2VjcmV0"},
         {"kty": "OKP"},

@@ -36,6 +36,24 @@ async def test_every_kind_of_key_verifies(issuer: LoopbackIssuer, algorithm: str
     assert token.claims["iss"] == issuer.issuer
 
 
+@pytest.mark.parametrize(("published", "named"), [("Ed25519", "Ed25519"), ("EdDSA", "Ed25519"), ("Ed25519", "EdDSA")])
+async def test_a_signature_of_one_curve_has_two_names(issuer: LoopbackIssuer, published: str, named: str) -> None:
+    """RFC 9864."""
+    key = signing_key("EdDSA")
+    issuer.published = [key.jwk(alg=published)]
+    assert await verifier_for(issuer).verify_token(issuer.token(key=key, header={"alg": named})) is not None
+    other = issuer.token(key=key, header={"alg": "Ed25518"})
+    assert await verifier_for(issuer).verify_token(other) is None
+    only = Issuer(issuer.issuer, algorithms=["ES256"])
+    assert await verifier_for(issuer, issuer=only).verify_token(issuer.token(key=key, header={"alg": named})) is None
+
+
+async def test_a_key_without_a_name_verifies_tokens_that_name_none(issuer: LoopbackIssuer) -> None:
+    issuer.published = [signing_key().jwk(kid=None)]
+    assert await verifier_for(issuer).verify_token(issuer.token(header={"kid": None})) is not None
+    assert await verifier_for(issuer).verify_token(issuer.token(header={"kid": "k1"})) is None
+
+
 @pytest.mark.parametrize("path", ["", "/tenant", "/tenant/"])
 @pytest.mark.parametrize("form", ["oauth-authorization-server", "openid-configuration"])
 async def test_keys_are_found_by_either_discovery(issuer: LoopbackIssuer, path: str, form: str) -> None:
