@@ -10,7 +10,7 @@ from .cutoff import Cutoff
 from .errors import INTERNAL_ERROR, UnknownOutcomeError
 from .exchange import Exchange, Send
 from .message import Request
-from .responses import error_body, media_type, send_document
+from .responses import NOSNIFF, error_body, media_type, send_document
 from .server_message import ServerMessage, parse_server_message
 from .sse import Decoder, EventTooLargeError, encode
 from .types import Document, Headers
@@ -300,6 +300,7 @@ class BatchAnswer:
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
+            NOSNIFF,
         ]
         await self.send({"type": "http.response.start", "status": 200, "headers": headers})
         for body in self.answers:

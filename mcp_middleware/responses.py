@@ -3,13 +3,16 @@ error with the request's own id (MCP defines no 413, 415, 429 or 503; those are 
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from .types import Document, Headers, Rejection
 
-__all__ = ["error_body", "headers_of", "media_type", "rejection_answer", "retry_later", "send_document"]
+__all__ = ["NOSNIFF", "error_body", "headers_of", "media_type", "rejection_answer", "retry_later", "send_document"]
+
+NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
+"""On every answer, so that no browser takes one for a page or a script (Fetch, "X-Content-Type-Options")."""
 
 
 def error_body(code: int, message: str, request_id: int | str | None, data: Mapping[str, Any] | None = None) -> bytes:
@@ -47,7 +50,7 @@ def rejection_answer(rejection: Rejection, request_id: int | str | None, *, clos
 
 def headers_of(document: Document) -> Headers:
     """The answer's headers with its length."""
-    return [*document.headers, (b"content-length", str(len(document.body)).encode())]
+    return [*document.headers, NOSNIFF, (b"content-length", str(len(document.body)).encode())]
 
 
 async def send_document(document: Document, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:

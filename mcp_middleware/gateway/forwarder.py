@@ -12,7 +12,10 @@ These answers of a server become 502, because they are between it and us:
 - 401, 407, and 403 with a challenge: our credential was refused, not the caller's. As a 401 they would make the
   caller's client throw its good token away, or ask for scopes that mean nothing here;
 - an encoding that nobody asked for and that we cannot undo;
-- two content types, of which members and client might believe one each.
+- two content types, of which members and client might believe one each;
+- what is neither JSON nor an event stream: no client reads it, and a browser would show it as a page of ours. Where it
+  comes with an error (4xx), it becomes one with the request's id, but for plain text, which says what is wrong; where
+  no answer was asked for, the status is all that passes.
 
 A server that answers 401 to a credential which can be had anew gets the same request once more, with a new one: it has
 refused, so it has not acted. The caller's own token never goes on (F1).
@@ -76,6 +79,8 @@ _MAX_TAIL: Final = 4
 
 _METHODS: Final = {"POST": b"POST", "GET": b"GET", "DELETE": b"DELETE"}
 _LISTEN: Final = "subscriptions/listen"
+_READ: Final = frozenset({b"application/json", b"text/event-stream"})
+"""What clients read (transports, "Sending Messages to the Server")."""
 
 
 class _ClientGoneError(Exception):
@@ -305,7 +310,8 @@ class _Call:
                 self.span = spans.start(exchange, endpoint.host, endpoint.port)
                 if self.span is not None and exchange.body is not None:
                     self.body = exchange.body  # it names the span as its parent now
-            lines = for_server(exchange.scope["headers"], upstream.own_headers)
+            token = None if exchange.access_token is None else exchange.access_token.encode()
+            lines = for_server(exchange.scope["headers"], upstream.passing, token)
             if lines is None:
                 text = "a header has a line break in it"
                 await _refuse(exchange, self.send, Rejection(400, INVALID_REQUEST, text, "bad_header"))
@@ -362,7 +368,7 @@ class _Call:
             return
         media = media_type(answer.headers)
         if answer.status >= 500 and media != b"application/json":
-            retry = tuple(line for line in answer.headers if line[0] == b"retry-after")
+            retry = tuple(line for line in for_caller(answer.headers) if line[0] == b"retry-after")
             text = "the server is not available" if answer.status in UNAVAILABLE_STATUSES else "the server failed"
             self.exchange.failed = BrokenAnswerError(f"the server answered {answer.status}")
             await self._send_error(answer.status, INTERNAL_ERROR, text, retry)
@@ -371,9 +377,22 @@ class _Call:
             self._note_task()
         else:
             data = await self._read_whole(answer)
-            if data is not None:
+            if data and media not in _READ and not (media == b"text/plain" and answer.status >= 400):
+                await self._replace(answer)
+            elif data is not None:
                 await self._send_whole(answer, data)
                 self._note_task()
+
+    async def _replace(self, answer: Answer) -> None:
+        """Answer in place of what no client reads."""
+        if answer.status >= 400:
+            kept = tuple(line for line in for_caller(answer.headers) if line[0] in (b"allow", b"retry-after"))
+            await self._send_error(answer.status, INVALID_REQUEST, f"the server answered {answer.status}", kept)
+        elif self.request is None and self.method != b"GET":
+            await send_document(Document(b"", answer.status), self.send)
+        else:
+            text = "the server answered what is neither JSON nor an event stream"
+            await self._fail(502, text, BrokenAnswerError(text))
 
     async def _read_whole(self, answer: Answer) -> bytes | None:
         """The whole body; None where there is none, and the caller has been answered."""

@@ -24,6 +24,7 @@ from mcp_middleware.affinity.balancing import Balancer
 from mcp_middleware.types import Clock, Headers
 
 from .client import Endpoint, SlowAnswerError, UpstreamClient, UpstreamError
+from .headers import passing
 from .sections.servers import ServerConfig
 
 __all__ = ["UNAVAILABLE_STATUSES", "Upstream", "instance_name"]
@@ -65,9 +66,9 @@ class Upstream:
             (name.lower().encode("latin-1"), value.encode()) for name, value in config.fixed_headers.items()
         ]
         names = [name for name, _ in own] + ([config.caller.header.encode()] if config.caller is not None else [])
-        self.own_headers = frozenset(name.replace(b"_", b"-") for name in names)
-        """Names of the headers that the gateway sets, with hyphens for underscores, which some servers take for one
-        another; a caller's are replaced."""
+        self.passing = passing(config.forward_headers, frozenset(name.replace(b"_", b"-") for name in names))
+        """Names of the headers of a caller that it gets: none that the gateway sets, in either spelling of the hyphen,
+        which some servers take for one another."""
         self._endpoints = {instance_name(url): Endpoint(url, own) for url in config.instances}
         self._balancer = Balancer(tuple(self._endpoints), retry=config.probe_interval, clock=clock)
         self._tasks: dict[str, str] = {}

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from mcp_middleware.globs import Glob
 from mcp_middleware.oauth.urls import absolute_url
 from mcp_middleware.ratelimit.rate import Rate
+from mcp_middleware.resource_server.identity import IDENTITY_HEADERS
 
 from .headers import HOP_BY_HOP
 from .scalars import Off, Secret, Whole
@@ -16,6 +17,7 @@ from .shapes import Either, MapOf, Text
 
 __all__ = [
     "AGENT_GLOB",
+    "FORWARDED",
     "HEADERS",
     "HEADER_NAME",
     "HEADER_VALUE",
@@ -46,6 +48,13 @@ _OURS: Final = frozenset(name.decode() for name in HOP_BY_HOP) | {
     "trailers",
 }
 """Headers that belong to one hop (RFC 9110 section 7.6.1), that the message decides, or that the protocol does."""
+_STAYS: Final = frozenset(name.decode() for name in IDENTITY_HEADERS) | {
+    "accept-encoding",
+    "cookie",
+    "forwarded",
+    "origin",
+}
+"""Of a caller's headers those that are for us, or would say what is for us to say."""
 
 
 def some_of(given: Collection[str], *names: str) -> str | None:
@@ -104,6 +113,14 @@ def _header_name(text: str) -> str:
     return name
 
 
+def _forwarded(text: str) -> str:
+    name = _header_name(text)
+    read = name.replace("_", "-")
+    if read in _STAYS or read.startswith("x-forwarded-"):
+        raise ValueError
+    return name
+
+
 def _header_value(text: str) -> str:
     if not _FIELD_VALUE.fullmatch(text):
         raise ValueError
@@ -128,6 +145,15 @@ HEADER_NAME: Final = Text(
     f"^{_FIELD_NAME.pattern}$",
     ("X-Api-Key",),
 )
+FORWARDED: Final = Text(
+    "header name",
+    "be the name of a header (RFC 9110), none that the gateway sets itself or the protocol uses, and none with a "
+    "credential or an identity (Authorization, Cookie, X-Forwarded-*, X-User, ...)",
+    _forwarded,
+    f"^{_FIELD_NAME.pattern}$",
+    ("X-Tenant",),
+)
+"""A header of the caller's own that may go on."""
 HEADER_VALUE: Final = Secret(
     "secret",
     "be printable ASCII without spaces at its ends, or {file: PATH}",

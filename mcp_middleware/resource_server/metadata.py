@@ -25,7 +25,6 @@ _PREFLIGHT: Final = (
 _DOCUMENT: Final = (
     *_CORS,
     (b"content-type", b"application/json"),
-    (b"x-content-type-options", b"nosniff"),  # the issuer's are not ours, and are at our origin
     (b"cache-control", b"public, max-age=3600"),
 )
 

@@ -388,7 +388,11 @@ async def test_case_8_no_invented_identity_and_no_second_spelling_of_mcp_headers
     async def say(caller: Caller) -> None:
         await caller.send_json(RESULT)
 
-    async with raw_server(say) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+    async with (
+        raw_server(say) as server,
+        gateway(server.origin, forward_headers=("x-custom_thing",)) as gate,
+        httpx2.AsyncClient() as http,
+    ):
         mine = dict.fromkeys(invented, "root") | {"Mcp-Param-Unknown": "kept", "X-Custom_Thing": "kept"}
         assert (await post(http, gate.url, "tools/call", CALL, headers=mine)).content == RESULT
         head = server.requests[0].head.lower()

@@ -151,7 +151,7 @@ async def test_case_8_what_a_caller_says_of_itself_never_reaches_the_server(tmp_
         await JSONResponse({"jsonrpc": "2.0", "id": body["id"], "result": {"content": []}})(scope, receive, send)
 
     invented = {"x-forwarded-user": "root", "x-user-id": "0", "cookie": "a=b", "x-forwarded-for": "1.1.1.1"}
-    section = {"url": "", "headers": {"X-Api-Key": "${FILES_KEY}"}}
+    section = {"url": "", "headers": {"X-Api-Key": "${FILES_KEY}"}, "forward_headers": ["X-Custom"]}
     async with serve(_with_lifespan(app)) as upstream:
         section["url"] = f"{upstream}/mcp"
         with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from mcp_middleware.gateway.scalars import Duration
 from mcp_middleware.gateway.shapes import Key, ListOf, MapOf, Section, Text
-from mcp_middleware.gateway.values import HEADERS, WEB_URL, web_url
+from mcp_middleware.gateway.values import FORWARDED, HEADERS, WEB_URL, web_url
 
 from .credentials import CALLER, CREDENTIALS, CallerConfig, GrantConfig, HeaderConfig
 from .limits import SERVER_LIMITS
@@ -28,6 +28,8 @@ class ServerConfig:
     """The URLs of its MCP endpoint, at least one."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Added to each request: names in lower case, values that may be secrets."""
+    forward_headers: tuple[str, ...] = ()
+    """Of a caller's own, besides those of the protocol: names in lower case."""
     credentials: HeaderConfig | GrantConfig | None = None
     """What it knows the gateway by."""
     caller: CallerConfig | None = None
@@ -82,6 +84,12 @@ _SERVER: Final = Section(
             "The URLs of several equal instances. A session stays on the one that opened it.",
         ),
         Key("headers", HEADERS, "Headers that the gateway adds to each request, in place of the caller's own.", {}),
+        Key(
+            "forward_headers",
+            ListOf(FORWARDED, least=0),
+            "Headers of the caller that go on to the server, besides those of the protocol.",
+            [],
+        ),
         Key("credentials", CREDENTIALS, "What the server knows the gateway by. The caller's token never goes on."),
         Key(
             "caller", CALLER, "A signed header in which the gateway says who calls. Without it the server is not told."
