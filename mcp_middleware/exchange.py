@@ -36,6 +36,8 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _SCOPE_KEY: Final = "mcp_middleware.exchange"
 _MCP_HEADER_PREFIX: Final = b"mcp-"
+_SMALL: Final = 64 * 1024
+"""Bytes of a body that is parsed at once. A larger one is in a thread, so that others have their turns meanwhile."""
 _CONTENT_HEADERS: Final = frozenset({b"content-type", b"content-encoding"})
 
 
@@ -346,7 +348,7 @@ async def read_message(
         message = exchange.message
     else:
         exchange.request_bytes = len(body)
-        parsed = parse(body)
+        parsed = parse(body) if len(body) <= _SMALL else await asyncio.to_thread(parse, body)
         if isinstance(parsed, Rejection):
             return parsed
         message = parsed

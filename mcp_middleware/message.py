@@ -24,6 +24,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 from msgspec import Raw
 
+from .bounded import TooManyError, items_of, members_of
 from .errors import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR
 from .types import Rejection
 
@@ -40,6 +41,8 @@ __all__ = [
 MAX_DEPTH: Final = 128
 MAX_NAMES: Final = 1000
 """Members of one object whose names are compared, each with every other spelling."""
+MAX_NAMES_TEXT: Final = 32 * 1024
+"""Characters of all these names."""
 MAX_NESTED: Final = 128 * 1024
 """Bytes of the object that names what a completion or a subscription is about. Twice as much as a subscription's
 resources may have characters."""
@@ -99,17 +102,19 @@ _NESTED: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
 }
 """Methods with a nested object that a policy judges, and the names in it; it is made canonical as the envelope is."""
 
-_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
-_STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
-_SURROGATES: Final = re.compile(
-    rb"(?<!\\)(?:\\\\)*(?:"
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?P<low>\\u[dD][c-fC-F][0-9a-fA-F]{2})?"
-    rb"|(?P<lone>\\u[dD][c-fC-F][0-9a-fA-F]{2}))"
+_SLICE: Final = 32 * 1024
+"""Bytes that are scanned at a time: in a thread, where large bodies are parsed, others run in between."""
+_LONE_SURROGATE: Final = re.compile(
+    rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F](?<!\\u[dD][89abAB]..\\u[dD].))", re.DOTALL
 )
+_PAIR: Final = len(rb"\ud83d\ude00")
+_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS: Final = {ord("["): 1, ord("]"): -1}
+_SHALLOW: Final = 4
+"""Levels that are taken off from inside before any bracket is looked at by itself: most JSON has no more."""
 
 _object: Final = msgspec.json.Decoder(dict[str, Raw])
-_array: Final = msgspec.json.Decoder(list[Raw])
 _id: Final[msgspec.json.Decoder[int | str]] = msgspec.json.Decoder(int | str)
 _string: Final = msgspec.json.Decoder(str)
 _encode: Final = msgspec.json.Encoder().encode
@@ -215,18 +220,32 @@ def _check_text(body: bytes) -> None:
     except UnicodeDecodeError as error:
         raise _RefusedError(PARSE_ERROR, f"the body is not UTF-8 (byte {error.start})") from None
     if b"\\" in body and (b"\\ud" in body or b"\\uD" in body):  # one byte is found many times faster than two
-        for match in _SURROGATES.finditer(body):
-            if match["lone"] or not match["low"]:
+        text = body.replace(rb"\\", b"/")  # of what is left, every backslash begins an escape
+        for start in range(0, len(text), _SLICE):
+            match = _LONE_SURROGATE.search(text, start, start + _SLICE + _PAIR)
+            if match is not None and match.start() < start + _SLICE:
                 raise _RefusedError(PARSE_ERROR, "the body has a lone surrogate escape; send whole characters")
 
 
 def _check_depth(body: bytes) -> None:
-    """Rule 1's levels. The decoder has passed the body: every string ends, so the scan is linear."""
+    """Rule 1's levels. The decoder has passed the body: every string ends, and brackets come in pairs."""
     if not _has_more_openers(body, MAX_DEPTH):
         return
-    brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
-    if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
-        raise _RefusedError(PARSE_ERROR, f"the body is nested deeper than {MAX_DEPTH} levels")
+    text = body.replace(rb"\\", b"").replace(rb"\"", b"")  # of what is left, every quote begins or ends a string
+    depth = in_string = 0
+    for start in range(0, len(text), _SLICE):
+        pieces = text[start : start + _SLICE].split(b'"')
+        brackets = b"".join(pieces[in_string::2]).translate(_BRACKETS, _NOT_BRACKETS)
+        in_string ^= (len(pieces) - 1) & 1
+        outer = brackets
+        for _ in range(_SHALLOW):
+            outer = outer.replace(b"[]", b"")
+        deepest = depth + outer.count(b"[") + _SHALLOW
+        if deepest > MAX_DEPTH:  # at most; now exactly
+            deepest = max(accumulate(map(_STEPS.__getitem__, brackets), initial=depth))
+        if deepest > MAX_DEPTH:
+            raise _RefusedError(PARSE_ERROR, f"the body is nested deeper than {MAX_DEPTH} levels")
+        depth += 2 * brackets.count(b"[") - len(brackets)
 
 
 def _has_more_openers(body: bytes, limit: int) -> bool:
@@ -244,13 +263,13 @@ def _has_more_openers(body: bytes, limit: int) -> bool:
 
 def _parse_batch(body: bytes) -> Batch:
     try:
-        items = _array.decode(body)
+        items = items_of(body, MAX_BATCH)
+    except TooManyError:
+        raise _RefusedError(INVALID_REQUEST, f"the batch has more than {MAX_BATCH} messages") from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise _RefusedError(PARSE_ERROR, f"the body is not JSON: {error}") from None
     if not items:
         raise _RefusedError(INVALID_REQUEST, "the batch is empty")
-    if len(items) > MAX_BATCH:
-        raise _RefusedError(INVALID_REQUEST, f"the batch has {len(items)} messages; at most {MAX_BATCH} are allowed")
     messages = tuple(_parse_one(item) for item in items)
     if any(isinstance(message, Request) and message.method == "initialize" for message in messages):
         raise _RefusedError(INVALID_REQUEST, "initialize cannot be part of a batch")
@@ -259,7 +278,9 @@ def _parse_batch(body: bytes) -> Batch:
 
 def _parse_one(body: bytes | Raw) -> Message:
     try:
-        envelope: dict[str, Any] = _object.decode(body)
+        envelope: dict[str, Any] = members_of(body)
+    except TooManyError:
+        raise _too_many("the message") from None
     except msgspec.ValidationError:
         raise _RefusedError(INVALID_REQUEST, "the body must be one JSON-RPC object") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -342,9 +363,15 @@ def _member(name: str, parent: dict[str, Any], code: int) -> dict[str, Raw]:
         del parent[key]
         return {}
     try:
-        return _object.decode(raw)
+        return members_of(raw)
+    except TooManyError:
+        raise _too_many(name) from None
     except (msgspec.DecodeError, RecursionError):
         raise _RefusedError(code, f"{name} must be an object") from None
+
+
+def _too_many(place: str) -> _RefusedError:
+    return _RefusedError(INVALID_REQUEST, f"{place} has too many members")
 
 
 def _check_spelling(place: str, values: Mapping[str, Any], known: Mapping[str, str]) -> None:
@@ -353,12 +380,15 @@ def _check_spelling(place: str, values: Mapping[str, Any], known: Mapping[str, s
         return
     if len(values) > MAX_NAMES:
         raise _RefusedError(INVALID_REQUEST, f"{place} has {len(values)} members; at most {MAX_NAMES} are allowed")
+    if sum(map(len, values)) > MAX_NAMES_TEXT:
+        text = f"the names of {place} have more than {MAX_NAMES_TEXT} characters"
+        raise _RefusedError(INVALID_REQUEST, text)
     seen: dict[str, str] = {}
     for name in values:
-        right = known.get(_folded(name), name)
+        folded = name.casefold()
+        right = known.get(folded.replace("_", ""), name)
         if right != name:
             raise _RefusedError(INVALID_REQUEST, f"{place} has {name[:100]!r}; the name is {right!r}")
-        folded = name.casefold()
         if seen.setdefault(folded, name) != name:
             raise _RefusedError(INVALID_REQUEST, f"{place} has {seen[folded][:100]!r} and {name[:100]!r}; keep one")
 
@@ -368,7 +398,9 @@ def _canonical(place: str, raw: Raw, known: Mapping[str, str]) -> Raw:
     if len(raw) > MAX_NESTED:
         raise _RefusedError(INVALID_PARAMS, f"{place} is larger than {MAX_NESTED} bytes")
     try:
-        values = _object.decode(raw)
+        values = members_of(raw)
+    except TooManyError:
+        raise _too_many(place) from None
     except msgspec.ValidationError:
         return raw
     except (msgspec.DecodeError, RecursionError):

@@ -1,6 +1,7 @@
 """message.py: what is accepted, what is refused and why, and that what was judged is what goes on."""
 
 import json
+import threading
 import tracemalloc
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mcp_types import jsonrpc
 
+from mcp_middleware import message as message_module
 from mcp_middleware.errors import (
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -20,6 +22,7 @@ from mcp_middleware.message import (
     MAX_BATCH,
     MAX_DEPTH,
     MAX_NAMES,
+    MAX_NAMES_TEXT,
     MAX_NESTED,
     Batch,
     Notification,
@@ -30,7 +33,8 @@ from mcp_middleware.message import (
 )
 from mcp_middleware.types import Rejection
 
-from .asgi import rpc
+from .asgi import Call, EchoServer, rpc
+from .recording import Audit
 
 
 def refused(body: bytes | dict[str, Any] | list[Any]) -> Rejection:
@@ -271,6 +275,90 @@ def test_case_39_a_degenerate_10_kib_body_costs_little_memory(arguments: bytes) 
     parse(template % (arguments * 100))
 
 
+pieces = st.sampled_from(
+    ["\\ud83d", "\\uDE00", "\\ud83d\\ude00", "\\\\", '\\"', "\\n", "\\u00e9", "u", "d83d", "[", "}", "{", "é", " "]
+)
+texts = st.lists(pieces, max_size=12).map(lambda some: '"' + "".join(some) + '"')
+nests = st.recursive(
+    texts | st.just("1"),
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda some: "[" + ",".join(some) + "]")
+        | st.lists(inner, max_size=3).map(
+            lambda some: "{" + ",".join(f'"[{n}":{one}' for n, one in enumerate(some)) + "}"
+        )
+    ),
+    max_leaves=12,
+)
+
+
+def depth_of(value: Any) -> int:
+    if not isinstance(value, list | dict):
+        return 0
+    return 1 + max(map(depth_of, value.values() if isinstance(value, dict) else value), default=0)
+
+
+def has_lone_surrogate(value: Any) -> bool:
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, list | dict) and any(
+        map(has_lone_surrogate, value.values() if isinstance(value, dict) else value)
+    )
+
+
+@given(nests, st.integers(1, 9), st.integers(3, 9))
+def test_case_14_a_body_that_is_read_in_pieces_is_judged_as_a_whole(text: str, piece: int, levels: int) -> None:
+    """Wherever the cuts fall: in a string, an escape, a pair of surrogates, or among brackets."""
+    value = json.loads(text)
+    body = f'{{"jsonrpc":"2.0","id":1,"method":"x","params":{{"a":{text}}}}}'.encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(message_module, "_SLICE", piece)
+        patch.setattr(message_module, "MAX_DEPTH", levels)
+        result = parse(body)
+    assert isinstance(result, Rejection) == (has_lone_surrogate(value) or depth_of(value) + 2 > levels)
+
+
+@pytest.mark.parametrize("place", ["", "params", "_meta", "arguments", "result"])
+@pytest.mark.parametrize("pad", [1, 20])
+def test_case_39_members_are_counted_before_they_are_decoded(place: str, pad: int) -> None:
+    """Where nobody reads, there may be any number; where names are compared, the decoder is not even asked."""
+    many = ",".join(f'"{n:0{pad}}":1' for n in range(30_000))
+    within = {
+        "": '"id":1,"method":"x",%s',
+        "params": '"id":1,"method":"x","params":{%s}',
+        "_meta": '"id":1,"method":"x","params":{"_meta":{%s}}',
+        "arguments": '"id":1,"method":"x","params":{"arguments":{%s}}',
+        "result": '"id":1,"result":{%s}',
+    }[place]
+    message = parse(('{"jsonrpc":"2.0",' + within % many + "}").encode())
+    if place in ("arguments", "result"):
+        assert not isinstance(message, Rejection)
+    else:
+        assert isinstance(message, Rejection)
+        assert message.message.endswith("has too many members")
+
+
+@pytest.mark.parametrize("letter", ["k", "ŉ"])
+def test_case_39_the_text_of_names_is_bounded_where_each_is_compared(letter: str) -> None:
+    for length, right in ((MAX_NAMES_TEXT - 1, True), (MAX_NAMES_TEXT + 1, False)):
+        result = parse(('{"jsonrpc":"2.0","id":1,"method":"x","params":{"%s":1}}' % (letter * length)).encode())
+        assert isinstance(result, Request) is right
+
+
+async def test_case_31_others_run_while_a_large_body_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def noting(body: bytes) -> Any:
+        threads.append(threading.get_ident())
+        return parse(body)
+
+    monkeypatch.setattr("mcp_middleware.exchange.parse", noting)
+    server = EchoServer()
+    for text in ("x", "x" * 200_000):
+        await Call(Audit(server, []), call(arguments={"text": text})).run()
+    assert [thread == threading.get_ident() for thread in threads] == [True, False]
+    assert len(server.received[1]["params"]["arguments"]["text"]) == 200_000
+
+
 def test_batches() -> None:
     batch = parse(json.dumps([call(), rpc("notifications/cancelled", request_id=None)]).encode())
     assert isinstance(batch, Batch)
@@ -280,6 +368,8 @@ def test_batches() -> None:
     assert refused([call(), 5]).code == INVALID_REQUEST
     assert refused([[call()]]).code == INVALID_REQUEST
     assert str(MAX_BATCH) in refused([call()] * (MAX_BATCH + 1)).message
+    assert str(MAX_BATCH) in refused(b"[" + b"1," * 50_000 + b"1]").message
+    assert refused(b"[" + b"1," * 50_000 + b"1").code in (PARSE_ERROR, INVALID_REQUEST)
 
 
 # Bodies near the protocol: envelopes whose names repeat, change case, and hold odd values.
