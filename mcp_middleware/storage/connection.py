@@ -95,7 +95,7 @@ class _Link(asyncio.Protocol):
         self._outbox: list[tuple[Sequence[Word], Arguments]] = []
         self._waiting: deque[tuple[asyncio.Future[Any], int]] = deque()
         """Who waits for an answer, and since which tick."""
-        self._tick_seconds = node._budget / _TICKS
+        self._tick_seconds = node.budget / _TICKS
         self._ticks = 0
         self._ticker: asyncio.TimerHandle | None = None
         self.gone = asyncio.Event()
@@ -172,7 +172,7 @@ class _Link(asyncio.Protocol):
             return
         # What is said while connecting has that attempt's time.
         if self._ticks - self._waiting[0][1] >= _TICKS - 1 and self._node._link is self:
-            self.lose(f"no answer within {self._node._budget * 1000:g} ms")
+            self.lose(f"no answer within {self._node.budget * 1000:g} ms")
             return
         self._ticker = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
 
@@ -189,7 +189,8 @@ class RedisConnection:
     """
 
     def __init__(self, url: str, *, budget: float = 0.05) -> None:
-        self._budget = seconds("RedisConnection: budget", budget)
+        self.budget = seconds("RedisConnection: budget", budget)
+        """Seconds one command may take."""
         self._url = url
         self._server = _read(url)
         self._nodes: dict[tuple[str, int], RedisConnection] = {}
@@ -216,7 +217,7 @@ class RedisConnection:
     def deadline(self) -> float:
         """The moment, by the store's clock, after which nobody waits for a command sent now; 0 while its clock is
         unknown."""
-        return 0.0 if self._offset is None else time.monotonic() + self._offset + self._budget * _HEARD
+        return 0.0 if self._offset is None else time.monotonic() + self._offset + self.budget * _HEARD
 
     def learn_time(self, now: float, sent_at: float) -> None:
         """The store's clock showed ``now`` at some moment since ``sent_at`` (monotonic seconds)."""
@@ -283,7 +284,7 @@ class RedisConnection:
         address = (host, port)
         node = self._nodes.get(address)
         if node is None:
-            node = self._nodes[address] = RedisConnection(self._url, budget=self._budget)
+            node = self._nodes[address] = RedisConnection(self._url, budget=self.budget)
             node._server = node._server._replace(host=host, port=port, path=None)
             node.place, node.host = f"{host}:{port}", host
         return node
@@ -324,7 +325,7 @@ class RedisConnection:
     async def _connected(self) -> _Link:
         """The link; there is none while the breaker is open."""
         if not self._tried:
-            await asyncio.wait({self._start_attempt()}, timeout=self._budget)
+            await asyncio.wait({self._start_attempt()}, timeout=self.budget)
             self._tried = True
         elif time.monotonic() >= self._next_attempt:
             self._start_attempt()

@@ -53,6 +53,8 @@ _PLACE_NAME_BYTES: Final = 8
 _HELD: Final = 60.0
 """Seconds for which a request is taken for open unless its replica says so again: what dies with it is free then."""
 _SAID_AGAIN: Final = 20.0
+_SAID_SOON: Final = 0.2
+"""Seconds after which it is said again what the store could not be told, or may not have heard."""
 _OPEN_NAME_BYTES: Final = 8
 _CANDIDATES: Final = 8
 """Longest unused principals looked at for one of which nothing is owed to the store."""
@@ -99,6 +101,17 @@ class _Principal:
         return not self.is_open and not any(pair.owed_requests or pair.owed_tokens > 0 for pair in pairs)
 
 
+class _Open:
+    """An open request that has a place."""
+
+    __slots__ = ("is_told", "key")
+
+    def __init__(self, key: bytes, *, is_told: bool) -> None:
+        self.key = key
+        self.is_told = is_told
+        """Whether the store may know of it."""
+
+
 class _Asked(NamedTuple):
     """One pair of buckets as the scripts are asked about it."""
 
@@ -141,8 +154,11 @@ class RedisStorage:
         self._now = time.monotonic if clock is None else clock
         self._known: OrderedDict[bytes, _Principal] = OrderedDict()  # longest unused first
         self._share = lru_cache(1024)(self._find_share)
-        self._open: dict[bytes, bytes] = {}
-        """Each open request of this replica that has a place, and its key."""
+        self._open: dict[bytes, _Open] = {}
+        """The open requests of this replica, by the names of their places."""
+        self._ended: dict[bytes, tuple[bytes, float]] = {}
+        """Places that the store may keep for nobody: the key of each, and the moment at which it is free by itself."""
+        self._is_behind = asyncio.Event()
         self._holding: asyncio.Task[None] | None = None
         self.budgets = RedisBudgets(
             self._connection, prefix=self._prefix, replicas=replicas, max_keys=max_keys, clock=clock
@@ -183,7 +199,9 @@ class RedisStorage:
                 known.owed_requests += owed_requests
                 known.owed_tokens += owed_tokens
             if isinstance(error, StorageUnavailableError):
-                return self._reserve_locally(principal, key, limits, tokens, place)
+                return self._reserve_locally(principal, key, limits, tokens, place, is_told=error.sent)
+            if place:
+                self._free_later(key, place)
             raise
         here = self._now()
         taken: list[tuple[float, float, float]] = []
@@ -197,7 +215,7 @@ class RedisStorage:
             reservation = Reservation(key, limits, *own, now + self._lifetime, tuple(parts))
             if most is not None:
                 reservation.remaining_concurrency = most - is_open - 1
-                self._opened(principal, reservation, place)
+                self._opened(principal, reservation, place, is_told=True)
             return reservation
         shortages = [] if most is None or is_open < most else [Shortage("concurrency", most, 0, AT_ONCE)]
         for one, (requests, left, at, *turn) in zip(asked, there, strict=True):
@@ -226,9 +244,10 @@ class RedisStorage:
         expires_at, reservation.expires_at = reservation.expires_at, -math.inf
         place, reservation.place = reservation.place, b""
         if place:
-            self._open.pop(place, None)
             principal = self._known_of(reservation.key)
             principal.is_open = max(0, principal.is_open - 1)
+            if not self._open.pop(place).is_told:
+                place = b""
         if expires_at == -math.inf:
             tokens = None
         if tokens is None and not place:
@@ -252,7 +271,7 @@ class RedisStorage:
             if tokens is not None and self._now() < expires_at:
                 left = self._settle_locally(principal, asked, taken, tokens, requests)
             tokens = None
-            if not place or not self._connection.node_of(self._name(key)).is_up:
+            if not place:
                 return left
         pairs = [
             (one.name, one.figures, was, *self._start(principal.pair(one.part), one.limits))
@@ -265,7 +284,11 @@ class RedisStorage:
                 (name, self._open_name(key)) if place else (name,),
                 (_pack((self._given_clock(), expires_at, tokens, place.decode(), 1 - requests, pairs)),),
             )
-        except StorageUnavailableError as error:
+        except BaseException as error:
+            if place:
+                self._free_later(key, place)
+            if not isinstance(error, StorageUnavailableError):
+                raise
             if not error.sent and tokens is not None:  # what may have been counted is not told again
                 self._settle_locally(principal, asked, taken, tokens, requests)
             return left
@@ -311,32 +334,61 @@ class RedisStorage:
             self._known.move_to_end(key)
         return principal
 
-    def _opened(self, principal: _Principal, reservation: Reservation, place: bytes) -> None:
+    def _opened(self, principal: _Principal, reservation: Reservation, place: bytes, *, is_told: bool) -> None:
         reservation.place = place
         principal.is_open += 1
-        self._open[place] = reservation.key
+        self._open[place] = _Open(reservation.key, is_told=is_told)
+        self._keep_holding()
+        if not is_told:
+            self._is_behind.set()
+
+    def _free_later(self, key: bytes, place: bytes) -> None:
+        """The store could not be told that ``place`` is free, or may have given it after nobody waited any more."""
+        self._ended[place] = (key, time.monotonic() + _HELD)
+        self._keep_holding()
+        self._is_behind.set()
+
+    def _keep_holding(self) -> None:
         if self._holding is None:
             self._holding = asyncio.create_task(self._hold(), name="hold the places of open requests")
 
     async def _hold(self) -> None:
-        """Say again and again which requests are open: also to a store that was away when they began."""
+        """Say again and again which requests are open, and which have ended: also to a store that was away then."""
         while True:
-            await asyncio.sleep(_SAID_AGAIN)
-            places: dict[bytes, list[bytes]] = {}
-            for place, key in self._open.items():
-                places.setdefault(key, []).append(place)
-            for key, names in places.items():
+            try:
+                async with asyncio.timeout(_SAID_AGAIN):
+                    await self._is_behind.wait()
+            except TimeoutError:
+                pass
+            else:  # what was asked and given up before is carried out by then, or never
+                await asyncio.sleep(max(_SAID_SOON, self._connection.budget))
+            self._is_behind.clear()
+            now = time.monotonic()
+            self._ended = {place: one for place, one in self._ended.items() if one[1] > now}
+            places: dict[bytes, tuple[list[bytes], list[bytes]]] = {}
+            for place, (key, _) in self._ended.items():
+                places.setdefault(key, ([], []))[0].append(place)
+            for place, opened in self._open.items():
+                places.setdefault(opened.key, ([], []))[1].append(place)
+            for key, (ended, names) in places.items():
                 try:
-                    await self._connection.run(_HOLD, (self._open_name(key),), partial(self._held, names))
+                    await self._connection.run(_HOLD, (self._open_name(key),), partial(self._held, ended, names))
                 except StorageUnavailableError:
-                    break
+                    self._is_behind.set()
+                else:
+                    for place in ended:
+                        self._ended.pop(place, None)
 
-    def _held(self, names: Sequence[bytes], _: RedisConnection) -> tuple[Word, ...]:
-        """What is said of requests, without those that have ended meanwhile: their places would be taken anew."""
-        return (self._given_clock(), _HELD, *(name for name in names if name in self._open))
+    def _held(self, ended: Sequence[bytes], names: Sequence[bytes], node: RedisConnection) -> tuple[Word, ...]:
+        """What is said of requests: those that have ended meanwhile are not open, else their places were taken anew."""
+        still_open = [name for name in names if name in self._open]
+        for name in still_open:
+            self._open[name].is_told = True
+        deadline = node.deadline() if self._clock is None else 0.0
+        return (self._given_clock(), deadline, _HELD, len(ended), *ended, *still_open)
 
     def _reserve_locally(
-        self, principal: _Principal, key: bytes, limits: Limits, tokens: float, place: bytes
+        self, principal: _Principal, key: bytes, limits: Limits, tokens: float, place: bytes, *, is_told: bool
     ) -> Reservation | Shortage:
         now = self._now()
         after: list[tuple[_Asked, Levels]] = []
@@ -353,6 +405,8 @@ class RedisStorage:
             if principal.is_open >= most:
                 shortages.append(Shortage("concurrency", most, 0, AT_ONCE, local=True))
         if shortages:
+            if place and is_told:
+                self._free_later(key, place)
             return max(shortages, key=lambda one: one.retry_after_ms)
         taken: list[tuple[float, float, float]] = []
         for one, levels in after:
@@ -364,7 +418,7 @@ class RedisStorage:
         own, *parts = taken
         reservation = Reservation(key, limits, *own, now + self._lifetime, tuple(parts), local=True)
         if limits.concurrency is not None:
-            self._opened(principal, reservation, place)
+            self._opened(principal, reservation, place, is_told=is_told)
             reservation.remaining_concurrency = max(1, limits.concurrency // self._replicas) - principal.is_open
         return reservation
 

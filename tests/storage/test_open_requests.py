@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from mcp_middleware.storage import (
+    Limits,
+    Reservation,
     Shortage,
+    StorageUnavailableError,
 )
 from mcp_middleware.storage import redis as redis_storage
 from mcp_middleware.testing import FakeClock
@@ -69,3 +72,63 @@ async def test_a_request_that_ends_while_others_are_said_to_be_open_keeps_no_pla
     await storage.settle(first, None)
     with storages.server.client() as client:
         assert client.zcard(OPEN) == 0
+
+
+async def test_no_place_is_lost_by_short_hiccups(own: Storages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one whose end could not be told, nor one that was given after its caller had given up."""
+    monkeypatch.setattr(redis_storage, "_SAID_SOON", 0.01)
+    storage = own.make(budget=0.1)
+    eight = Limits(None, None, concurrency=8)
+    with own.server.client() as client:
+        for _ in range(3):
+            assert await storage._connection.connect()
+            held = [await reserve(storage, limits=eight) for _ in range(4)]
+            own.server.pause()
+            asked = [asyncio.create_task(storage.reserve(KEY, eight, 0)) for _ in range(2)]
+            await storage.settle(held.pop(), None)
+            held += [one for one in await asyncio.gather(*asked) if isinstance(one, Reservation)]
+            for one in held:
+                await storage.settle(one, None)
+            own.server.resume()
+            await until(lambda: client.zcard(OPEN) == 0)
+
+
+async def test_a_place_that_was_given_and_not_heard_of_is_free_again(
+    storages: Storages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_storage, "_SAID_SOON", 0.01)
+    storage = storages.make(budget=0.1, replicas=2)
+    four = Limits(None, None, concurrency=4)
+    held = [await reserve(storage, limits=four)]
+    run = storage._connection.run
+
+    async def unheard(script: Any, keys: Any, arguments: Any) -> Any:
+        reply = await run(script, keys, arguments)
+        if script in (redis_storage._RESERVE, redis_storage._SETTLE):
+            raise StorageUnavailableError("the link broke", sent=True)
+        return reply
+
+    with storages.server.client() as client:
+        monkeypatch.setattr(storage._connection, "run", unheard)
+        held.append(await reserve(storage, limits=four))
+        assert isinstance(await storage.reserve(KEY, four, 0), Shortage)
+        assert client.zcard(OPEN) == 3
+        for one in held:
+            await storage.settle(one, None)
+        await until(lambda: client.zcard(OPEN) == 0)
+
+
+async def test_requests_that_began_without_redis_are_told_when_it_is_back(
+    own: Storages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_storage, "_SAID_SOON", 0.01)
+    storage = own.make(budget=0.1)
+    assert await storage._connection.connect()
+    own.server.kill()
+    await until(lambda: not storage._connection.is_up)
+    held = await reserve(storage, limits=TWO_AT_ONCE)
+    own.server.start()
+    with own.server.client() as client:
+        await until(lambda: client.zcard(OPEN) == 1)
+        await storage.settle(held, None)
+        await until(lambda: client.zcard(OPEN) == 0)
