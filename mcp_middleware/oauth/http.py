@@ -200,9 +200,11 @@ class OAuthHTTPClient:
         except _BadAddressError as error:
             raise RefusedAddressError(f"{url}: {error}") from None
         except (httpcore2.ConnectError, ssl.SSLError) as error:
-            raise FetchError(f"{url}: {type(error).__name__} {ascii(str(error))[:_SHOWN]}") from error
-        except _failures() as error:  # what these say may quote an answer, and so a token
-            raise FetchError(f"{url}: {type(error).__name__}") from error
+            raise FetchError(f"{url}: no connection can be made: {ascii(str(error))[:_SHOWN]}") from error
+        except httpcore2.ProtocolError as error:  # what it says may quote the answer, and so a token
+            raise FetchError(f"{url} answered what is no HTTP, or no whole answer") from error
+        except _failures() as error:
+            raise FetchError(f"{url}: the connection broke") from error
 
     async def _exchange(
         self,
@@ -270,10 +272,8 @@ def _failures() -> tuple[type[Exception], ...]:
     return (
         httpcore2.ConnectionNotAvailable,
         httpcore2.NetworkError,
-        httpcore2.ProtocolError,
         httpcore2.TimeoutException,
         httpcore2.UnsupportedProtocol,
-        ssl.SSLError,
     )
 
 

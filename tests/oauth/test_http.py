@@ -97,6 +97,15 @@ async def test_what_is_no_answer_within_the_bounds_is_refused(answer: bytes) -> 
         assert await client.get(f"http://127.0.0.1:{server.port}/") == b"good"
 
 
+@pytest.mark.parametrize("answer", [http_answer(b"{}", length=10), b"not http\r\n\r\n", b""])
+async def test_what_breaks_off_or_is_no_http_is_said_in_words_and_not_quoted(answer: bytes) -> None:
+    async with raw_server() as server:
+        server.answer = answer
+        with pytest.raises(FetchError) as caught:
+            await OAuthHTTPClient().get(f"http://127.0.0.1:{server.port}/")
+    assert str(caught.value) == f"http://127.0.0.1:{server.port}/ answered what is no HTTP, or no whole answer"
+
+
 async def test_an_answer_that_drips_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "_TIMEOUT", 0.2)
     async with raw_server() as server:
@@ -179,7 +188,7 @@ async def test_a_name_without_addresses_cannot_be_fetched() -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     for resolve, why in ((Names([]), "has no address"), (unknown, "Name or service not known")):
-        with pytest.raises(FetchError, match=f"ConnectError .*{why}"):
+        with pytest.raises(FetchError, match=f": no connection can be made: .*{why}"):
             await OAuthHTTPClient(resolve=resolve).get("https://login.example.com/")
 
 
@@ -238,10 +247,10 @@ async def test_tls_verifies_the_name_although_the_address_is_connected_to(
     async with raw_server("127.0.0.2", tls=server_context(cert, private)) as server:
         client = OAuthHTTPClient(resolve=Names(["127.0.0.2"]))
         await client.get(f"https://login.localhost:{server.port}/")
-        with pytest.raises(FetchError, match=r"ConnectError .*CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(FetchError, match=r": no connection can be made: .*CERTIFICATE_VERIFY_FAILED"):
             await client.get(f"https://other.localhost:{server.port}/")
         monkeypatch.delenv("SSL_CERT_FILE")
-        with pytest.raises(FetchError, match=r"ConnectError .*CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(FetchError, match=r": no connection can be made: .*CERTIFICATE_VERIFY_FAILED"):
             await OAuthHTTPClient(resolve=Names(["127.0.0.2"])).get(f"https://login.localhost:{server.port}/")
         assert len(server.received) == 1
 
