@@ -11,10 +11,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-__all__ = ["TooManyError", "items_of", "members_of"]
+__all__ = ["MAX_SMALL", "TooManyError", "items_of", "members_of"]
 
-_SMALL: Final = 64 * 1024
-"""Bytes of an object that is decoded without looking first."""
+MAX_SMALL: Final = 64 * 1024
+"""Bytes of JSON that is decoded without looking first."""
 _FEW: Final = 10_000
 """Items or members that take no more than a few milliseconds, whatever they are."""
 
@@ -69,7 +69,7 @@ def members_of(text: bytes | Raw) -> dict[str, Raw]:
     """The members of a JSON object, of equal names the last. Raises TooManyError where they, and what is in them, are
     too many; not for what is inside of ``arguments`` and others that may hold much. Raises ``msgspec.DecodeError``.
     """
-    if len(text) > _SMALL:
+    if len(text) > MAX_SMALL:
         text = bytes(text)
         bulky = _bulky.decode(text)
         if text.count(b":") - sum(bytes(value).count(b":") for value in msgspec.structs.astuple(bulky)) > _FEW:

@@ -6,7 +6,12 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
+from .bounded import MAX_SMALL, TooManyError, items_of
+
 __all__ = ["Content", "ErrorObject", "ServerMessage", "ToolResult", "parse_server_message"]
+
+MAX_BLOCKS: Final = 5000
+"""Content blocks of one tool result that members look at; of a result with more they know only what stands beside."""
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -50,7 +55,7 @@ class ServerMessage(msgspec.Struct, gc=False):
     error: ErrorObject | None = None
     status: int | None = None
     """The HTTP status of a JSON answer that a member replaced; None keeps the server's."""
-    _tool_result: ToolResult | None = None
+    _tool_result: ToolResult | msgspec.UnsetType | None = msgspec.UNSET
 
     @property
     def is_answer(self) -> bool:
@@ -60,11 +65,11 @@ class ServerMessage(msgspec.Struct, gc=False):
     @property
     def tool_result(self) -> ToolResult | None:
         """The result read as a tool's, or None if it is none. Decoded on first use, kept for the next member."""
-        if self._tool_result is None and isinstance(self.result, Raw):
+        if isinstance(self._tool_result, msgspec.UnsetType):
             try:
-                self._tool_result = _tool_result.decode(self.result)
+                self._tool_result = _read_tool_result(self.result) if isinstance(self.result, Raw) else None
             except (msgspec.DecodeError, RecursionError):
-                return None
+                self._tool_result = None
         return self._tool_result
 
     def with_result(self, result: dict[str, Any]) -> "ServerMessage":
@@ -90,8 +95,33 @@ class _Wire(msgspec.Struct, gc=False):
     error: ErrorObject | None = None
 
 
+class _Outline(
+    msgspec.Struct, frozen=True, gc=False, rename={"structured": "structuredContent", "is_error": "isError"}
+):
+    """A ``tools/call`` result whose content is not looked at."""
+
+    content: Raw = Raw()
+    structured: Raw = Raw()
+    is_error: bool = False
+    _meta: Raw = Raw()
+
+
 _wire: Final = msgspec.json.Decoder(_Wire)
 _tool_result: Final = msgspec.json.Decoder(ToolResult)
+_outline: Final = msgspec.json.Decoder(_Outline)
+_block: Final = msgspec.json.Decoder(Content)
+
+
+def _read_tool_result(result: Raw) -> ToolResult:
+    if len(result) <= MAX_SMALL:
+        return _tool_result.decode(result)
+    outline = _outline.decode(result)
+    try:
+        blocks = items_of(outline.content, MAX_BLOCKS) if outline.content else []
+    except TooManyError:
+        return ToolResult([], Raw(), outline.is_error, outline._meta)
+    content = [_block.decode(block) for block in blocks]
+    return ToolResult(content, outline.structured, outline.is_error, outline._meta)
 
 
 def parse_server_message(data: bytes) -> ServerMessage | None:

@@ -35,8 +35,12 @@ NONSENSE: Final = Report(None, None)
 _NAMES: Final = (("inputTokens", "input_tokens"), ("outputTokens", "output_tokens"))
 
 
+class _Meta(msgspec.Struct, frozen=True):
+    usage: Raw = Raw()
+
+
 class _Result(msgspec.Struct, frozen=True):
-    _meta: dict[str, Raw] | None = None
+    _meta: _Meta | None = None
 
 
 _result: Final = msgspec.json.Decoder(_Result)
@@ -48,10 +52,10 @@ def reported(answer: ServerMessage) -> Report | None:
     if not isinstance(answer.result, Raw):
         return None
     try:
-        usage = (_result.decode(answer.result)._meta or {}).get("usage")
+        usage = (_result.decode(answer.result)._meta or _Meta()).usage
     except (msgspec.DecodeError, RecursionError):
         return None
-    if usage is None or len(usage) > _MOST_BYTES:
+    if not usage or len(usage) > _MOST_BYTES:
         return None
     try:
         values = _any.decode(usage)

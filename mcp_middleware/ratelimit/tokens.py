@@ -20,8 +20,9 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 from msgspec import Raw
 
+from mcp_middleware.bounded import TooManyError, items_of
 from mcp_middleware.message import Request
-from mcp_middleware.server_message import Content, ServerMessage
+from mcp_middleware.server_message import MAX_BLOCKS, Content, ServerMessage
 
 __all__ = [
     "AUDIO_TOKENS",
@@ -126,7 +127,7 @@ class _Block(msgspec.Struct, frozen=True, rename={"mime_type": "mimeType"}):
 
 
 class _ResourceResult(msgspec.Struct, frozen=True):
-    contents: list[_Block]
+    contents: Raw
 
 
 class _Told(msgspec.Struct, frozen=True):
@@ -138,12 +139,13 @@ class _PromptMessage(msgspec.Struct, frozen=True):
 
 
 class _PromptResult(msgspec.Struct, frozen=True):
-    messages: list[_PromptMessage]
+    messages: Raw
 
 
 _told: Final = msgspec.json.Decoder(_Told)
 _block: Final = msgspec.json.Decoder(_Block)
 _resource_result: Final = msgspec.json.Decoder(_ResourceResult)
+_prompt_message: Final = msgspec.json.Decoder(_PromptMessage)
 _prompt_result: Final = msgspec.json.Decoder(_PromptResult)
 _any: Final = msgspec.json.Decoder()
 _encode: Final = msgspec.json.Encoder().encode
@@ -187,13 +189,13 @@ def output_tokens(request: Request, answer: ServerMessage, counter: TokenCounter
                 content = _sum([_content(block, media) for block in result.content], counter)
                 return max(content, _json_tokens([result.structured], counter)) if result.structured else content
         elif request.method == "resources/read":
-            contents = _resource_result.decode(answer.result).contents
-            return _sum([_resource(block, media) for block in contents], counter)
+            contents = items_of(_resource_result.decode(answer.result).contents, MAX_BLOCKS)
+            return _sum([_resource(_block.decode(block), media) for block in contents], counter)
         elif request.method == "prompts/get":
-            messages = _prompt_result.decode(answer.result).messages
-            return _sum([_content(message.content, media) for message in messages], counter)
-    except (msgspec.DecodeError, RecursionError):
-        pass  # not the shape its method has: counted as the JSON it is
+            messages = items_of(_prompt_result.decode(answer.result).messages, MAX_BLOCKS)
+            return _sum([_content(_prompt_message.decode(one).content, media) for one in messages], counter)
+    except (msgspec.DecodeError, RecursionError, TooManyError):
+        pass  # too many parts, or not the shape its method has: counted as the JSON it is
     return _json_tokens([answer.result], counter)
 
 
