@@ -49,7 +49,7 @@ class _Grant:
         audience: str | None,
         scope: str | None,
         http: OAuthHTTPClient | None,
-        allow_private: bool,
+        allow_private_addresses: bool,
         clock: Clock,
         monotonic: Clock,
     ) -> None:
@@ -67,9 +67,9 @@ class _Grant:
         self._form = {"grant_type": grant_type, **{key: value for key, value in asked.items() if value is not None}}
         self._http = http if http is not None else OAuthHTTPClient()
         self._owns_http = http is None
-        self._allow_private = allow_private
+        self._allow_private = allow_private_addresses
         self._clock = clock
-        self._metadata = MetadataSource(issuer, self._http, allow_private=allow_private, clock=monotonic)
+        self._metadata = MetadataSource(issuer, self._http, allow_private=allow_private_addresses, clock=monotonic)
 
     async def issue(self, form: Mapping[str, str] = {}) -> IssuedToken:
         """Ask for a token. Raises TokenRequestError, FetchError and IssuerUnavailableError."""
@@ -133,8 +133,8 @@ class ClientCredentials:
     ``issuer`` is the authorization server, ``authentication`` how we prove ourselves to it. ``resource`` is the
     server's identifier (RFC 8707), ``audience`` the name that some authorization servers want instead, ``scope`` what
     is asked for, separated by spaces. ``http`` is shared with others if it is given, and then not closed here.
-    ``allow_private``: the authorization server may be on a private network. ``clock`` gives Unix seconds, ``monotonic``
-    measures pauses.
+    ``allow_private_addresses``: the authorization server may be on a private network. ``clock`` gives Unix seconds,
+    ``monotonic`` measures pauses.
 
     Raises ConfigurationError.
     """
@@ -148,7 +148,7 @@ class ClientCredentials:
         audience: str | None = None,
         scope: str | None = None,
         http: OAuthHTTPClient | None = None,
-        allow_private: bool = False,
+        allow_private_addresses: bool = False,
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
@@ -161,7 +161,7 @@ class ClientCredentials:
             audience=audience,
             scope=scope,
             http=http,
-            allow_private=allow_private,
+            allow_private_addresses=allow_private_addresses,
             clock=clock,
             monotonic=monotonic,
         )
@@ -219,7 +219,7 @@ class TokenExchange:
         resource: str | None = None,
         scope: str | None = None,
         http: OAuthHTTPClient | None = None,
-        allow_private: bool = False,
+        allow_private_addresses: bool = False,
         cache_size: int = 4096,
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
@@ -235,7 +235,7 @@ class TokenExchange:
             audience=audience,
             scope=scope,
             http=http,
-            allow_private=allow_private,
+            allow_private_addresses=allow_private_addresses,
             clock=clock,
             monotonic=monotonic,
         )

@@ -66,7 +66,7 @@ class ServerCredentials:
                 audience=grant.audience,
                 resource=grant.resource,
                 scope=grant.scope,
-                allow_private=grant.allow_private_addresses,
+                allow_private_addresses=grant.allow_private_addresses,
                 http=http,
                 clock=clock,
             )
