@@ -8,9 +8,9 @@ from mcp_middleware.errors import ConfigurationError
 
 from .interface import Caller
 
-__all__ = ["StaticHeader"]
+__all__ = ["FIELD_NAME", "StaticHeader"]
 
-_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110 section 5.6.2."""
 _VALUE: Final = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 """RFC 9110 section 5.5, without what is beyond ASCII."""
@@ -46,6 +46,6 @@ class StaticHeader:
 
 def header_name(place: str, name: object) -> str:
     """``name`` in lower case, if a header may be named so. Raises ConfigurationError naming ``place``."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() in _NOT_OURS:
+    if not isinstance(name, str) or not FIELD_NAME.fullmatch(name) or name.lower() in _NOT_OURS:
         raise ConfigurationError(f"{place} is {name!r}; it must be the name of a header that frames no message")
     return name.lower()

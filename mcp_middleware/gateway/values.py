@@ -1,11 +1,12 @@
 """What the sections of the gateway's file have in common: values that are more than a number or a word (each with what
 it must be, the check that reads it, and a pattern for editors), and how sections judge and read what they are given."""
 
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from mcp_middleware.credentials import StaticHeader
+from mcp_middleware.credentials.static import FIELD_NAME
 from mcp_middleware.globs import Glob
 from mcp_middleware.oauth.urls import absolute_url
 from mcp_middleware.ratelimit.rate import Rate
@@ -35,8 +36,6 @@ __all__ = [
     "web_url",
 ]
 
-_FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
-_FIELD_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?", re.ASCII)
 _OURS: Final = frozenset(name.decode() for name in HOP_BY_HOP) | {
     "accept",
     "content-encoding",
@@ -106,9 +105,9 @@ def _identifier(text: str) -> str:
 
 
 def _header_name(text: str) -> str:
-    name = text.lower()
+    name = StaticHeader(text, "value").name
     read = name.replace("_", "-")  # by servers that take one for the other
-    if not _FIELD_NAME.fullmatch(text) or read in _OURS or read.startswith("mcp-"):
+    if read in _OURS or read.startswith("mcp-"):
         raise ValueError
     return name
 
@@ -122,8 +121,7 @@ def _forwarded(text: str) -> str:
 
 
 def _header_value(text: str) -> str:
-    if not _FIELD_VALUE.fullmatch(text):
-        raise ValueError
+    StaticHeader("name", text)
     return text
 
 
@@ -142,7 +140,7 @@ HEADER_NAME: Final = Text(
     "be the name of a header (RFC 9110), none that the gateway sets itself or the protocol uses (Mcp-*, Host, Accept, "
     "Connection, Content-*, ...)",
     _header_name,
-    f"^{_FIELD_NAME.pattern}$",
+    f"^{FIELD_NAME.pattern}$",
     ("X-Api-Key",),
 )
 FORWARDED: Final = Text(
@@ -150,7 +148,7 @@ FORWARDED: Final = Text(
     "be the name of a header (RFC 9110), none that the gateway sets itself or the protocol uses, and none with a "
     "credential or an identity (Authorization, Cookie, X-Forwarded-*, X-User, ...)",
     _forwarded,
-    f"^{_FIELD_NAME.pattern}$",
+    f"^{FIELD_NAME.pattern}$",
     ("X-Tenant",),
 )
 """A header of the caller's own that may go on."""
