@@ -1,8 +1,8 @@
 """``mcp-gateway``: run the gateway, check its file, print the file's schema, or show it all at work.
 
-Exit status: 0 as asked, 1 where it could not start or what it says not be written, 2 where the command line or the
-configuration is wrong, which an authorization server may say too, 128 and the signal's number where a second signal
-ended it at once.
+Exit status: 0 as asked, 1 where it could not start, what it says not be written, or the file is dangerous to
+``--strict``, 2 where the command line or the configuration is wrong, which an authorization server may say too, 128 and
+the signal's number where a second signal ended it at once.
 """
 
 import argparse
@@ -70,7 +70,8 @@ def _do(given: argparse.Namespace) -> int:
         return 2
     if given.command == "check":
         _summarize(config)
-        return _ask(config) if given.online else 0
+        status = int(given.strict and bool(config.warnings))
+        return max(status, _ask(config)) if given.online else status
     return _run(config, Path(given.file).absolute(), given)
 
 
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="ask the authorization servers and the servers as well; 2 if one contradicts the file, 1 if one is silent",
     )
+    check.add_argument("--strict", action="store_true", help="1 if anything about it is dangerous")
     for command in (run, check):
         command.add_argument("file", help="the configuration, as gateway.yaml")
     commands.add_parser("schema", help="print the JSON Schema of a configuration file, for editors")

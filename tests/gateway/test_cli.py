@@ -1,5 +1,6 @@
 """The command line: what it says, and how it ends."""
 
+import base64
 import errno
 import gc
 import json
@@ -63,6 +64,16 @@ def test_a_good_file_is_summed_up_without_its_secrets(tmp_path: Path, capsys: py
     assert "limits: 60/minute requests, others for batch-*" in said
     assert "dangerous: audit is not given" in said
     assert "secret" not in said
+
+
+@pytest.mark.parametrize(("rest", "status"), [("", 1), ("sessions: {keys: [{file: key}]}\naudit: {sqlite: a.db}\n", 0)])
+def test_strict_fails_on_a_danger(rest: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "key").write_text(base64.b64encode(bytes(32)).decode())
+    rules = "access: {rules: [{tools: [x]}]}\n"
+    file = written(tmp_path, GOOD + rules + rest)
+    assert main(["check", "--strict", str(file)]) == status
+    assert ("dangerous: " in capsys.readouterr().out) is bool(status)
+    assert main(["check", str(file)]) == 0
 
 
 def test_garbage_is_collected_again_by_a_command_that_has_ended_and_by_a_worker_that_has_started(
