@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from .cutoff import Cutoff
 from .errors import INTERNAL_ERROR, UnknownOutcomeError
@@ -16,6 +16,8 @@ from .sse import Decoder, EventTooLargeError, encode
 from .types import Document, Headers
 
 __all__ = ["Answer", "BatchAnswer"]
+
+_OnMessage: TypeAlias = Callable[[Exchange, ServerMessage], ServerMessage | Awaitable[ServerMessage | None] | None]
 
 _MAX_HELD: Final = 4 * 1024 * 1024
 """Bytes of answers to a batch that are held for a JSON array."""
@@ -58,7 +60,7 @@ class Answer:
         cutoff: Cutoff,
         *,
         on_response_start: Sequence[Callable[[Exchange, int, Headers], None]],
-        on_response_message: Sequence[Callable[[Exchange, ServerMessage], ServerMessage | None]],
+        on_response_message: Sequence[_OnMessage],
         max_bytes: int,
     ) -> None:
         self.exchange = exchange
@@ -130,7 +132,7 @@ class Answer:
         start = self.start or {}
         body = b"".join(self.body)
         message = None if too_large else parse_server_message(body)
-        passed = self._observe(message) if message is not None else None
+        passed = await self._observe(message) if message is not None else None
         if message is not None:
             if passed is not message:
                 body = bytes(passed.raw) if passed is not None else b""
@@ -163,7 +165,7 @@ class Answer:
                 await asyncio.sleep(0)
                 began = time.monotonic()
             try:
-                self._take(chunk if len(chunk) <= _SLICE else chunk[start : start + _SLICE], out)
+                await self._take(chunk if len(chunk) <= _SLICE else chunk[start : start + _SLICE], out)
             except EventTooLargeError:
                 if self.exchange.answer is None:
                     self.exchange.failed = UnknownOutcomeError(_TOO_LARGE)  # the words below are ours, as in cut_off
@@ -179,7 +181,7 @@ class Answer:
         if out or not more:
             await self.send_on({"type": "http.response.body", "body": b"".join(out), "more_body": more})
 
-    def _take(self, chunk: bytes, out: list[bytes]) -> None:
+    async def _take(self, chunk: bytes, out: list[bytes]) -> None:
         """Put the events that ``chunk`` completes into ``out``, as they are to be sent on."""
         decoder = self.decoder or Decoder(limit=0)
         for frame in decoder.feed(chunk):
@@ -191,19 +193,20 @@ class Answer:
                 else:
                     out.append(frame.raw)
                 continue
-            passed = self._observe(message)
+            passed = await self._observe(message)
             if passed is message:
                 out.append(frame.raw)
             elif passed is not None:
                 out.append(frame.with_data(bytes(passed.raw)).raw)
 
-    def _observe(self, message: ServerMessage) -> ServerMessage | None:
+    async def _observe(self, message: ServerMessage) -> ServerMessage | None:
         began = time.monotonic()
         passed: ServerMessage | None = message
         for on_response_message in self.on_response_message:
             if passed is None:
                 break
-            passed = on_response_message(self.exchange, passed)
+            said = on_response_message(self.exchange, passed)
+            passed = said if said is None or isinstance(said, ServerMessage) else await said
         self.exchange.overhead += time.monotonic() - began
         if passed is not None and passed.is_answer and passed.id == self.exchange.request_id:
             self.exchange.answer = passed

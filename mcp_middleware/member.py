@@ -6,6 +6,7 @@ and its answer are parsed once, and a request passes one wrapper instead of six.
 two members, each group runs its own pipeline over the same Exchange.
 """
 
+from collections.abc import Awaitable
 from typing import Any, ClassVar, Final
 
 from .errors import ConfigurationError
@@ -75,8 +76,11 @@ class Member:
     def on_response_start(self, exchange: Exchange, status: int, headers: Headers) -> None:
         """See the answer's status, and change its headers in place."""
 
-    def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage | None:
-        """See a message of the server; return it, another in its place, or None to drop it."""
+    def on_response_message(
+        self, exchange: Exchange, message: ServerMessage
+    ) -> ServerMessage | Awaitable[ServerMessage | None] | None:
+        """See a message of the server; return it, another in its place, or None to drop it. What takes long is awaited,
+        and may give others their turn."""
         return message
 
     async def on_finish(self, exchange: Exchange) -> None:

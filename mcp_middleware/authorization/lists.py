@@ -4,14 +4,15 @@ An item that stays is copied byte for byte, in its place. Of the result around t
 defines stays: a server's own members, such as a total, would tell how much is hidden.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
-__all__ = ["LISTS", "MAX_ITEMS", "ItemList", "filtered", "list_in", "private"]
+from mcp_middleware.bounded import MAX_SMALL, items_of
+
+__all__ = ["LISTS", "MAX_ITEMS", "ItemList", "is_cached", "list_in", "name_of", "opened", "private"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,11 @@ class ItemList:
     kind: str
     asked_as: str
     """The method whose permission shows an item."""
+    item: msgspec.json.Decoder[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        struct = msgspec.defstruct("Item", [("name", str)], rename={"name": self.named_by}, gc=False)
+        object.__setattr__(self, "item", msgspec.json.Decoder(struct))
 
 
 LISTS: Final = {
@@ -33,50 +39,77 @@ LISTS: Final = {
 }
 """List methods, the same in every revision."""
 
-MAX_ITEMS: Final = 50_000
-"""Items of one page. To ask about each takes some microseconds, in which nobody else is served."""
+MAX_ITEMS: Final = 5_000
+"""Items of one page: each is an object of ours, and is asked about."""
 _MEMBERS: Final = ("resultType", "nextCursor", "cacheScope", "ttlMs")
 _RESERVED_META: Final = "io.modelcontextprotocol/"
 """Beginning of the ``_meta`` keys that the specification defines (2026-07-28, basic/index, "_meta")."""
 
 _NULL: Final = Raw(b"null")
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class _Result(msgspec.Struct, gc=False):
+    """What a result is read for. Its other members, of which there may be any number, are skipped."""
+
+    resultType: Raw = Raw()  # noqa: N815
+    nextCursor: Raw = Raw()  # noqa: N815
+    cacheScope: Raw = Raw()  # noqa: N815
+    ttlMs: Raw = Raw()  # noqa: N815
+    _meta: Raw = Raw()
+    tools: Raw = Raw()
+    prompts: Raw = Raw()
+    resources: Raw = Raw()
+    resourceTemplates: Raw = Raw()  # noqa: N815
+
+
+_result: Final = msgspec.json.Decoder(_Result)
 _object: Final = msgspec.json.Decoder(dict[str, Raw])
-_array: Final = msgspec.json.Decoder(list[Raw])
-_string: Final = msgspec.json.Decoder(str)
 _number: Final[msgspec.json.Decoder[int | float]] = msgspec.json.Decoder(int | float)
 
 
-def filtered(result: Raw, items: ItemList, shown: Callable[[str], bool]) -> dict[str, Any] | None:
-    """``result`` with the items of which ``shown`` says so of their names; None for what is no such list,
-    or one of more than ``MAX_ITEMS``.
-
-    An item whose name cannot be read is not shown. A list that is not there is empty.
-    """
+def opened(result: Raw, items: ItemList) -> tuple[dict[str, Any], list[Raw]] | None:
+    """What stays of ``result`` around its items, and the items; None for what is no such list. A list that is not there
+    is empty. Raises TooManyError for one of more than ``MAX_ITEMS``."""
     try:
-        members = _object.decode(result)
-        listed = _array.decode(members.get(items.member, b"[]"))
-        if len(listed) > MAX_ITEMS:
-            return None
-        kept: dict[str, Any] = {key: members[key] for key in _MEMBERS if key in members}
-        kept[items.member] = [
-            item for item in listed if (name := _name(item, items.named_by)) is not None and shown(name)
-        ]
-        if members.get("_meta", _NULL) != _NULL:
-            meta = _object.decode(members["_meta"])
-            kept["_meta"] = {key: value for key, value in meta.items() if key.startswith(_RESERVED_META)}
+        members = _result.decode(result)
+        around: dict[str, Any] = {key: value for key in _MEMBERS if (value := getattr(members, key))}
+        meta = members._meta
+        if meta and meta != _NULL:
+            if len(meta) > MAX_SMALL:
+                return None
+            around["_meta"] = {k: v for k, v in _object.decode(meta).items() if k.startswith(_RESERVED_META)}
+        listed: Raw = getattr(members, items.member)
+        return around, items_of(listed, MAX_ITEMS) if listed else []
     except _UNREADABLE:
         return None
-    return kept
 
 
 def list_in(result: Raw) -> ItemList | None:
     """The list in a result of which nobody knows what it answers, as on a stream that was resumed."""
     try:
-        members = _object.decode(result)
+        members = _result.decode(result)
     except _UNREADABLE:
         return None
-    return next((items for items in LISTS.values() if items.member in members), None)
+    return next((items for items in LISTS.values() if getattr(members, items.member)), None)
+
+
+def name_of(item: Raw, items: ItemList) -> str | None:
+    """What names an item; None where that cannot be read, and the item is shown to nobody."""
+    try:
+        name: str = items.item.decode(item).name
+    except _UNREADABLE:
+        return None
+    return name
+
+
+def is_cached(result: Raw) -> bool:
+    """Whether a result says anything of its caching."""
+    try:
+        members = _result.decode(result)
+    except _UNREADABLE:
+        return False
+    return bool(members.cacheScope or members.ttlMs)
 
 
 def private(members: dict[str, Any], max_ttl_ms: int, *, always: bool = False) -> dict[str, Any]:
@@ -97,10 +130,3 @@ def _bounded(raw: Raw | None, most: int) -> int:
         return min(most, max(0, int(_number.decode(raw)))) if raw is not None else 0
     except (OverflowError, *_UNREADABLE):
         return 0
-
-
-def _name(item: Raw, key: str) -> str | None:
-    try:
-        return _string.decode(_object.decode(item)[key])
-    except (KeyError, *_UNREADABLE):
-        return None

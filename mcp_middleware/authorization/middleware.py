@@ -1,11 +1,14 @@
 """Tool authorization: which caller may see and use which tool, prompt and resource."""
 
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
+from mcp_middleware.bounded import TooManyError, members_of
 from mcp_middleware.errors import INTERNAL_ERROR, ConfigurationError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
@@ -14,7 +17,7 @@ from mcp_middleware.options import whole_number
 from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.types import Decision, Principal, Rejection
 
-from .lists import LISTS, ItemList, filtered, list_in, private
+from .lists import LISTS, MAX_ITEMS, ItemList, is_cached, list_in, name_of, opened, private
 from .methods import about, question, questions
 from .policy import Authorizer, Policy, combine
 from .refusals import refusal, unified, unreadable
@@ -22,6 +25,8 @@ from .refusals import refusal, unified, unreadable
 __all__ = ["ToolAuthorizationMiddleware"]
 
 _UPDATED: Final = "notifications/resources/updated"
+_TURN: Final = 0.002
+"""Seconds in which a list is filtered before others have their turn."""
 
 
 class ToolAuthorizationMiddleware(Member):
@@ -91,7 +96,9 @@ class ToolAuthorizationMiddleware(Member):
         )
         return judged, decision
 
-    def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage | None:
+    def on_response_message(
+        self, exchange: Exchange, message: ServerMessage
+    ) -> ServerMessage | Awaitable[ServerMessage] | None:
         """Take out of lists and news what the caller may not see, and say of what does not exist only that."""
         if message.method == _UPDATED:
             return message if self._may_hear(exchange, message) else None
@@ -108,26 +115,39 @@ class ToolAuthorizationMiddleware(Member):
             return message
         return unified(message, judged, exchange.era)
 
-    def _filter(self, exchange: Exchange, message: ServerMessage, result: Raw, items: ItemList) -> ServerMessage:
+    async def _filter(self, exchange: Exchange, message: ServerMessage, result: Raw, items: ItemList) -> ServerMessage:
         """A list without what the caller may not see; an error in place of a list that cannot be read."""
-
-        def shown(name: str) -> bool:
-            decision = self._policy.authorize(exchange.caller, question(items.asked_as, items.kind, name))
-            return decision.allowed or decision.visible
-
-        kept = filtered(result, items, shown)
-        if kept is None:
+        try:
+            read = opened(result, items)
+        except TooManyError:
+            return message.with_error(INTERNAL_ERROR, f"the server's list has more than {MAX_ITEMS} items on one page")
+        if read is None:
             return message.with_error(INTERNAL_ERROR, "the server's list cannot be read")
-        return message.with_result(private(kept, self._max_ttl_ms, always=exchange.era == "modern"))
+        around, listed = read
+        kept: list[Raw] = []
+        began = time.monotonic()
+        for item in listed:
+            name = name_of(item, items)
+            if name is not None:
+                decision = self._policy.authorize(exchange.caller, question(items.asked_as, items.kind, name))
+                if decision.allowed or decision.visible:
+                    kept.append(item)
+            if time.monotonic() - began > _TURN:
+                await asyncio.sleep(0)
+                began = time.monotonic()
+        around[items.member] = kept
+        return message.with_result(private(around, self._max_ttl_ms, always=exchange.era == "modern"))
 
     def _restamp(self, message: ServerMessage, result: Raw) -> ServerMessage:
         """A resource that a shared cache will not hand to callers who may not read it."""
+        if not is_cached(result):
+            return message
         try:
-            members: dict[str, Any] = _object.decode(result)
+            members: dict[str, Any] = members_of(result)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return message
-        if "cacheScope" not in members and "ttlMs" not in members:
-            return message
+        except TooManyError:
+            return message.with_error(INTERNAL_ERROR, "the server's answer has too many members")
         return message.with_result(private(members, self._max_ttl_ms))
 
     def _may_hear(self, exchange: Exchange, message: ServerMessage) -> bool:
@@ -148,4 +168,3 @@ class _Updated(msgspec.Struct):
 
 
 _updated: Final = msgspec.json.Decoder(_Updated)
-_object: Final = msgspec.json.Decoder(dict[str, Raw])

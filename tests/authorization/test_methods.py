@@ -9,8 +9,9 @@ import pytest
 from mcp_types.methods import SPEC_CLIENT_METHODS
 from msgspec import Raw
 
-from mcp_middleware.authorization.lists import LISTS, MAX_ITEMS, filtered
+from mcp_middleware.authorization.lists import LISTS, MAX_ITEMS, opened
 from mcp_middleware.authorization.methods import METHODS, question, questions
+from mcp_middleware.bounded import TooManyError
 from mcp_middleware.message import MAX_NAMES, Request, parse
 
 SERVER_TO_CLIENT = {"roots/list", "sampling/createMessage", "elicitation/create"}
@@ -29,11 +30,18 @@ def test_what_is_filtered_is_open() -> None:
     assert {METHODS[method] for method in LISTS} == {"open"}
 
 
-def test_case_31_a_page_of_a_list_is_bounded() -> None:
-    """One answer of a server, all of it judged in one turn, must not keep others waiting."""
-    for count, kept in ((MAX_ITEMS, True), (MAX_ITEMS + 1, False)):
-        result = Raw(b'{"tools":[' + b",".join([b'{"name":"a"}'] * count) + b"]}")
-        assert (filtered(result, LISTS["tools/list"], bool) is not None) is kept
+@pytest.mark.parametrize("item", [b'{"name":"a"}', b"[]", b'{"name":"a","x":[1,2]}'])
+def test_case_31_a_page_of_a_list_is_bounded(item: bytes) -> None:
+    """One answer of a server, all of it judged, must not keep others waiting."""
+    for count in (MAX_ITEMS, MAX_ITEMS + 1, 500_000):
+        result = Raw(b'{"tools":[' + b",".join([item] * count) + b"]}")
+        if count == MAX_ITEMS:
+            read = opened(result, LISTS["tools/list"])
+            assert read is not None
+            assert len(read[1]) == MAX_ITEMS
+        else:
+            with pytest.raises(TooManyError):
+                opened(result, LISTS["tools/list"])
 
 
 @pytest.mark.parametrize(

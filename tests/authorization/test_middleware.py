@@ -1,5 +1,6 @@
 """The middleware over a server that answers whatever a test tells it to."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from mcp_middleware.authorization import Policy, ToolAuthorizationMiddleware
+from mcp_middleware.authorization.lists import MAX_ITEMS
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Exchange, Receive, Scope, Send
 from mcp_middleware.member import ASGIApp, Member
@@ -281,6 +283,48 @@ async def test_case_16_a_list_that_cannot_be_read_is_not_passed_on(broken: Any) 
     server = Server({"jsonrpc": "2.0", "id": 1, "result": broken})
     call = await legacy(ToolAuthorizationMiddleware(server, policy=POLICY), "tools/list")
     assert call.json == error(-32603, "the server's list cannot be read")
+
+
+@pytest.mark.parametrize("media", ["application/json", "text/event-stream"])
+async def test_case_31_others_have_their_turn_while_a_list_is_filtered(
+    monkeypatch: pytest.MonkeyPatch, media: str
+) -> None:
+    monkeypatch.setattr("mcp_middleware.authorization.middleware._TURN", -1.0)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    names = [{"name": "echo"}, {"name": "hidden"}] * 50
+    call = await legacy(
+        ToolAuthorizationMiddleware(Server(result(tools=names), media=media), policy=POLICY), "tools/list"
+    )
+    task.cancel()
+    assert call.body.count(b"echo") == 50
+    assert b"hidden" not in call.body
+    assert turns >= 100
+
+
+async def test_case_31_a_page_of_too_many_is_told_so() -> None:
+    server = Server(result(tools=[{"name": "echo"}] * (MAX_ITEMS + 1)))
+    call = await legacy(ToolAuthorizationMiddleware(server, policy=POLICY), "tools/list")
+    assert call.json == error(-32603, f"the server's list has more than {MAX_ITEMS} items on one page")
+
+
+async def test_case_39_what_a_server_puts_around_a_list_or_a_resource_is_not_decoded() -> None:
+    """Nobody reads it, so that it is skipped, or refused where a copy of it would have to be made."""
+    many = {f"k{number}": 1 for number in range(20_000)}
+    app = ToolAuthorizationMiddleware(Server(result(tools=[{"name": "echo", **many}], **many)), policy=POLICY)
+    assert (await legacy(app, "tools/list")).json == result(tools=[{"name": "echo", **many}])
+    app = ToolAuthorizationMiddleware(Server(result(tools=[], _meta=many)), policy=POLICY)
+    assert (await legacy(app, "tools/list")).json == error(-32603, "the server's list cannot be read")
+    for more, right in (({}, True), ({"ttlMs": 1}, False)):
+        app = ToolAuthorizationMiddleware(Server(result(contents=[], **many, **more)), policy=POLICY)
+        assert ("result" in (await legacy(app, "resources/read", uri="x://open/a")).json) is right
 
 
 @pytest.mark.parametrize("body", [b'{"jsonrpc":"2.0","id":1,"result":{"tools":[NaN]}}', b"[]", b"\xff", b""])
