@@ -266,6 +266,8 @@ async def test_case_19_and_20_a_session_is_good_for_its_owner_on_its_server_only
         answers.add((reply.status_code, reply.text))
         assert len(answers) == 1
         assert answers.pop()[0] == 404
+        reply = await post(running.http, running.url(), "tools/call", ECHO, era="legacy", session=session)
+        assert reply.status_code == 401, "a session is no login"
         reply = await post(running.http, running.url(), "tools/call", ECHO, era="legacy", token=owner, session=session)
         assert answer_of(reply)["result"]["content"][0]["text"] == "x"
 

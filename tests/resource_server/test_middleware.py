@@ -129,6 +129,9 @@ async def test_a_good_token_reaches_the_server(issuer: LoopbackIssuer) -> None:
         "/",
         "/MCP",
         "/health",
+        "/authorize",
+        "/token",
+        "/register",
         "/.well-known/oauth-authorization-server/mcp",
         "/.well-known/oauth-protected-resource/",
         "/.well-known/oauth-protected-resource/mcp/",
@@ -138,7 +141,7 @@ async def test_a_good_token_reaches_the_server(issuer: LoopbackIssuer) -> None:
     ],
 )
 async def test_case_1_every_path_and_method_needs_a_token(issuer: LoopbackIssuer, path: str) -> None:
-    """B4, B8, B9."""
+    """B2, B4, B8, B9, F2: nothing here logs in, issues or registers."""
     methods = ("POST", "GET", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS", "BREW")
     credentials: tuple[tuple[dict[str, str], str | None, str], ...] = (
         ({}, None, "no_token"),
@@ -215,6 +218,7 @@ async def test_case_2_a_malformed_authorization(issuer: LoopbackIssuer, value: s
         header = value.format(issuer.token()).encode("latin-1")
         answer = await setup.http.post("/mcp", json=message("ping"), headers=[(b"authorization", header)])
         assert answer.status_code == status
+        assert (extract_field_from_www_auth(answer, "error") == "invalid_request") == (status == 400)
         assert not setup.echo.scopes
 
 

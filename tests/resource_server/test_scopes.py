@@ -284,6 +284,25 @@ async def test_case_10_apart_from_the_policy_the_base_scopes_are_asked_for_first
 IMPLIED = {"mcp:admin": ["mcp:use", "files:all"], "files:all": ["files:write"]}
 
 
+@each_era
+async def test_f6_few_scopes_are_asked_for_at_first_and_none_alone_allows_anything(
+    issuer: LoopbackIssuer, era: Era
+) -> None:
+    """The first challenge and the metadata name the base scopes, and those of rules only the call that needs them."""
+    async with governed(issuer) as stack:
+        body = message("tools/call", {"name": "write", "arguments": {}}, era=era)
+        unknown = await stack.http.post("/mcp", content=json.dumps(body), headers=headers_for(body, era=era))
+        assert (unknown.status_code, extract_field_from_www_auth(unknown, "scope")) == (401, BASE)
+        document = await stack.http.get("/.well-known/oauth-protected-resource/mcp")
+        assert document.json()["scopes_supported"] == [BASE]
+        stack.records.written.clear()
+        for tool in ("secret_1", "of_no_rule"):
+            answer = await stack.call(tool, scope="mcp:use files:write files:publish *", era=era)
+            assert answer.json()["error"]["message"] == f"Unknown tool: {tool}"
+            assert stack.record.reason == "not_allowed"
+        assert not stack.server.reached
+
+
 async def test_case_10_a_greater_scope_contains_the_smaller(issuer: LoopbackIssuer) -> None:
     async with governed(issuer, implied_scopes=IMPLIED) as stack:
         token = issuer.token(scope="mcp:admin")

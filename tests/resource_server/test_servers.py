@@ -37,11 +37,11 @@ def _shown(token: AccessToken | None) -> str:
 
 
 @asynccontextmanager
-async def served(kind: str, issuer: LoopbackIssuer) -> AsyncIterator[str]:
+async def served(kind: str, *issuers: LoopbackIssuer) -> AsyncIterator[str]:
     """The URL of a protected server; it is the resource."""
     bound = listener()
     url = f"{origin_of(bound)}/mcp"
-    options: dict[str, Any] = {"resource": url, "issuers": [issuer.issuer], "scopes": ["mcp:use"]}
+    options: dict[str, Any] = {"resource": url, "issuers": [one.issuer for one in issuers], "scopes": ["mcp:use"]}
     app: Any
     if kind == "fastmcp":
         fast = FastMCP("whoami")
@@ -71,7 +71,11 @@ async def test_a_tool_sees_its_caller(issuer: LoopbackIssuer, kind: str, era: Er
 @BOTH_SERVERS
 async def test_case_19_a_session_belongs_to_its_caller(issuer: LoopbackIssuer, kind: str) -> None:
     """B13: another subject's session id is answered as an unknown one; a new token of the same caller keeps it."""
-    async with served(kind, issuer) as url, httpx2.AsyncClient() as http:
+    async with (
+        serve((other := LoopbackIssuer()).app) as other.url,
+        served(kind, issuer, other) as url,
+        httpx2.AsyncClient() as http,
+    ):
         alice, bob = issuer.token(aud=url), issuer.token(aud=url, sub="bob")
         session = await initialize(http, url, token=alice)
         assert session is not None
@@ -84,6 +88,8 @@ async def test_case_19_a_session_belongs_to_its_caller(issuer: LoopbackIssuer, k
         assert stolen.content == unknown.content
         machine = issuer.token(aud=url, client_id="agent-2")
         assert (await listed(machine, session)).status_code == 404
+        namesake = other.token(aud=url)
+        assert (await listed(namesake, session)).status_code == 404
         refreshed = issuer.token(aud=url, jti="2")
         assert messages_of(await listed(refreshed, session))[-1]["result"]["tools"]
         call = {"name": "whoami", "arguments": {}}

@@ -209,6 +209,13 @@ def test_case_5_an_id_token_by_its_claims(extra: dict[str, Any]) -> None:
         checked({**CLAIMS, **extra}, ANY)
 
 
+@pytest.mark.parametrize("issuer", [STRICT, ANY])
+@pytest.mark.parametrize("key", [{"jkt": "x"}, {"x5t#S256": "x"}, {}, None])
+def test_h4_a_token_that_is_bound_to_a_key_is_no_bearer_token(issuer: Issuer, key: Any) -> None:
+    with pytest.raises(InvalidTokenError, match="bound to a key"):
+        checked({**CLAIMS, "cnf": key}, issuer)
+
+
 def test_a_token_that_was_issued_for_an_id_jag_is_like_any_other() -> None:
     """H3: only the authorization server sees the ID-JAG itself."""
     issued = {**CLAIMS, "scope": "files:read", "act": {"sub": "https://idp.example.com"}, "authorization_details": []}
