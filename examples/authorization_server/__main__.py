@@ -47,8 +47,8 @@ gateway.yaml:
   auth:
     issuers:
       - issuer: {issuer}
-        # for opaque tokens, and to see revocation at once:
-        # introspection: {{client_id: gateway, client_secret: "{gateway}"}}
+        # for opaque tokens, and to see revocation at once (it is asked about every request):
+        # introspection: {{client_id: gateway, client_secret: "{gateway}", cache: off}}
 
 A client of its own, with a token for {resource}:
 

@@ -19,6 +19,7 @@ import yaml
 from joserfc.jwk import ECKey
 
 from examples.authorization_server.__main__ import parse
+from mcp_middleware.gateway.config import from_mapping
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "examples.authorization_server"]
@@ -64,6 +65,11 @@ def test_what_it_prints_can_be_pasted(tmp_path: Path) -> None:
         configured = yaml.safe_load(block.replace("# introspection", "introspection"))
         assert configured["auth"]["issuers"][0]["issuer"] == issuer
         assert configured["auth"]["issuers"][0]["introspection"]["client_id"] == "gateway"
+        config = from_mapping({"servers": {"files": {"url": "http://127.0.0.1:9001/mcp"}}, **configured})
+        assert config.auth is not None
+        asked = config.auth.issuers[0].introspection
+        assert asked is not None
+        assert asked.cache == 0, "revocation is seen at once"
         [get_token] = re.findall(r"TOKEN=\$\(.*?\n    \|.*?\)\n", banner, re.DOTALL)
         [ask] = re.findall(r"curl -s \S+/introspect .*", banner)
         shell = f"{get_token} echo $TOKEN; {ask}"
