@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from mcp_middleware.errors import ConfigurationError
@@ -13,8 +14,13 @@ from .reading import read_mapping
 
 __all__ = ["AgentLimits", "PartLimits", "Rate", "RateOption", "Rates", "read_agent_limits", "read_part", "read_rate"]
 
-DEFAULT: Final = "default"
-"""In an agent's limits: what everybody has."""
+
+class _As(Enum):
+    EVERYBODY = auto()
+
+
+DEFAULT: Final[Any] = _As.EVERYBODY
+"""In an agent's limits: what everybody has. No text, so that nobody can write it."""
 
 _MOST: Final = 10**12
 
@@ -70,7 +76,7 @@ class AgentLimits:
 
     requests: RateOption = DEFAULT
     tokens: RateOption = DEFAULT
-    concurrency: int | str | None = DEFAULT
+    concurrency: int | None = DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +130,10 @@ def read_agent_limits(place: str, option: Mapping[str, Any] | AgentLimits, every
     if not isinstance(option, AgentLimits):
         option = read_mapping(place, option, AgentLimits)
     return Rates(
-        everybody.requests if option.requests == DEFAULT else read_rate(f"{place}.requests", option.requests),
-        everybody.tokens if option.tokens == DEFAULT else read_rate(f"{place}.tokens", option.tokens),
+        everybody.requests if option.requests is DEFAULT else read_rate(f"{place}.requests", option.requests),
+        everybody.tokens if option.tokens is DEFAULT else read_rate(f"{place}.tokens", option.tokens),
         everybody.concurrency
-        if option.concurrency == DEFAULT
+        if option.concurrency is DEFAULT
         else read_concurrency(f"{place}.concurrency", option.concurrency),
     )
 

@@ -63,7 +63,7 @@ EVERYBODY = Rates(Rate("60/minute"), Rate("1000/minute"), 5)
         ({}, EVERYBODY),
         ({"requests": "600/minute"}, EVERYBODY._replace(requests=Rate("600/minute"))),
         ({"tokens": None}, EVERYBODY._replace(tokens=None)),
-        ({"requests": "default", "tokens": {"rate": "5/second"}}, EVERYBODY._replace(tokens=Rate("5/second"))),
+        ({"tokens": {"rate": "5/second"}}, EVERYBODY._replace(tokens=Rate("5/second"))),
         (AgentLimits(tokens=Rate("1/hour")), EVERYBODY._replace(tokens=Rate("1/hour"))),
         ({"concurrency": 9}, EVERYBODY._replace(concurrency=9)),
         ({"concurrency": None}, EVERYBODY._replace(concurrency=None)),
@@ -87,6 +87,8 @@ def test_what_an_agent_is_not_given_is_as_for_everybody(option: Any, expected: R
         ),
         ({"batch-*": {"tokens": "many"}}, "agents['batch-*'].tokens: the rate is 'many'"),
         ({"batch-*": AgentLimits(requests="many")}, "agents['batch-*'].requests: the rate is 'many'"),
+        ({"batch-*": {"requests": "default"}}, "agents['batch-*'].requests: the rate is 'default'"),
+        ({"batch-*": {"concurrency": "default"}}, "agents['batch-*'].concurrency is 'default'; it must be"),
     ],
 )
 def test_wrong_limits_of_agents_are_refused_with_their_place(agents: Any, said: str) -> None:
