@@ -2,11 +2,19 @@
 
 from collections import OrderedDict
 from hashlib import sha256
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 __all__ = ["TokenCache"]
 
-Value = TypeVar("Value")
+
+class Ending(Protocol):
+    """What is kept until a time, on the clock that ``get`` is asked by."""
+
+    @property
+    def until(self) -> float: ...
+
+
+Value = TypeVar("Value", bound=Ending)
 
 
 class TokenCache(Generic[Value]):
@@ -16,7 +24,7 @@ class TokenCache(Generic[Value]):
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._entries: OrderedDict[bytes, tuple[float, Value]] = OrderedDict()
+        self._entries: OrderedDict[bytes, Value] = OrderedDict()
 
     @staticmethod
     def digest(token: bytes) -> bytes:
@@ -25,11 +33,11 @@ class TokenCache(Generic[Value]):
 
     def get(self, digest: bytes, now: float) -> Value | None:
         """The value kept for ``digest``, unless its time is up by ``now``."""
-        entry = self._entries.get(digest)
-        if entry is None or entry[0] <= now:
+        value = self._entries.get(digest)
+        if value is None or value.until <= now:
             return None
         self._entries.move_to_end(digest)
-        return entry[1]
+        return value
 
     def __contains__(self, digest: bytes) -> bool:
         """Whether a value is kept for ``digest``, be its time up or not."""
@@ -39,9 +47,9 @@ class TokenCache(Generic[Value]):
         """Keep nothing for ``digest``."""
         self._entries.pop(digest, None)
 
-    def put(self, digest: bytes, value: Value, until: float) -> None:
-        """Keep ``value`` until the time ``until``, on the clock that ``get`` is asked by."""
-        self._entries[digest] = (until, value)
+    def put(self, digest: bytes, value: Value) -> None:
+        """Keep ``value`` until its time is up."""
+        self._entries[digest] = value
         self._entries.move_to_end(digest)
         if len(self._entries) > self.size:
             self._entries.popitem(last=False)

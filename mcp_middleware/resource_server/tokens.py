@@ -4,7 +4,6 @@ What both ways of verification ask of a token's claims stands here too (``check_
 """
 
 import json
-from binascii import a2b_base64
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -104,7 +103,7 @@ def _decode(part: bytes) -> bytes:
     rest = len(standard) % 4
     if rest and standard[-1] not in _LAST[rest]:
         raise ValueError("not the base64url of anything")
-    return a2b_base64(standard + _PADDING[rest], strict_mode=True)
+    return msgspec.convert((standard + _PADDING[rest]).decode("ascii"), bytes)  # as strict as binascii, and faster
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth.http import IssuerUnavailableError, OAuthHTTPClient
@@ -85,6 +85,13 @@ class _Verified:
         return True
 
 
+class _Refused(NamedTuple):
+    """Why a token was refused, and until when it is not looked at again, on the monotonic clock."""
+
+    reason: str
+    until: float
+
+
 class _RefusedTokenError(InvalidTokenError):
     """It took work to refuse the token, and it would be refused again."""
 
@@ -136,8 +143,8 @@ class IssuersVerifier:
         self._clock = clock
         self._monotonic = monotonic
         self._cache: TokenCache[_Verified] = TokenCache(int(cache_size))
-        self._refused: TokenCache[str] = TokenCache(int(cache_size))
-        """Why, for tokens that were refused a moment ago. Kept apart, so that junk pushes out no good token."""
+        self._refused: TokenCache[_Refused] = TokenCache(int(cache_size))
+        """Tokens that were refused a moment ago. Kept apart, so that junk pushes out no good token."""
         self._forgeries = Forgeries(most=int(cache_size), clock=monotonic)
         self._refusals = Refusals(monotonic)
         client = OAuthHTTPClient()
@@ -202,18 +209,18 @@ class IssuersVerifier:
         known = self._known(digest)
         if known is not None:
             return known
-        reason = self._refused.get(digest, self._monotonic())
-        if reason is None:
+        refused = self._refused.get(digest, self._monotonic())
+        if refused is None:
             try:
                 verified = await self._verify(token, digest)
             except InvalidTokenError as error:
-                reason = str(error)
+                refused = _Refused(str(error), self._monotonic() + _REFUSED_FOR)
                 if isinstance(error, _RefusedTokenError):
-                    self._refused.put(digest, reason, self._monotonic() + _REFUSED_FOR)
+                    self._refused.put(digest, refused)
             else:
-                self._cache.put(digest, verified, verified.until)
+                self._cache.put(digest, verified)
                 return verified.token
-        self._refusals.note(reason)
+        self._refusals.note(refused.reason)
         return None
 
     def recall(self, authorization: bytes) -> VerifiedToken | None:
