@@ -83,6 +83,8 @@ class Config:
     drain: float = 30.0
     """Seconds that calls in flight get to finish."""
     connections_per_agent: int = 1000
+    body_memory: int = 256 * 1024 * 1024
+    """Bytes of large bodies that one process holds."""
     access_log: bool = True
     """Whether a line is written for each request."""
     files: tuple[Path, ...] = ()

@@ -1,22 +1,21 @@
-"""What the gateway itself asks of every request, whoever calls: is it for us, may that page send it, and is there room.
+"""What the gateway itself asks of every request, whoever calls: is it for us, and may that page send it.
 
 It runs as a member in the pipeline of the others, so that what it refuses is recorded as every refusal is.
 """
 
 import time
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection
 from typing import ClassVar, Final, TypeAlias
 
-from mcp_middleware.errors import INVALID_REQUEST, RATE_LIMITED
+from mcp_middleware.errors import INVALID_REQUEST
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import ASGIApp, Bounds, Member
-from mcp_middleware.message import Request
 from mcp_middleware.resource_server.legacy import LEGACY_WELL_KNOWN
 from mcp_middleware.resource_server.metadata import WELL_KNOWN
 from mcp_middleware.resource_server.origins import AllowedOrigins
 from mcp_middleware.types import Document, Headers, Rejection
 
-__all__ = ["AccessLog", "Edge", "OpenRequests"]
+__all__ = ["AccessLog", "Edge"]
 
 _PREFLIGHT: Final = (
     (b"access-control-allow-methods", b"GET, POST, DELETE"),
@@ -30,45 +29,16 @@ _EXPOSED: Final = (b"access-control-expose-headers", b"mcp-session-id, www-authe
 AccessLog: TypeAlias = Callable[[str, Exchange, float], None]
 """Writes one line: the server's name, the finished exchange, and the seconds it took."""
 
-_HANDSHAKES: Final = frozenset({"initialize", "server/discover", "ping"})
-"""What a client needs to connect; a refusal would make it give up, or fall back to another era."""
-
 
 def _shared_with(origin: bytes) -> Headers:
     return [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
 
 
-class OpenRequests:
-    """How many requests and streams each caller has open, over all servers of one gateway."""
-
-    __slots__ = ("_counts",)
-
-    def __init__(self) -> None:
-        self._counts: dict[Hashable, int] = {}
-
-    def enter(self, agent: Hashable, most: int) -> bool:
-        """Count one more, unless there are ``most`` already."""
-        count = self._counts.get(agent, 0)
-        if count >= most:
-            return False
-        self._counts[agent] = count + 1
-        return True
-
-    def leave(self, agent: Hashable) -> None:
-        """One that ``enter`` counted has ended."""
-        count = self._counts[agent] - 1
-        if count:
-            self._counts[agent] = count
-        else:
-            del self._counts[agent]
-
-
 class Edge(Member):
     """Checks ``Host`` and ``Origin`` against DNS rebinding (F5; transports, "Security Warning"), lets pages of allowed
-    origins read their answers, bounds what one caller has open at once, and writes the access log.
+    origins read their answers, and writes the access log.
 
-    ``hosts`` are the values of ``Host`` that are ours, in lower case, with a port where it is not the scheme's own;
-    ``most_open`` is how many requests and streams one caller may have in ``open_requests``.
+    ``hosts`` are the values of ``Host`` that are ours, in lower case, with a port where it is not the scheme's own.
     """
 
     stage: ClassVar[str] = "edge"
@@ -80,8 +50,6 @@ class Edge(Member):
         server: str,
         hosts: Collection[str],
         origins: AllowedOrigins,
-        open_requests: OpenRequests,
-        most_open: int,
         access_log: AccessLog | None = None,
         bounds: Bounds | None = None,
     ) -> None:
@@ -89,8 +57,6 @@ class Edge(Member):
         self._name = server
         self._hosts = frozenset(host.encode() for host in hosts)
         self._origins = origins
-        self._open = open_requests
-        self._most = most_open
         self._access_log = access_log
 
     async def on_headers(self, exchange: Exchange) -> Rejection | Document | None:
@@ -112,27 +78,6 @@ class Edge(Member):
             headers[:] = [line for line in headers if not line[0].startswith(b"access-control-")]
             headers += [*_shared_with(origin), _EXPOSED]
 
-    async def on_request(self, exchange: Exchange) -> Rejection | None:
-        message = exchange.message
-        streams = message is None and exchange.http_method == "GET"
-        if not streams and (not isinstance(message, Request) or message.method in _HANDSHAKES):
-            return None
-        agent = exchange.caller.key
-        if self._open.enter(agent, self._most):
-            exchange.state[self] = agent
-            return None
-        return Rejection(
-            429,
-            RATE_LIMITED,
-            f"There are {self._most} requests and streams of this agent open; wait for one to end",
-            "too_many_open",
-            data={"dimension": "open", "limit": self._most, "remaining": 0, "retryAfterMs": 1000},
-            headers=((b"retry-after", b"1"),),
-        )
-
     async def on_finish(self, exchange: Exchange) -> None:
-        agent = exchange.state.pop(self, None)
-        if agent is not None:
-            self._open.leave(agent)
         if self._access_log is not None and not exchange.silent:
             self._access_log(self._name, exchange, time.monotonic() - exchange.started)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from mcp_middleware.resource_server.origins import AllowedOrigins
 
-from .scalars import Duration, Flag, Secret, Whole
+from .scalars import Duration, Flag, Secret, Size, Whole
 from .sections.access import ACCESS
 from .sections.audit import AUDIT
 from .sections.auth import AUTH
@@ -181,8 +181,16 @@ FILE: Final = Section(
             "connections_per_agent",
             Whole(),
             "How many requests and streams, counted together, one caller (an agent, and the person it acts for) may "
-            "have open at once in one process. Connections themselves are not counted.",
+            "have open at once in one process. Beyond that it may have a quarter more, at least 16, of what is no call "
+            "and no stream, and of bodies on their way. Connections themselves are not counted.",
             1000,
+        ),
+        Key(
+            "body_memory",
+            Size(),
+            "How much of requests' bodies one process holds at once, one caller a quarter of it; more is answered 503. "
+            "Bodies up to 64KiB are not counted.",
+            "256MiB",
         ),
         Key("access_log", Flag(), "Whether each request gets a line on standard error.", True),
     ),

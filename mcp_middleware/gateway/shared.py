@@ -24,9 +24,10 @@ from mcp_middleware.storage import (
     SessionStore,
 )
 
+from .admission import UnderWay
 from .client import UpstreamClient
 from .config import Config
-from .edge import AccessLog, OpenRequests
+from .edge import AccessLog
 from .telemetry import Telemetry
 
 __all__ = ["Shared"]
@@ -39,7 +40,7 @@ class Shared:
 
     def __init__(self, config: Config, access_log: AccessLog | None) -> None:
         self.access_log = access_log
-        self.open_requests = OpenRequests()
+        self.under_way = UnderWay()
         self.draining = asyncio.Event()
         self.client = UpstreamClient()
         self.http = OAuthHTTPClient()

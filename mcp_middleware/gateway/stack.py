@@ -23,6 +23,7 @@ from mcp_middleware.resource_server import Issuer, IssuersVerifier, OAuthResourc
 from mcp_middleware.resource_server.origins import AllowedOrigins
 from mcp_middleware.tracing import TraceContextMiddleware
 
+from .admission import Admission
 from .config import Config
 from .credentials import ServerCredentials
 from .edge import Edge
@@ -74,6 +75,13 @@ def stack(
         bounds=bounds,
     )
     app = _limited(app, config, name, shared)
+    app = Admission(
+        app,
+        under_way=shared.under_way,
+        most_open=config.connections_per_agent,
+        body_memory=config.body_memory,
+        bounds=bounds,
+    )
     app = _authenticated(app, config, name, verifier)
     app = _guarded(app, config, name, shared)
     app = Edge(
@@ -81,8 +89,6 @@ def stack(
         server=name,
         hosts=_hosts(config),
         origins=AllowedOrigins(config.public_url, config.origins),
-        open_requests=shared.open_requests,
-        most_open=config.connections_per_agent,
         access_log=shared.access_log,
         bounds=bounds,
     )

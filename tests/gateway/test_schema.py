@@ -155,6 +155,7 @@ REST = section(
     bounds=section(max_body_bytes=SIZES, max_header_bytes=SIZES, body_timeout=DURATIONS, max_answer_bytes=SIZES),
     drain=DURATIONS,
     connections_per_agent=COUNTS,
+    body_memory=SIZES,
     access_log=FLAGS,
 )
 
