@@ -61,8 +61,7 @@ def capabilities(config: Config) -> dict[str, str]:
         issuers = ", ".join(issuer.issuer for issuer in config.auth.issuers)
         scopes = f", scopes {' '.join(config.auth.scopes)}" if config.auth.scopes else ""
         found["authentication"] = f"tokens of {issuers}{scopes}"
-    policed = [name for name, policy in config.policies.items() if policy is not None]
-    found["authorization"] = f"policy for {len(policed)} of {len(config.servers)} servers" if policed else "off"
+    found["authorization"] = _authorization(config)
     found["credentials"] = _credentials(config)
     found["limits"] = _limits(config)
     found["costs"] = _costs(config)
@@ -75,6 +74,13 @@ def capabilities(config: Config) -> dict[str, str]:
     else:
         found["audit"] = ", ".join(str(path) for path in (config.audit.sqlite, config.audit.jsonl) if path is not None)
     return found
+
+
+def _authorization(config: Config) -> str:
+    """How many servers have a policy, and which of its rules others deny whole."""
+    policies = [policy for policy in config.policies.values() if policy is not None]
+    told = dict.fromkeys(warning for policy in policies for warning in policy.warnings)
+    return "; ".join([f"policy for {len(policies)} of {len(config.servers)} servers", *told]) if policies else "off"
 
 
 def _credentials(config: Config) -> str:

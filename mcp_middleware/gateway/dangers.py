@@ -50,7 +50,6 @@ def dangers(config: "Config", given: Collection[str]) -> Iterator[str]:
         yield from _of_server(server, off=config.auth is None)
     if "access" not in given:
         yield "access is not given: every caller may see and call everything"
-    yield from dict.fromkeys(one for policy in config.policies.values() if policy for one in policy.warnings)
     if is_readable_on_the_way(config.public_url):
         yield "public_url is http: everybody on the way can read and change what is said"
     if config.auth is None:

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from mcp_middleware.gateway.app import create_app
+from mcp_middleware.gateway.banner import capabilities
 from mcp_middleware.gateway.config import from_mapping
 from mcp_middleware.types import Era
 from tests.integration.stack import KINDS, Kind, build_server
@@ -442,7 +443,8 @@ async def test_a_rule_beside_those_that_allow_it_stops_an_agent_at_the_next_relo
         await running.app.reload(from_mapping(stopped))
         assert "error" in answer_of(await post(running.http, running.url(), "tools/call", ECHO, token=token))
         told = "configuration: access.rules[0] allows only what rules[1] denies, and changes nothing"
-        assert told in running.app.config.warnings
+        assert capabilities(running.app.config)["authorization"] == f"policy for 1 of 1 servers; {told}"
+        assert not running.app.config.warnings, "it is no danger, for which a pipeline would not let it through"
 
 
 async def test_case_18_and_43_a_reload_changes_what_is_asked_next_and_a_bad_one_nothing(tmp_path: Path) -> None:
