@@ -469,6 +469,34 @@ async def test_a_verifier_that_answers_wrong_values_lets_nobody_in_and_ends_no_r
     assert not setup.echo.scopes
 
 
+async def test_an_open_stream_goes_on_while_its_token_cannot_be_verified_and_ends_where_it_is_not_called_good() -> None:
+    known = AccessToken(token="t", client_id="agent-9", scopes=["mcp:use"])
+    verifier = StaticVerifier(known)
+    later: list[tuple[object, bool]] = [
+        (known, True),
+        (IssuerUnavailableError("down"), True),
+        (None, False),
+        (False, False),
+        (known.model_copy(update={"scopes": None}), False),
+        (known.model_copy(update={"expires_at": 1}), False),
+    ]
+    found = []
+
+    class Asking(Member):
+        stage = "audit"
+
+        async def on_finish(self, exchange: Exchange) -> None:
+            assert exchange.still_good is not None
+            for verifier.answer, _ in later:
+                found.append(await exchange.still_good(exchange))
+
+    options: dict[str, Any] = {"verifier": verifier, "authorization_servers": ["https://login.example.com"]}
+    app = Asking(OAuthResourceServerMiddleware(EchoApp(), resource=RESOURCE, **options))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=ORIGIN) as http:
+        assert (await http.get("/mcp", headers={"authorization": "Bearer opaque"})).status_code == 200
+    assert found == [good for _, good in later]
+
+
 async def test_a_verifier_is_never_asked_about_what_can_be_no_token(issuer: LoopbackIssuer) -> None:
     """Case 6."""
     async with guarded(issuer, **static(RuntimeError("asked"))) as setup:
