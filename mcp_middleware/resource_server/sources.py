@@ -94,10 +94,11 @@ class Sources:
 
     async def start(self) -> None:
         """Ask every issuer once, whoever calls. Raises ConfigurationError."""
-        if self._start is None:
-            self._start = asyncio.create_task(self._ask_all(), name="asking the issuers")
-        await asyncio.wait({self._start})
-        wrong = self._start.result()
+        start = self._start
+        if start is None:
+            start = self._start = asyncio.create_task(self._ask_all(), name="asking the issuers")
+        await asyncio.wait({start})
+        wrong = start.result()
         if wrong:
             raise ConfigurationError("\n".join(wrong))
 

@@ -38,9 +38,9 @@ _REFUSED_FOR: Final = 10.0
 """Seconds for which a token that it cost something to refuse stays refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class VerifiedToken:
-    """What a verified token says, with the fields of the MCP SDK's ``AccessToken``."""
+    """What a verified token says, with the fields of the MCP SDK's ``AccessToken``; and what that rests on."""
 
     token: str = field(repr=False)
     principal: Principal
@@ -51,6 +51,12 @@ class VerifiedToken:
     """Unix seconds; None where the issuer does not say."""
     resource: str
     claims: dict[str, Any] = field(repr=False)
+    until: float
+    """How long it need not be looked at again, on the monotonic clock."""
+    source: IssuerKeys | None = field(default=None, repr=False)
+    keys: KeySet | None = field(default=None, repr=False)
+    key: Key | None = field(default=None, repr=False)
+    """The key that made the signature, of those keys from that source; None where the issuer was asked."""
 
     @property
     def client_id(self) -> str:
@@ -59,18 +65,6 @@ class VerifiedToken:
     @property
     def subject(self) -> str | None:
         return self.principal.subject
-
-
-@dataclass(slots=True)
-class _Verified:
-    """A result, with what it rests on."""
-
-    token: VerifiedToken
-    until: float
-    """On the monotonic clock."""
-    source: IssuerKeys | None = None
-    keys: KeySet | None = None
-    key: Key | None = None
 
     def holds(self, now: float) -> bool:
         """Whether the issuer's keys still have the one that made the signature; ``now`` is on the monotonic clock."""
@@ -142,7 +136,7 @@ class IssuersVerifier:
         self._leeway = leeway
         self._clock = clock
         self._monotonic = monotonic
-        self._cache: TokenCache[_Verified] = TokenCache(int(cache_size))
+        self._cache: TokenCache[VerifiedToken] = TokenCache(int(cache_size))
         self._refused: TokenCache[_Refused] = TokenCache(int(cache_size))
         """Tokens that were refused a moment ago. Kept apart, so that junk pushes out no good token."""
         self._forgeries = Forgeries(most=int(cache_size), clock=monotonic)
@@ -219,7 +213,7 @@ class IssuersVerifier:
                     self._refused.put(digest, refused)
             else:
                 self._cache.put(digest, verified)
-                return verified.token
+                return verified
         self._refusals.note(refused.reason)
         return None
 
@@ -235,10 +229,10 @@ class IssuersVerifier:
         known = self._cache.get(digest, now)
         if known is None or not known.holds(now):
             return None
-        ends = known.token.expires_at
-        return known.token if ends is None or ends > self._clock() else None
+        ends = known.expires_at
+        return known if ends is None or ends > self._clock() else None
 
-    async def _verify(self, token: str, digest: bytes) -> _Verified:
+    async def _verify(self, token: str, digest: bytes) -> VerifiedToken:
         introspecting = self._sources.introspecting
         if introspecting and not looks_like_jwt(token):
             return await self._introspect(introspecting, token, digest)
@@ -256,7 +250,7 @@ class IssuersVerifier:
             raise InvalidTokenError(f"iss {shown(name)} is not configured")
         return found
 
-    async def _verify_jwt(self, issuer: Issuer, source: IssuerKeys, token: str, parsed: ParsedToken) -> _Verified:
+    async def _verify_jwt(self, issuer: Issuer, source: IssuerKeys, token: str, parsed: ParsedToken) -> VerifiedToken:
         """The cheap checks first, then the keys, then the signature."""
         algorithm, kid = check_header(parsed.header, issuer)
         identity, ends = check_claims(
@@ -286,10 +280,12 @@ class IssuersVerifier:
             raise kind("no key of its issuer made its signature")
         self._forgeries.meet(who)
         until = self._monotonic() + ends - self._clock()
-        verified = self._verified(token, issuer, identity, ends, parsed.claims)
-        return _Verified(verified, until, source, *found)
+        principal = _principal(issuer, identity, ends, parsed.claims)
+        return VerifiedToken(
+            token, principal, identity.scopes, ends, self.resource, parsed.claims, until, source, *found
+        )
 
-    async def _introspect(self, sources: Sequence[Source], token: str, digest: bytes) -> _Verified:
+    async def _introspect(self, sources: Sequence[Source], token: str, digest: bytes) -> VerifiedToken:
         """Ask one issuer after the other, until one calls the token good."""
         unavailable: IssuerUnavailableError | None = None
         reasons, asked = [], []
@@ -315,24 +311,18 @@ class IssuersVerifier:
                 logger.warning("the introspection of %s gave no answer: %s", source.issuer.issuer, error)
                 unavailable = IssuerUnavailableError(f"{source.issuer.issuer} does not introspect this token")
             else:
-                verified = self._verified(token, source.issuer, said.identity, said.expires_at, said.claims)
+                identity, ends, claims = said
                 until = asked_at + options.cache
-                if said.expires_at is not None:
-                    until = min(until, self._monotonic() + said.expires_at - self._clock())
-                return _Verified(verified, until)
+                if ends is not None:
+                    until = min(until, self._monotonic() + ends - self._clock())
+                principal = _principal(source.issuer, identity, ends, claims)
+                return VerifiedToken(token, principal, identity.scopes, ends, self.resource, claims, until)
         if unavailable is not None:
             raise unavailable
         self._cache.drop(digest)
         for each in asked:
             each.refused()
         raise _RefusedTokenError("; ".join(reasons))
-
-    def _verified(
-        self, token: str, issuer: Issuer, identity: Identity, ends: int | None, claims: dict[str, Any]
-    ) -> VerifiedToken:
-        client, subject, scopes, roles = identity
-        principal = Principal(issuer.issuer, client, subject, frozenset(scopes), roles, ends, claims)
-        return VerifiedToken(token, principal, scopes, ends, self.resource, claims)
 
     async def aclose(self) -> None:
         """Stop what is under way and close the connections to the issuers. The verifier stays usable."""
@@ -380,6 +370,11 @@ class IntrospectionVerifier(IssuersVerifier):
             clock=clock,
             monotonic=monotonic,
         )
+
+
+def _principal(issuer: Issuer, identity: Identity, ends: int | None, claims: dict[str, Any]) -> Principal:
+    client, subject, scopes, roles = identity
+    return Principal(issuer.issuer, client, subject, frozenset(scopes), roles, ends, claims)
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:

@@ -139,7 +139,7 @@ from mcp_middleware.resource_server.identity import hand_on
 from mcp_middleware.resource_server.verifier import VerifiedToken
 from mcp_middleware.types import Principal
 scope = {}
-undo = hand_on()(scope, VerifiedToken("t", Principal("i", "agent-1", "alice"), ["a"], 1, "r", {}))
+undo = hand_on()(scope, VerifiedToken("t", Principal("i", "agent-1", "alice"), ["a"], 1, "r", {}, 0.0))
 user = scope["user"]
 print(type(user).__module__, user.is_authenticated, user.display_name, scope["auth"].scopes, undo)
 """
