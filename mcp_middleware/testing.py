@@ -374,6 +374,23 @@ class LimitStorageContract(ABC):
         clock.advance(20)
         await _admitted(storage, 400, limits)
 
+    async def test_none_of_several_starves_that_waits_as_told(self) -> None:
+        """Requests of three sizes that come back when they are told to, beside one that asks again and again."""
+        clock = FakeClock()
+        storage = self.storage(clock)
+        limits = Limits(None, Limit(100, 10))
+        due, since = dict.fromkeys((80, 40, 20), clock()), dict.fromkeys((80, 40, 20), clock())
+        for _ in range(240):
+            await storage.reserve(_AGENT, limits, 5)
+            for tokens, moment in due.items():
+                if clock() >= moment:
+                    answer = await storage.reserve(_AGENT, limits, tokens)
+                    due[tokens] = clock() + (0.5 if isinstance(answer, Reservation) else answer.retry_after)
+                    if isinstance(answer, Reservation):
+                        since[tokens] = due[tokens]
+                    assert due[tokens] - since[tokens] <= 40
+            clock.advance(0.5)
+
     async def test_closing_twice_does_no_harm(self) -> None:
         storage = self.storage(FakeClock())
         await _admitted(storage, 0)

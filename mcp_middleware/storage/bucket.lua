@@ -2,6 +2,7 @@
 
 local TOLERANCE = 1e-6
 local PATIENCE = 5
+local MOST_TURNS = 8
 local DEEPEST = -1e15
 local LONGEST = 315360000000 -- ten years in milliseconds
 
@@ -38,24 +39,94 @@ local function fits(level, capacity, rate, cost)
   return capacity == 0 or cost <= 0 or level + rate * TOLERANCE >= cost
 end
 
--- A turn is the tokens of a refused request, the moment they are there, and 1 once others have overtaken it.
-local function is_small(tokens, turn)
-  return tokens * 2 <= turn[1]
+-- Turns are refused requests, the oldest first: the tokens of each, the moment at which it fits, and 1 once others have
+-- overtaken it.
+local function is_alike(tokens, others)
+  return tokens < others * 2 and others < tokens * 2
 end
 
-local function delays(turn, level, capacity, rate, cost, now)
-  if not turn or turn[3] == 0 or capacity == 0 or cost <= 0 or not is_small(cost, turn) or now >= turn[2] + PATIENCE then
+local function delays(turns, level, capacity, rate, cost, now)
+  if capacity == 0 or cost <= 0 then
     return false
   end
-  local left = level - cost
-  if turn[2] > now then
-    left = left + rate * (turn[2] - now)
+  for _, turn in ipairs(turns) do
+    local tokens, at, overtaken = unpack(turn)
+    if overtaken == 1 then
+      if now + TOLERANCE >= at and is_alike(cost, tokens) then
+        return false
+      end
+      if now < at + PATIENCE then
+        local left = level - cost
+        if at > now then
+          left = left + rate * (at - now)
+        end
+        if left + rate * TOLERANCE < math.min(tokens, capacity) then
+          return true
+        end
+      end
+    end
   end
-  return left + rate * TOLERANCE < math.min(turn[1], capacity)
+  return false
+end
+
+local function fits_at(turns, level, capacity, rate, cost, now)
+  local moment, own = now + math.max(0, (cost - level) / rate), math.huge
+  for _, turn in ipairs(turns) do
+    local tokens, at, overtaken = unpack(turn)
+    if overtaken == 1 then
+      if is_alike(cost, tokens) then
+        own = math.min(own, math.max(moment, at))
+      end
+      local both = tokens + cost
+      if level + rate * (at - now) < both then
+        local ends_at = at + PATIENCE
+        if both <= capacity then
+          ends_at = math.min(ends_at, now + (both - level) / rate)
+        end
+        moment = math.max(moment, ends_at)
+      end
+    end
+  end
+  return math.min(moment, own)
+end
+
+local function after_admission(turns, tokens, now)
+  for index, turn in ipairs(turns) do
+    if is_alike(tokens, turn[1]) and (turn[3] == 0 or now + TOLERANCE >= turn[2]) then
+      table.remove(turns, index)
+      return
+    end
+  end
+end
+
+-- What is remembered after a request that is short of tokens, and whether that is anything new.
+local function after_refusal(turns, level, capacity, rate, tokens, now)
+  local waiting = {}
+  for _, turn in ipairs(turns) do
+    if now < turn[2] + PATIENCE then
+      waiting[#waiting + 1] = turn
+    end
+  end
+  local changed = #waiting ~= #turns
+  local at = fits_at(waiting, level, capacity, rate, tokens, now)
+  for index, turn in ipairs(waiting) do
+    if is_alike(tokens, turn[1]) then
+      if now + TOLERANCE < turn[2] then
+        return waiting, changed
+      end
+      waiting[index] = {tokens, at, 1}
+      return waiting, true
+    end
+  end
+  if #waiting == MOST_TURNS then
+    return waiting, changed
+  end
+  waiting[#waiting + 1] = {tokens, at, 0}
+  return waiting, true
 end
 
 -- A pair of buckets is kept in one field, by its name, '' for the principal's own: its levels, their time, its limits
--- and the turn, if any. Limits are capacity and rate of the requests and of the tokens bucket; a capacity of 0 does not
+-- and the turns. Limits are capacity and rate of the requests and of the tokens bucket; a capacity of 0 does not
 -- limit.
 local function load(key, name)
   local held = redis.call('HGET', key, name)
@@ -66,8 +137,8 @@ end
 
 -- Keep it until all buckets are full: full ones are as good as none. What has been given back does not make that
 -- earlier, so that a bucket which a replica remembers as used and does not find has been lost, not filled.
-local function keep(key, name, requests, tokens, at, limits, turn, expiring)
-  redis.call('HSET', key, name, cmsgpack.pack({requests, tokens, at, limits, turn}))
+local function keep(key, name, requests, tokens, at, limits, turns, expiring)
+  redis.call('HSET', key, name, cmsgpack.pack({requests, tokens, at, limits, turns}))
   if expiring then
     local seconds = 0
     if limits[1] > 0 then

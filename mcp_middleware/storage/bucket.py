@@ -4,12 +4,14 @@ A bucket has a capacity (the burst) and a rate at which it refills. A request ta
 and its estimated tokens from the tokens bucket, both or neither. When the true number is known the difference is
 given back or taken; that may leave a bucket in debt (below zero), which later refills pay off first.
 
-**Turns.** A large request that waits as long as it was told could find its tokens taken by small ones of the same
-agent, again and again. So a pair of buckets remembers one refused request: its tokens and the moment they are there.
-If it is refused once more at that moment or soon after, small requests have overtaken it, and it is given a *turn*:
-until it is admitted, or has not come back for ``PATIENCE`` seconds, a request of at most half its tokens is let
-through only if it does not delay it. Whoever does not come back as told holds nobody up, and every refusal is still
-told the exact time, turns included.
+**Turns.** A request that waits as long as it was told could find its tokens taken by others of the same agent, again
+and again. So a pair of buckets remembers refused requests in the order in which they came: the tokens of each, and the
+moment that it was told. One that is refused once more at that moment or soon after has been overtaken, and is given a
+*turn*: until it is admitted, or has not come back for ``PATIENCE`` seconds, no other request is let through that would
+delay it, but for those whose turns are older. So each of them can hold it up once, and nothing else can. Requests have
+no names: those less than a factor of two apart are taken for each other, one of them is remembered, and whichever asks
+first is let through. Whoever does not come back as told holds nobody up, and every refusal is still told the exact
+time, turns included.
 """
 
 import math
@@ -25,7 +27,7 @@ __all__ = [
     "Limit",
     "Limits",
     "Shortage",
-    "Turn",
+    "Turns",
     "after_admission",
     "after_refusal",
     "full",
@@ -43,6 +45,9 @@ _TOLERANCE: Final = 1e-6
 
 PATIENCE: Final = 5.0
 """Seconds beyond the told time within which a refused request that comes back is recognized, and its turn is kept."""
+
+_MOST_TURNS: Final = 8
+"""Refused requests that are remembered; each is another size."""
 
 AT_ONCE: Final = 1000
 """Milliseconds to wait for one of the agent's own requests to end; when it will, nobody knows."""
@@ -87,9 +92,9 @@ Levels: TypeAlias = tuple[float, float, float]
 """What the two buckets held at one moment: requests, tokens, and that moment in seconds by the storage's clock. A
 dimension without a limit holds infinity."""
 
-Turn: TypeAlias = tuple[float, float, bool]
-"""A refused request: its tokens, the moment they are there, and whether others have overtaken it, so that it has the
-turn."""
+Turns: TypeAlias = tuple[tuple[float, float, bool], ...]
+"""Refused requests, the oldest first: the tokens of each, the moment at which it fits, and whether others have
+overtaken it, so that it has a turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,7 @@ def _level(level: float, limit: Limit, seconds: float) -> float:
     return level if level < limit.capacity else limit.capacity
 
 
-def take(levels: Levels, limits: Limits, tokens: float, now: float, turn: Turn | None = None) -> Levels | Shortage:
+def take(levels: Levels, limits: Limits, tokens: float, now: float, turns: Turns = ()) -> Levels | Shortage:
     """Take one request and ``tokens`` tokens (as many as the bucket can hold at most), both or neither."""
     tokens = takeable(limits, tokens)
     there = refill(levels, limits, now)
@@ -159,10 +164,10 @@ def take(levels: Levels, limits: Limits, tokens: float, now: float, turn: Turn |
     if (
         (requests_there >= 1 or _fits(requests_there, limits.requests, 1))
         and (tokens_there >= tokens or _fits(tokens_there, limits.tokens, tokens))
-        and (turn is None or not _delays(turn, tokens_there, limits.tokens, tokens, at))
+        and not (turns and _delays(turns, tokens_there, limits.tokens, tokens, at))
     ):
         return (requests_there - 1, tokens_there - tokens, at)
-    return _shortage(levels, there, limits, tokens, now, turn)
+    return _shortage(levels, there, limits, tokens, now, turns)
 
 
 def takeable(limits: Limits, tokens: float) -> float:
@@ -176,60 +181,91 @@ def _fits(level: float, limit: Limit | None, cost: float) -> bool:
     return limit is None or cost <= 0 or level + limit.rate * _TOLERANCE >= cost
 
 
-def _is_small(tokens: float, turn: Turn) -> bool:
-    """At most half: an estimate may differ from the last one of the same request, and must not lose its turn by it."""
-    return tokens * 2 <= turn[0]
+def _is_alike(tokens: float, others: float) -> bool:
+    """An estimate may differ from the last one of the same request, which must not lose its turn by it."""
+    return tokens < others * 2 and others < tokens * 2
 
 
-def _delays(turn: Turn, level: float, limit: Limit | None, cost: float, now: float) -> bool:
-    """Whether taking ``cost`` now would make the request whose turn it is wait longer."""
-    tokens, at, overtaken = turn
-    if not overtaken or limit is None or cost <= 0 or not _is_small(cost, turn) or now >= at + PATIENCE:
+def _own(turns: Turns, tokens: float, now: float) -> int:
+    """Which turn is that of a request that comes now; their number if none is."""
+    for index, (others, at, overtaken) in enumerate(turns):
+        if overtaken and now + _TOLERANCE >= at and _is_alike(tokens, others):
+            return index
+    return len(turns)
+
+
+def _delays(turns: Turns, level: float, limit: Limit | None, cost: float, now: float) -> bool:
+    """Whether taking ``cost`` now would make a request wait longer whose turn is older than its own."""
+    if limit is None or cost <= 0:
         return False
-    left = level - cost
-    if at > now:
-        left += limit.rate * (at - now)
-    return left + limit.rate * _TOLERANCE < min(tokens, limit.capacity)
+    for tokens, at, overtaken in turns[: _own(turns, cost, now)]:
+        if overtaken and now < at + PATIENCE:
+            left = level - cost
+            if at > now:
+                left += limit.rate * (at - now)
+            if left + limit.rate * _TOLERANCE < min(tokens, limit.capacity):
+                return True
+    return False
 
 
-def after_admission(turn: Turn | None, tokens: float) -> Turn | None:
-    """What is remembered of a refused request once one with ``tokens`` was admitted: nothing, if it may be that one."""
-    return turn if turn is not None and _is_small(tokens, turn) else None
+def _fits_at(turns: Turns, level: float, limit: Limit, cost: float, now: float) -> float:
+    """The moment from which on ``cost`` fits and delays nobody, if nothing happens until then."""
+    fits_at, own = now + max(0.0, (cost - level) / limit.rate), math.inf
+    for tokens, at, overtaken in turns:
+        if not overtaken:
+            continue
+        if _is_alike(cost, tokens):
+            own = min(own, max(fits_at, at))
+        both = tokens + cost
+        if level + limit.rate * (at - now) < both:  # at that moment; later, or never
+            ends_at = at + PATIENCE
+            if both <= limit.capacity:
+                ends_at = min(ends_at, now + (both - level) / limit.rate)
+            fits_at = max(fits_at, ends_at)
+    return min(fits_at, own)
 
 
-def after_refusal(turn: Turn | None, levels: Levels, limits: Limits, tokens: float, now: float) -> Turn | None:
+def after_admission(turns: Turns, tokens: float, now: float) -> Turns:
+    """What is remembered of refused requests once one with ``tokens`` was admitted: not that one."""
+    for index, (others, at, overtaken) in enumerate(turns):
+        if _is_alike(tokens, others) and (not overtaken or now + _TOLERANCE >= at):
+            return turns[:index] + turns[index + 1 :]
+    return turns
+
+
+def after_refusal(turns: Turns, levels: Levels, limits: Limits, tokens: float, now: float) -> Turns:
     """What is remembered of refused requests after this one, which may be short of tokens or not."""
     limit = limits.tokens
     tokens = takeable(limits, tokens)
     _, level, at = refill(levels, limits, now)
-    if limit is None or _fits(level, limit, tokens):
-        return turn
-    fits_at = at + (tokens - level) / limit.rate
-    if turn is None or at >= turn[1] + PATIENCE:
-        return (tokens, fits_at, False)
-    if at < turn[1] or _is_small(tokens, turn):
-        return turn
-    return (tokens, fits_at, True)
+    if limit is None or (_fits(level, limit, tokens) and not _delays(turns, level, limit, tokens, at)):
+        return turns
+    waiting = tuple(turn for turn in turns if at < turn[1] + PATIENCE)
+    fits_at = _fits_at(waiting, level, limit, tokens, at)
+    for index, (others, told, _) in enumerate(waiting):
+        if _is_alike(tokens, others):
+            if at + _TOLERANCE < told:
+                return waiting
+            return (*waiting[:index], (tokens, fits_at, True), *waiting[index + 1 :])
+    return (*waiting, (tokens, fits_at, False))[:_MOST_TURNS]
 
 
-def _shortage(levels: Levels, there: Levels, limits: Limits, tokens: float, now: float, turn: Turn | None) -> Shortage:
+def _shortage(levels: Levels, there: Levels, limits: Limits, tokens: float, now: float, turns: Turns) -> Shortage:
     shortages: list[Shortage] = []
-    dimensions: tuple[tuple[Dimension, float, float, Limit | None, float, Turn | None], ...] = (
-        ("requests", levels[0], there[0], limits.requests, 1, None),
-        ("tokens", levels[1], there[1], limits.tokens, tokens, turn),
+    dimensions: tuple[tuple[Dimension, float, float, Limit | None, float, Turns], ...] = (
+        ("requests", levels[0], there[0], limits.requests, 1, ()),
+        ("tokens", levels[1], there[1], limits.tokens, tokens, turns),
     )
     for dimension, level, level_there, limit, cost, waiting in dimensions:
         if limit is None:
             continue
-        if not _fits(level_there, limit, cost) or (
-            waiting is not None and _delays(waiting, level_there, limit, cost, there[2])
-        ):
+        if not _fits(level_there, limit, cost) or (waiting and _delays(waiting, level_there, limit, cost, there[2])):
             wait = _wait(level, levels[2], limit, cost, now, waiting)
             shortages.append(Shortage(dimension, int(limit.capacity), max(0, math.floor(level_there)), wait))
     return max(shortages, key=lambda shortage: shortage.retry_after_ms)
 
 
-def _wait(level: float, at: float, limit: Limit, cost: float, now: float, turn: Turn | None) -> int:
+def _wait(level: float, at: float, limit: Limit, cost: float, now: float, turns: Turns) -> int:
     """Milliseconds until ``cost`` fits into a bucket that held ``level`` at ``at``, at least 1.
 
     The quotient is only a first guess: the answer is the least number for which the very sum that will decide says
@@ -240,8 +276,9 @@ def _wait(level: float, at: float, limit: Limit, cost: float, now: float, turn: 
     def fits_after(milliseconds: int) -> bool:
         later = max(at, now + milliseconds / 1000)
         there = _level(level, limit, later - at)
-        return _fits(there, limit, cost) and (turn is None or not _delays(turn, there, limit, cost, later))
+        return _fits(there, limit, cost) and not (turns and _delays(turns, there, limit, cost, later))
 
+    level = min(level, limit.capacity)
     guess = max(1, math.ceil((at - now + (cost - level) / limit.rate) * 1000))
     if fits_after(guess) and not (guess > 1 and fits_after(guess - 1)):
         return guess

@@ -17,7 +17,7 @@ from .bucket import (
     Limit,
     Limits,
     Shortage,
-    Turn,
+    Turns,
     after_admission,
     after_refusal,
     full,
@@ -78,7 +78,7 @@ def _slots(name: object) -> tuple[int, int]:
     return (digest % _SLOTS, (digest >> 32) % _SLOTS)
 
 
-_Pair = tuple[Levels, Limits, Turn | None]
+_Pair = tuple[Levels, Limits, Turns]
 """Two buckets, the figures they were last asked with, and who has to wait for them."""
 
 
@@ -115,20 +115,21 @@ class MemoryStorage:
         if limits.parts or limits.concurrency is not None:
             return self._reserve_all(key, limits, tokens, now)
         found = self._buckets.get(key)
+        turns: Turns = ()
         if found is None:
-            levels, turn = self._new(key, None, limits, now), None
+            levels = self._new(key, None, limits, now)
         else:
             self._buckets.move_to_end(key)
-            levels, _, turn = found
-        taken = take(levels, limits, tokens, now, turn)
+            levels, _, turns = found
+        taken = take(levels, limits, tokens, now, turns)
         if isinstance(taken, Shortage):
-            self._remember_refusal(key, None, (levels, limits, turn), tokens, now)
+            self._remember_refusal(key, None, (levels, limits, turns), tokens, now)
             return taken
-        if turn is not None:
-            turn = after_admission(turn, takeable(limits, tokens))
+        if turns:
+            turns = after_admission(turns, takeable(limits, tokens), now)
         if found is None:
             self._make_room(now)
-        self._buckets[key] = (taken, limits, turn)
+        self._buckets[key] = (taken, limits, turns)
         return Reservation(key, limits, takeable(limits, tokens), taken[0], taken[1], now + self._lifetime)
 
     def _reserve_all(self, key: bytes, limits: Limits, tokens: float, now: float) -> Reservation | Shortage:
@@ -137,8 +138,8 @@ class MemoryStorage:
         pairs = [self._pair(key, part, figures, now) for part, figures in names]
         taken: list[Levels] = []
         shortages: list[Shortage] = []
-        for (part, figures), (levels, _, turn) in zip(names, pairs, strict=True):
-            answer = take(levels, figures, tokens, now, turn)
+        for (part, figures), (levels, _, turns) in zip(names, pairs, strict=True):
+            answer = take(levels, figures, tokens, now, turns)
             if isinstance(answer, Shortage):
                 shortages.append(replace(answer, part=part))
             else:
@@ -147,11 +148,11 @@ class MemoryStorage:
         if most is not None and is_open >= most:
             shortages.append(Shortage("concurrency", most, 0, AT_ONCE))
         if shortages:
-            for (part, figures), (levels, _, turn) in zip(names, pairs, strict=True):
-                self._remember_refusal(key, part, (levels, figures, turn), tokens, now)
+            for (part, figures), (levels, _, turns) in zip(names, pairs, strict=True):
+                self._remember_refusal(key, part, (levels, figures, turns), tokens, now)
             return max(shortages, key=lambda shortage: shortage.retry_after_ms)
-        for (part, figures), (_, _, turn), left in zip(names, pairs, taken, strict=True):
-            self._keep(key, part, (left, figures, after_admission(turn, takeable(figures, tokens))), now)
+        for (part, figures), (_, _, turns), left in zip(names, pairs, taken, strict=True):
+            self._keep(key, part, (left, figures, after_admission(turns, takeable(figures, tokens), now)), now)
         (requests, tokens_left, _), *others = taken
         reservation = Reservation(key, limits, takeable(limits, tokens), requests, tokens_left, now + self._lifetime)
         reservation.parts = tuple(
@@ -216,12 +217,12 @@ class MemoryStorage:
             if part is None:
                 self._buckets.move_to_end(key)
             return found
-        return (self._new(key, part, limits, now), limits, None)
+        return (self._new(key, part, limits, now), limits, ())
 
     def _remember_refusal(self, key: bytes, part: str | None, pair: _Pair, tokens: float, now: float) -> None:
-        levels, limits, turn = pair
-        after = after_refusal(turn, levels, limits, tokens, now)
-        if after is not turn and (part is None or key in self._buckets):
+        levels, limits, turns = pair
+        after = after_refusal(turns, levels, limits, tokens, now)
+        if after != turns and (part is None or key in self._buckets):
             self._keep(key, part, (levels, limits, after), now)
 
     def _keep(self, key: bytes, part: str | None, pair: _Pair, now: float) -> None:
@@ -237,18 +238,18 @@ class MemoryStorage:
     ) -> float:
         """Put ``actual`` tokens in the place of the ``taken`` ones, and of the request ``requests``; what is left."""
         found = self._find(key, part)
-        turn = None
+        turns: Turns = ()
         if found is not None:
-            levels, limits, turn = found
+            levels, limits, turns = found
         elif actual > taken:  # dropped meanwhile: only what makes it less is worth remembering
             levels = self._new(key, part, limits, now)
         else:
             return math.inf
         levels = settle(levels, limits, taken, actual, now, requests=requests)
         if found is not None and part is None:
-            self._buckets[key] = (levels, limits, turn)
+            self._buckets[key] = (levels, limits, turns)
         elif part is None or key in self._buckets:
-            self._keep(key, part, (levels, limits, turn), now)
+            self._keep(key, part, (levels, limits, turns), now)
         else:  # a part goes with its principal, and could not be let go of without
             self._remember(key, part, levels, limits)
         return levels[1]

@@ -218,8 +218,8 @@ class RedisStorage:
                 self._opened(principal, reservation, place, is_told=True)
             return reservation
         shortages = [] if most is None or is_open < most else [Shortage("concurrency", most, 0, AT_ONCE)]
-        for one, (requests, left, at, *turn) in zip(asked, there, strict=True):
-            answer = take((requests, left, at), one.limits, tokens, now, *turn)
+        for one, (requests, left, at, turns) in zip(asked, there, strict=True):
+            answer = take((requests, left, at), one.limits, tokens, now, turns)
             if isinstance(answer, Shortage):
                 shortages.append(replace(answer, part=one.part))
         return max(shortages, key=lambda one: one.retry_after_ms)

@@ -4,7 +4,7 @@
 -- the place, for how many seconds it is kept, and the pairs: each its name, its limits, requests and tokens that the
 -- replica let through by itself, and the levels to start from if there are none.
 -- Reply, in MessagePack: 1 (taken), 0 (short) or -1 (too late to be waited for, nothing was done), now, how many are
--- open, and the pairs: each its levels, their time and the turn, if any: after taking, or as they were decided by.
+-- open, and the pairs: each its levels, their time and the turns: after taking, or as they were decided by.
 
 local deadline = tonumber(ARGV[1])
 local given, tokens, most, place, seconds, asked = unpack(cmsgpack.unpack(ARGV[2]), 1, 6)
@@ -24,7 +24,8 @@ end
 local found = {}
 for index = 1, #asked do
   local name, limits, requests_owed, tokens_owed, requests_start, tokens_start = unpack(asked[index])
-  local requests, tokens_left, at, _, turn = load(KEYS[1], name)
+  local requests, tokens_left, at, _, turns = load(KEYS[1], name)
+  turns = turns or {}
   if not at then
     at = now
     requests = clamp(requests_start, limits[1])
@@ -45,42 +46,33 @@ for index = 1, #asked do
     cost = math.min(cost, limits[3])
   end
   local short_of_tokens = not fits(tokens_there, limits[3], limits[4], cost)
-  if short_of_tokens or not fits(requests_there, limits[1], limits[2], 1)
-    or delays(turn, tokens_there, limits[3], limits[4], cost, there) then
+    or delays(turns, tokens_there, limits[3], limits[4], cost, there)
+  if short_of_tokens or not fits(requests_there, limits[1], limits[2], 1) then
     short = true
   end
   found[index] = {
-    name, limits, turn, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there, tokens_there, there
+    name, limits, turns, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there, tokens_there, there
   }
 end
 
 local levels = {}
 for index = 1, #found do
-  local name, limits, turn, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there, tokens_there,
+  local name, limits, turns, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there, tokens_there,
     there = unpack(found[index], 1, 12)
-  local turn_after = turn
+  local turns_after = turns
   if not short then
     requests, tokens_left, at = requests_there - 1, tokens_there - cost, there
     changed = true
-    if turn and not is_small(cost, turn) then
-      turn_after = nil
-    end
+    after_admission(turns_after, cost, there)
   elseif short_of_tokens then
-    local overtaken
-    if not turn or there >= turn[2] + PATIENCE then
-      overtaken = 0
-    elseif there >= turn[2] and not is_small(cost, turn) then
-      overtaken = 1
-    end
-    if overtaken then
-      turn_after = {cost, there + (cost - tokens_there) / limits[4], overtaken}
-      changed = true
-    end
+    local is_new
+    turns_after, is_new = after_refusal(turns, tokens_there, limits[3], limits[4], cost, there)
+    changed = changed or is_new
   end
   if changed then
-    keep(KEYS[1], name, requests, tokens_left, at, limits, turn_after, given == '')
+    keep(KEYS[1], name, requests, tokens_left, at, limits, turns_after, given == '')
   end
-  levels[index] = {requests, tokens_left, at, turn}
+  levels[index] = {requests, tokens_left, at, turns}
 end
 if not short and most then
   hold(KEYS[2], place, now, seconds, given == '')

@@ -16,7 +16,7 @@ if not used or now >= expires_at then
 end
 for index = 1, #asked do
   local name, limits_taken, taken, requests_start, tokens_start = unpack(asked[index])
-  local requests, tokens, at, limits, turn = load(KEYS[1], name)
+  local requests, tokens, at, limits, turns = load(KEYS[1], name)
   limits = limits or limits_taken
   if at or used > taken then
     if not at then -- full or lost meanwhile: only a debt is worth remembering
@@ -25,7 +25,7 @@ for index = 1, #asked do
     local there = math.max(now, at)
     requests = clamp(refill(requests, limits[1], limits[2], there - at) + back, limits[1])
     tokens = changed_by(refill(tokens, limits[3], limits[4], there - at), limits[3], taken - used)
-    keep(KEYS[1], name, requests, tokens, there, limits, turn, given == '' and used > taken)
+    keep(KEYS[1], name, requests, tokens, there, limits, turns or {}, given == '' and used > taken)
     levels[index] = {requests, tokens}
   else
     levels[index] = false

@@ -1,6 +1,8 @@
 """The arithmetic of two buckets, for any figures and any sequence of events."""
 
+import heapq
 import math
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -8,11 +10,13 @@ from hypothesis import strategies as st
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.storage.bucket import (
+    PATIENCE,
     Levels,
     Limit,
     Limits,
     Shortage,
-    Turn,
+    Turns,
+    after_admission,
     after_refusal,
     full,
     refill,
@@ -46,12 +50,13 @@ def states(draw: st.DrawFn) -> tuple[Limits, Levels, float]:
 
 
 @st.composite
-def turns(draw: st.DrawFn, now: float, figures: Limits) -> Turn | None:
-    """None, or a refused request that is still to come back, has just, or will not any more."""
+def turns(draw: st.DrawFn, now: float, figures: Limits) -> Turns:
+    """Refused requests that are still to come back, have just, or will not any more."""
     if figures.tokens is None or draw(st.booleans()):
-        return None
-    tokens = draw(st.floats(1e-3, figures.tokens.capacity))
-    return (tokens, now + draw(st.floats(-7, 100_000)), draw(st.booleans()))
+        return ()
+    tokens = st.floats(1e-3, figures.tokens.capacity)
+    told = st.floats(-7, 100_000).map(lambda seconds: now + seconds)
+    return tuple(draw(st.lists(st.tuples(tokens, told, st.booleans()), max_size=4)))
 
 
 @given(states(), costs, st.data())
@@ -61,15 +66,15 @@ def test_case_28_retry_after_is_exact_to_the_millisecond_and_to_the_second(
 ) -> None:
     """Also where it is another request's turn."""
     figures, levels, now = state
-    turn = data.draw(turns(now, figures))
-    answer = take(levels, figures, cost, now, turn)
+    waiting = data.draw(turns(now, figures))
+    answer = take(levels, figures, cost, now, waiting)
     if not isinstance(answer, Shortage):
         return
     assert answer.retry_after_ms >= 1
     assert (answer.retry_after - 1) * 1000 < answer.retry_after_ms <= answer.retry_after * 1000
 
     def fits_after(seconds: float) -> bool:
-        return not isinstance(take(levels, figures, cost, now + seconds, turn), Shortage)
+        return not isinstance(take(levels, figures, cost, now + seconds, waiting), Shortage)
 
     assert fits_after(answer.retry_after_ms / 1000)
     assert not fits_after((answer.retry_after_ms - 1) / 1000)
@@ -85,18 +90,62 @@ def test_a_request_that_has_the_turn_is_not_delayed_by_small_ones(
     figures = Limits(None, Limit(1000, rate))
     large = size * 1000
     levels: Levels = (math.inf, 0.0, 0.0)
-    turn = after_refusal((large, 0.0, False), levels, figures, large, 0.0)
-    assert turn is not None
-    assert turn[2]
-    fits_at, now = turn[1], 0.0
+    waiting = after_refusal(((large, 0.0, False),), levels, figures, large, 0.0)
+    ((_, fits_at, overtaken),) = waiting
+    assert overtaken
+    now = 0.0
     for pause, part in steps:
         now += pause
         if now >= fits_at:
             break
-        answer = take(levels, figures, part * large, now, turn)
+        answer = take(levels, figures, part * large, now, waiting)
         if not isinstance(answer, Shortage):
             levels = answer
-    assert not isinstance(take(levels, figures, large, max(now, fits_at), turn), Shortage)
+    assert not isinstance(take(levels, figures, large, max(now, fits_at), waiting), Shortage)
+
+
+@given(
+    st.lists(st.floats(0.01, 1), min_size=1, max_size=4),
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0.2, 3)), max_size=4),
+    st.floats(2, 10),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=100, deadline=None)
+def test_no_request_starves_that_waits_as_it_is_told(
+    sizes: list[float], others: list[tuple[float, float]], refill_time: float, random: Random
+) -> None:
+    """Whatever requests of other sizes do, of those too that ask again and again and never wait."""
+    figures = Limits(None, Limit(1000, 1000 / refill_time))
+    polite: list[float] = []
+    for size in sizes:
+        if all(_differ(size * 1000, one) for one in polite):
+            polite.append(size * 1000)
+    rude = [(size * 1000, step) for size, step in others if all(_differ(size * 1000, one) for one in polite)]
+    levels: Levels = (math.inf, 1000.0, 0.0)
+    waiting: Turns = ()
+    due = [(0.0, index, 0.0) for index in range(len(polite) + len(rude))]
+    most = 3 * (refill_time + PATIENCE)
+    while due:
+        now, who, since = heapq.heappop(due)
+        if now > 2 * most:
+            continue
+        is_polite = who < len(polite)
+        cost, step = (polite[who], 0.5) if is_polite else rude[who - len(polite)]
+        answer = take(levels, figures, cost, now, waiting)
+        if isinstance(answer, Shortage):
+            waiting = after_refusal(waiting, levels, figures, cost, now)
+            told = now + answer.retry_after_ms / 1000
+            assert not is_polite or told - since <= most
+            heapq.heappush(
+                due, (told + random.choice([0, random.random()]), who, since) if is_polite else (now + step, who, since)
+            )
+        else:
+            levels, waiting = answer, after_admission(waiting, cost, now)
+            heapq.heappush(due, (now + step, who, now + step))
+
+
+def _differ(size: float, other: float) -> bool:
+    return size >= 2 * other or other >= 2 * size
 
 
 @given(limits, st.lists(st.tuples(pauses | st.floats(-100, 0), costs), max_size=60), moments)

@@ -69,15 +69,21 @@ async def test_it_answers_to_the_last_digit_as_memory_does(storages: Storages, s
     ]
     parts = (("tool:a", kinds[0]), ("server:b", kinds[2]))
     kinds += [replace(kinds[0], parts=parts), replace(kinds[4], parts=parts[:1])]
+    refused: list[tuple[bytes, Limits, float]] = []
     for _ in range(200):
         step = random.random()
         if step < 0.6:
             key = random.choice([b"a", b"b"])
             limits, tokens = random.choice(kinds), random.choice([0, 1, random.uniform(0, 1500)])
+            if refused and step < 0.3:
+                key, limits, tokens = random.choice(refused)
             expected, answer = await memory.reserve(key, limits, tokens), await shared.reserve(key, limits, tokens)
             assert seen(answer) == seen(expected)
             if isinstance(expected, Reservation) and isinstance(answer, Reservation):
                 pairs.append((expected, answer))
+            elif isinstance(answer, Shortage) and answer.retry_after_ms < 20_000:
+                refused = [*refused[-5:], (key, limits, tokens)]
+                clock.advance(random.choice([0, 0, answer.retry_after_ms / 1000]))
         elif step < 0.8 and pairs:
             actual = random.uniform(0, 2000)
             expected, answer = random.choice(pairs)
