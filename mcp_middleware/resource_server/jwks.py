@@ -85,8 +85,8 @@ class IssuerKeys:
         """Whether it failed because no answer came."""
         self._searched_at = {True: -math.inf, False: -math.inf}
         """When an unknown key last had the keys fetched in vain: of a token in a familiar name, and of another."""
-        self._missing: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Names of keys that were searched for in vain: until when not again, and after what pause."""
+        self._missing: OrderedDict[tuple[bool, str], tuple[float, float]] = OrderedDict()
+        """Names of keys that were searched for in vain, likewise: until when not again, and after what pause."""
         self._fetch: asyncio.Task[None] | None = None
         self._checking = False
         """Who asks for the fetch tells of its failure, so that it is not told twice."""
@@ -110,23 +110,24 @@ class IssuerKeys:
         if kid is None or self._keys is None or now - self._failed_at < self._cooldown:
             return False
         searched = not self._may_search(familiar, now) and (self._fetch is None or self._fetch.done())
-        return (searched or self._is_missing(kid, now)) and not self._keys.find(kid, algorithm)
+        return (searched or self._is_missing(kid, familiar, now)) and not self._keys.find(kid, algorithm)
 
     def _may_search(self, familiar: bool, now: float) -> bool:
         return now - self._searched_at[familiar] >= self._cooldown
 
-    def _is_missing(self, kid: str, now: float) -> bool:
-        missing = self._missing.get(kid)
+    def _is_missing(self, kid: str, familiar: bool, now: float) -> bool:
+        missing = self._missing.get((familiar, kid))
         return missing is not None and now < missing[0]
 
-    def _note_missing(self, kid: str | None) -> None:
+    def _note_missing(self, kid: str | None, familiar: bool) -> None:
         """Search less and less often for a key that is never there: a client that keeps sending an old token must not
         use up the searches that a new key needs."""
         if kid is None or len(kid) > _MAX_MISSING:
             return
-        _, pause = self._missing.pop(kid, (0.0, self._cooldown / 2))
+        name = familiar, kid
+        _, pause = self._missing.pop(name, (0.0, self._cooldown / 2))
         pause = min(2 * pause, max(self._cooldown, _LONGEST_PAUSE))
-        self._missing[kid] = (self._clock() + pause, pause)
+        self._missing[name] = (self._clock() + pause, pause)
         if len(self._missing) > _MAX_MISSING:
             self._missing.popitem(last=False)
 
@@ -148,7 +149,7 @@ class IssuerKeys:
         if candidates and kid is not None:
             return None
         if self._fetched > fetched:  # for this very token: no newer ones can be had
-            self._note_missing(kid)
+            self._note_missing(kid, familiar)
             return None
         newer = await self._newer(familiar)
         for key in newer.find(kid, algorithm) if newer is not keys else ():
@@ -158,7 +159,7 @@ class IssuerKeys:
                 ] = -math.inf  # only the issuer can have brought this about: it may do so again
                 return newer, key
         if self._fetched > fetched:
-            self._note_missing(kid)
+            self._note_missing(kid, familiar)
         return None
 
     @property
