@@ -21,10 +21,10 @@ _OnMessage: TypeAlias = Callable[[Exchange, ServerMessage], ServerMessage | Awai
 
 _MAX_HELD: Final = 4 * 1024 * 1024
 """Bytes of answers to a batch that are held for a JSON array."""
-_SLICE: Final = 2 * 1024
+_SLICE: Final = 1024
 """Bytes of an event stream that are looked at between two looks at the clock."""
-_TURN: Final = 0.002
-"""Seconds that one stream may take before others have their turn."""
+_TURN: Final = 0.0005
+"""Seconds that one stream may take before others have their turn: forty at once, and each waits for all others."""
 _TOO_LARGE: Final = "the server's answer is too large"
 _TOKEN_CHECK: Final = 20.0
 """Seconds between two looks at the token of an open stream: with the 30 for which an issuer's word on a token may be
@@ -39,6 +39,7 @@ class Answer:
     """
 
     __slots__ = (
+        "answered",
         "body",
         "cutoff",
         "decoder",
@@ -74,6 +75,9 @@ class Answer:
         self.body: list[bytes] = []
         self.size = 0
         self.decoder: Decoder | None = None
+        self.answered = False
+        """A stream has carried the answer: what it still carries is for nobody, and the server should have ended it
+        (2026-07-28 and 2025-11-25, transports)."""
         self.ended = False
 
     async def send(self, event: MutableMapping[str, Any]) -> None:
@@ -164,6 +168,10 @@ class Answer:
                     out.clear()
                 await asyncio.sleep(0)
                 began = time.monotonic()
+            if self.answered:
+                self.exchange.ended = True
+                more = False
+                break
             try:
                 await self._take(chunk if len(chunk) <= _SLICE else chunk[start : start + _SLICE], out)
             except EventTooLargeError:
@@ -184,7 +192,13 @@ class Answer:
     async def _take(self, chunk: bytes, out: list[bytes]) -> None:
         """Put the events that ``chunk`` completes into ``out``, as they are to be sent on."""
         decoder = self.decoder or Decoder(limit=0)
-        for frame in decoder.feed(chunk):
+        for frame in decoder.feed(chunk, unread=self._is_unread):
+            if self.answered:
+                self.exchange.ended = True
+                break
+            if self._is_unread(frame.raw):
+                out.append(frame.raw)
+                continue
             data = frame.data
             message = parse_server_message(data) if data else None
             if message is None:
@@ -199,6 +213,10 @@ class Answer:
             elif passed is not None:
                 out.append(frame.with_data(bytes(passed.raw)).raw)
 
+    def _is_unread(self, data: bytes) -> bool:
+        """Whether no message is in these events, nor anything that must not pass for being none."""
+        return b"data" not in data or (b"{" not in data and not self.exchange.strict)
+
     async def _observe(self, message: ServerMessage) -> ServerMessage | None:
         began = time.monotonic()
         passed: ServerMessage | None = message
@@ -210,13 +228,14 @@ class Answer:
         self.exchange.overhead += time.monotonic() - began
         if passed is not None and passed.is_answer and passed.id == self.exchange.request_id:
             self.exchange.answer = passed
+            self.answered = passed.id is not None
         return passed
 
     async def end_stream(self, code: int, text: str, rest: bytes = b"") -> bool:
         """End an event stream that the server did not end, with ``rest`` and an error for the request it leaves open.
-        Whether there was one to end."""
+        Whether there was one to end, or has been."""
         if self.decoder is None or self.ended:
-            return False
+            return self.decoder is not None
         self.ended = self.exchange.ended = True
         body = rest
         if self.exchange.request_id is not None and self.exchange.answer is None:

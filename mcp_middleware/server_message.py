@@ -59,8 +59,9 @@ class ServerMessage(msgspec.Struct, gc=False):
 
     @property
     def is_answer(self) -> bool:
-        """Whether this answers a request, rather than asking or telling something."""
-        return self.method is None and (self.error is not None or self.result is not msgspec.UNSET)
+        """Whether this answers a request, rather than asking or telling something: with a result or an error it does,
+        whatever else it says, because some readers look for these first."""
+        return self.error is not None or self.result is not msgspec.UNSET
 
     @property
     def tool_result(self) -> ToolResult | None:

@@ -5,6 +5,7 @@ comments are passed on as soon as their line ends, because they keep connections
 """
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 __all__ = ["Decoder", "EventTooLargeError", "Frame", "encode"]
@@ -12,32 +13,40 @@ __all__ = ["Decoder", "EventTooLargeError", "Frame", "encode"]
 _FIELD: Final = rb"(?:\A|(?<=[\r\n]))%b(?:: ?([^\r\n]*))?(?=[\r\n]|\Z)"
 """A line's value, by the name of its field."""
 _LINE_END: Final = re.compile(rb"(?>\r\n|\n|\r)")
-_BLOCK_END: Final = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_BLOCK_END: Final = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)++")
+"""All blank lines that follow: each by itself would be an event of nothing."""
 _LEADING_COMMENTS: Final = re.compile(rb"(?>:[^\r\n]*(?>\r\n|\n|\r(?!\Z)))+")
 _DATA: Final = re.compile(_FIELD % b"data")
 _EVENT: Final = re.compile(_FIELD % b"event")
 _DATA_LINE: Final = re.compile(rb"(?:\A|(?<=[\r\n]))data(?::[^\r\n]*)?(?>\r\n|\n|\r|\Z)")
 _BOM: Final = b"\xef\xbb\xbf"
 _FEW: Final = 1000
+_MAX_LINES: Final = 20_000
+"""Lines of one event: each may be an object of ours."""
 _COMMENT: Final = ord(":")
+_CR: Final = ord("\r")
 
 
 class EventTooLargeError(Exception):
-    """One event is larger than the decoder may hold."""
+    """One event is larger than the decoder may hold, or has too many lines."""
 
 
 class Frame:
-    """One event, or comments, with the bytes they came in."""
+    """One event, or comments, with the bytes they came in.
 
-    __slots__ = ("raw",)
+    ``bom``: the stream's first, whose byte order mark is no part of a name.
+    """
 
-    def __init__(self, raw: bytes) -> None:
+    __slots__ = ("_bom", "raw")
+
+    def __init__(self, raw: bytes, *, bom: bool = False) -> None:
         self.raw = raw
+        self._bom = bom and raw.startswith(_BOM)
 
     @property
     def data(self) -> bytes | None:
         """The event's data, its lines joined by newlines; None where no ``data`` field came."""
-        lines = _values(_DATA, self.raw)
+        lines = _DATA.findall(self._fields)
         if len(lines) < _FEW:
             return b"\n".join(lines) if lines else None
         data = bytearray()
@@ -50,30 +59,31 @@ class Frame:
     @property
     def event(self) -> bytes:
         """The event's type."""
-        named = _values(_EVENT, self.raw)
+        named = _EVENT.findall(self._fields)
         return (named and named[-1]) or b"message"
 
     def with_data(self, data: bytes) -> "Frame":
         """This event with other data; its name, id and retry stay."""
-        kept = _DATA_LINE.sub(b"", self.raw.removeprefix(_BOM))
+        kept = _DATA_LINE.sub(b"", self._fields)
         kept = kept.replace(b"\r\n", b"\n").replace(b"\r", b"\n").strip(b"\n")
         return Frame(b"\n".join([*([kept] if kept else []), *_data_lines(data), b"", b""]))
 
-
-def _values(field: re.Pattern[bytes], raw: bytes) -> list[bytes]:
-    """Of every line for the field, its value. Only those lines are taken out: an event of nothing but short lines, each
-    an object of its own, would take a hundred times its size."""
-    return field.findall(raw.removeprefix(_BOM))
+    @property
+    def _fields(self) -> bytes:
+        """The lines. Of a field only those that are looked for are taken out: an event of nothing but short lines, each
+        an object of its own, would take a hundred times its size."""
+        return self.raw[len(_BOM) :] if self._bom else self.raw
 
 
 class Decoder:
     """Cuts a stream into frames as its bytes arrive. An event without a blank line when the stream ends never comes: it
     is none, and clients drop it.
 
-    ``limit`` is the most bytes of one event to hold; ``feed`` raises EventTooLargeError beyond it.
+    ``limit`` is the most bytes of one event to hold; ``feed`` raises EventTooLargeError beyond it, and beyond
+    ``_MAX_LINES``.
     """
 
-    __slots__ = ("_held", "_limit", "_scanned")
+    __slots__ = ("_began", "_held", "_limit", "_scanned")
 
     def __init__(self, *, limit: int) -> None:
         self._held = bytearray()
@@ -81,13 +91,19 @@ class Decoder:
         small pieces must not make each of them cost as much as all before."""
         self._limit = limit
         self._scanned = 0
+        self._began = False
 
-    def feed(self, chunk: bytes) -> list[Frame]:
-        """The frames that ``chunk`` completes."""
+    def feed(self, chunk: bytes, *, unread: Callable[[bytes], bool] | None = None) -> list[Frame]:
+        """The frames that ``chunk`` completes; one for all of them where ``unread`` says of these bytes that nobody
+        will look into them."""
         held = self._held
         position = 0
         if held:
+            no_line_ends = b"\n" not in chunk and b"\r" not in chunk and held[-1] != _CR
             held += chunk
+            if no_line_ends:
+                self._hold()
+                return []
             end = _LINE_END if held[0] == _COMMENT else _BLOCK_END
             if end.search(held, self._scanned) is None:
                 self._hold()
@@ -95,23 +111,39 @@ class Decoder:
             chunk, position = bytes(held), self._scanned
             held.clear()
         frames: list[Frame] = []
-        start = 0
+        start = _last_end(chunk, position) if unread is not None and unread(chunk) else 0
+        if start:
+            frames.append(self._frame(chunk[:start]))
+            position = start
         while match := _BLOCK_END.search(chunk, position):
-            frames.append(Frame(chunk[start : match.end()]))
+            frames.append(self._frame(chunk[start : match.end()]))
             start = position = match.end()
         rest = chunk[start:] if start else chunk
         if rest.startswith(b":") and (comments := _LEADING_COMMENTS.match(rest)):
-            frames.append(Frame(comments[0]))
+            frames.append(self._frame(comments[0]))
             rest = rest[comments.end() :]
         if rest:
             held += rest
             self._hold()
         return frames
 
+    def _frame(self, raw: bytes) -> Frame:
+        first, self._began = not self._began, True
+        if len(raw) > _MAX_LINES and raw.count(b"\n") + raw.count(b"\r") > 2 * _MAX_LINES:
+            raise EventTooLargeError
+        return Frame(raw, bom=first)
+
     def _hold(self) -> None:
         if len(self._held) > self._limit:
             raise EventTooLargeError
         self._scanned = max(0, len(self._held) - 3)
+
+
+def _last_end(chunk: bytes, position: int) -> int:
+    """Where the last frame ends that is whole; 0 if none is."""
+    last = max(chunk.rfind(ends, position) for ends in (b"\n\n", b"\n\r", b"\r\r"))
+    match = _BLOCK_END.search(chunk, max(position, last - 1)) if last >= 0 else None
+    return match.end() if match is not None else 0
 
 
 def encode(data: bytes, *, event: bytes = b"message") -> bytes:

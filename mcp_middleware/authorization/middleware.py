@@ -100,8 +100,8 @@ class ToolAuthorizationMiddleware(Member):
         self, exchange: Exchange, message: ServerMessage
     ) -> ServerMessage | Awaitable[ServerMessage] | None:
         """Take out of lists and news what the caller may not see, and say of what does not exist only that."""
-        if message.method == _UPDATED:
-            return message if self._may_hear(exchange, message) else None
+        if message.method == _UPDATED and not self._may_hear(exchange, message):
+            return None
         request = exchange.message
         asked = request if isinstance(request, Request) and request.id == message.id else None
         if isinstance(message.result, Raw):

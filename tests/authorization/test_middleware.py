@@ -286,6 +286,19 @@ async def test_case_16_a_list_that_cannot_be_read_is_not_passed_on(broken: Any) 
 
 
 @pytest.mark.parametrize("media", ["application/json", "text/event-stream"])
+@pytest.mark.parametrize("uri", ["x://open/a", "x://shut/a"])
+async def test_case_16_a_list_in_the_dress_of_news_is_filtered(media: str, uri: str) -> None:
+    """What has a result is an answer, whatever else it says it is; and news is judged, whatever else it carries."""
+    news = {"method": "notifications/resources/updated", "params": {"uri": uri}}
+    app = ToolAuthorizationMiddleware(
+        Server({**result(tools=[{"name": "hidden"}]), **news}, media=media), policy=POLICY
+    )
+    assert b"hidden" not in (await legacy(app, "tools/list")).body
+    app = ToolAuthorizationMiddleware(Server({**result(content=[]), **news}, media=media), policy=POLICY)
+    assert (b"x://" in (await legacy(app, "tools/call", name="echo")).body) is (uri == "x://open/a")
+
+
+@pytest.mark.parametrize("media", ["application/json", "text/event-stream"])
 async def test_case_31_others_have_their_turn_while_a_list_is_filtered(
     monkeypatch: pytest.MonkeyPatch, media: str
 ) -> None:

@@ -162,6 +162,64 @@ async def test_a_stream_that_breaks_off_after_its_answer_has_a_known_outcome() -
     assert audit.exchanges[0].failed is None
 
 
+RESULT = b'data: {"jsonrpc":"2.0","id":1,"result":{"content":[]}}\n\n'
+ERROR = b'data: {"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"no"}}\n\n'
+NOTE = b'data: {"jsonrpc":"2.0","method":"notifications/message","params":{}}\n\n'
+
+
+@pytest.mark.parametrize("parts", [[RESULT + ERROR], [RESULT, ERROR], [RESULT[:-1], b"\n" + ERROR[:20], ERROR[20:]]])
+@pytest.mark.parametrize("unread", [b"", b": ping\n\n" * 300])
+async def test_case_40_the_first_answer_ends_its_stream(parts: list[bytes], unread: bytes) -> None:
+    """Of two the client would believe one, and the trail the other."""
+    passed: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(b"text/event-stream"))
+        for part in [NOTE, unread, *parts, NOTE, NOTE]:
+            await send(body(part, more=True))
+            passed.append(len(call.events))
+        await send(body(b""))
+
+    audit = Audit(app, [])
+    call = Call(audit, CALL)
+    await call.run()
+    assert call.body == NOTE + unread + RESULT
+    assert call.events[-1]["more_body"] is False
+    answer = audit.exchanges[0].answer
+    assert answer is not None
+    assert answer.error is None
+    assert passed[-2:] == [len(call.events)] * 2, "what came later was for nobody"
+
+
+async def test_an_answer_to_another_request_ends_no_stream() -> None:
+    other = RESULT.replace(b'"id":1', b'"id":2')
+    nobody = ERROR.replace(b'"id":1', b'"id":null')
+    app = scripted(start(b"text/event-stream"), body(other + nobody, more=True), body(NOTE))
+    assert (await Call(Audit(app, []), CALL).run()).body == other + nobody + NOTE
+    assert (await Call(Audit(app, []), method="GET").run()).body == other + nobody + NOTE
+
+
+@pytest.mark.parametrize("piece", [NOTE, b"data: x\n\n", b"\n", b"event: a\n"])
+async def test_case_31_others_have_their_turn_while_a_stream_is_read(
+    monkeypatch: pytest.MonkeyPatch, piece: bytes
+) -> None:
+    monkeypatch.setattr("mcp_middleware.answer._TURN", -1.0)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    data = piece * (64 * 1024 // len(piece)) + b"\n\n"
+    done = await Call(Audit(scripted(start(b"text/event-stream"), body(data)), []), CALL).run()
+    task.cancel()
+    assert done.body == data
+    assert turns >= 60
+
+
 class Authenticating(Member):
     stage = "resource_server"
     expires_at = 0.0

@@ -50,6 +50,32 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name() -> None:
     assert frames[0].data == b"1"
 
 
+def test_a_byte_order_mark_begins_a_stream_and_no_event() -> None:
+    """As every client reads it: later it is the beginning of an unknown name."""
+    frames = decode([b": x\n\n", b"\xef\xbb\xbfdata: 1\n\n", b"data: 2\n\n"])
+    assert [frame.data for frame in frames] == [None, None, b"2"]
+    assert Frame(b"\xef\xbb\xbfdata: 1\n\n").data is None
+
+
+@pytest.mark.parametrize("piece", [b"\n", b"\r", b"\r\n", b": c\n\n", b"data: x\n\n", b"data\r\n\r\n", b"a\r\r"])
+def test_case_31_what_nobody_reads_is_one_frame_for_each_piece_of_a_stream(piece: bytes) -> None:
+    decoder = Decoder(limit=100_000)
+    chunk = piece * (4096 // len(piece))
+    frames = [decoder.feed(chunk, unread=lambda data: b"{" not in data) for _ in range(20)]
+    assert all(len(some) <= 2 for some in frames)
+    frames.append(decoder.feed(b"\ndata: {}\n\n", unread=lambda data: b"{" not in data))
+    assert frames[-1][-1].data == b"{}"
+    assert joined([frame for some in frames for frame in some]) == chunk * 20 + b"\ndata: {}\n\n"
+
+
+@pytest.mark.parametrize("line", [b"data\n", b"event: a\r", b"x\n", b"data: []\r\n"])
+def test_case_39_an_event_of_too_many_lines_is_refused(line: bytes) -> None:
+    lines = 20_000
+    assert len(decode([b"data: {\n", line * (lines - 3) + b"\n\n"])) == 1
+    with pytest.raises(EventTooLargeError):
+        decode([b"data: {\n", line * 2 * lines, b"\n\n"])
+
+
 def test_an_event_larger_than_the_limit_is_refused() -> None:
     decoder = Decoder(limit=1000)
     decoder.feed(b"data: " + b"x" * 900)
@@ -120,6 +146,8 @@ def test_any_chunking_gives_the_same_events_and_the_same_bytes(stream: bytes, cu
     assert [frame.data for frame in decode(chunks) if frame.data is not None] == reference(stream)
     end = b"\ndata: end\n\n"  # brings out what is held
     assert joined(decode([*chunks, end])) == stream + end
+    decoder = Decoder(limit=1_000_000)
+    assert joined([f for c in [*chunks, end] for f in decoder.feed(c, unread=bool)]) == stream + end
 
 
 @given(st.dictionaries(st.text(), st.text()))
