@@ -163,7 +163,89 @@ def test_a_denied_host_is_denied_in_any_case() -> None:
     assert judge.authorize(ALICE, resource("https://other.example/https://Internal.example/")).allowed
 
 
-@pytest.mark.parametrize("piece", ["A", "A/", "%41", "%25", ":", "\\", "A.", ".A", "//", "@", "?"])
+DENIED = {
+    "file:///etc/*": [
+        "file:///etc/passwd",
+        "file:/etc/passwd",
+        "file:etc/passwd",
+        "file://localhost/etc/passwd",
+        "FILE://LocalHost/etc/passwd",
+        "file:////etc/passwd",
+        "file:///etc//passwd",
+        "file:////%65tc/passwd",
+        "file:%2Fetc/passwd",
+        "file:%2F%2Flocalhost%2Fetc/passwd",
+        "file:\\\\\\etc\\passwd",
+    ],
+    "https://internal.example/*": [
+        "https://internal.example/x",
+        "https://internal.example",
+        "https://internal.example?x",
+        "https://internal.example:443/x",
+        "https://internal.example:0443/x",
+        "https://internal.example:/x",
+        "https:/internal.example/x",
+        "https:internal.example/x",
+        "https:////internal.example/x",
+        "https://user@internal.example/x",
+        "https://user:word@INTERNAL.example:443/x",
+        "https://a@b@internal.example/x",
+        "https://internal.example./x",
+        "https://internal.example.:443/x",
+        "https://internal\uff0eexample/x",
+        "https://internal\u3002example/x",
+        "https://internal\uff61example/x",
+        "https://\uff49nternal.example/x",
+        "https://internal.example%3A443/x",
+        "https:\\\\internal.example\\x",
+    ],
+    "db://main/secrets/*": [
+        "db://main/secrets/a",
+        "db://main//secrets/a",
+        "db://main/%2fsecrets/a",
+        "db://main/secrets//a",
+        "db://user@main/secrets/a",
+        "DB://Main/secrets/a",
+        "db://main:/secrets/a",
+    ],
+}
+
+
+@pytest.mark.parametrize(("glob", "uri"), [(glob, uri) for glob, uris in DENIED.items() for uri in uris])
+def test_what_is_denied_is_denied_in_other_spellings(glob: str, uri: str) -> None:
+    judge = policy({"resources": ["*"]}, {"effect": "deny", "resources": [glob]})
+    assert not judge.authorize(ALICE, resource(uri)).allowed
+
+
+@pytest.mark.parametrize("uri", ["file:///srv%00/a", "file:///srv/a%0A", "file:///srv/a%250d", "file:///srv/a%7f"])
+def test_an_encoded_control_character_is_in_no_uri(uri: str) -> None:
+    assert not policy({"resources": ["*"]}).authorize(ALICE, resource(uri)).allowed
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file://server/etc/passwd",
+        "file:///srv/etc/passwd",
+        "https://internal.example:8443/x",
+        "https://not-internal.example/x",
+        "https://other.example/internal.example/x",
+        "db://other/secrets/a",
+        "db:///main/secrets/a",
+        "db:main/secrets/a",
+        "urn:db:main",
+        "no-uri",
+    ],
+)
+def test_what_is_not_denied_stays_allowed_and_an_allow_rule_knows_one_spelling(uri: str) -> None:
+    denying = [{"effect": "deny", "resources": [glob]} for glob in DENIED]
+    assert policy({"resources": ["*"]}, *denying).authorize(ALICE, resource(uri)).allowed
+    assert not policy({"resources": ["file:///etc/*"]}).authorize(ALICE, resource("file:/etc/passwd")).allowed
+
+
+@pytest.mark.parametrize(
+    "piece", ["A", "A/", "%41", "%25", ":", "\\", "A.", ".A", "//", "@", "?", "a:/", "\u0327\u0301"]
+)
 def test_case_39_a_uri_is_read_from_its_beginning_alone(piece: str) -> None:
     """Looked for anew at every place, it would not end before the test's timeout."""
     assert all(spellings(piece * (1_000_000 // len(piece))))
