@@ -8,7 +8,7 @@ from mcp_middleware.ratelimit.rate import Rate
 
 from .access_log import visible
 from .config import Config
-from .sections.credentials import GrantConfig
+from .sections.credentials import GrantConfig, HeaderConfig
 
 __all__ = ["capabilities", "render"]
 
@@ -77,10 +77,10 @@ def capabilities(config: Config) -> dict[str, str]:
 
 
 def _authorization(config: Config) -> str:
-    """How many servers have a policy, and which of its rules others deny whole."""
+    """What the policy does where no rule matches, and which of its rules others deny whole."""
     policies = [policy for policy in config.policies.values() if policy is not None]
     told = dict.fromkeys(warning for policy in policies for warning in policy.warnings)
-    return "; ".join([f"policy for {len(policies)} of {len(config.servers)} servers", *told]) if policies else "off"
+    return "; ".join([f"policy, {policies[0].default} by default", *told]) if policies else "off"
 
 
 def _credentials(config: Config) -> str:
@@ -90,7 +90,7 @@ def _credentials(config: Config) -> str:
         ways = []
         if isinstance(server.credentials, GrantConfig):
             ways.append(f"{server.credentials.type} of {server.credentials.issuer}")
-        elif server.fixed_headers:
+        elif isinstance(server.credentials, HeaderConfig) or "authorization" in server.headers:
             ways.append("a header")
         if server.caller is not None:
             ways.append(f"the caller in {server.caller.header}")

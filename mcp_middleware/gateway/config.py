@@ -7,31 +7,25 @@ environment or from a secret's file are never part of an error, a repr or a log 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from mcp_middleware.authorization import Policy
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.member import Bounds
 from mcp_middleware.nodes import Node, read_file, read_mapping
 from mcp_middleware.oauth.urls import is_loopback
-from mcp_middleware.ratelimit import Budget, ExactCounter, Prices
+from mcp_middleware.ratelimit import ExactCounter
 from mcp_middleware.resource_server.scopes import ScopeHierarchy
 
 from .dangers import counted, dangers, is_readable_on_the_way
-from .keys import FILE
+from .keys import FILE, Config, url_of
 from .sections.audit import AuditConfig
-from .sections.auth import AuthConfig
 from .sections.credentials import GrantConfig, HeaderConfig
-from .sections.guard import GuardConfig
 from .sections.limits import LimitsConfig
 from .sections.prices import unmatched_globs
 from .sections.servers import ServerConfig
 from .sections.sessions import SessionsConfig
-from .sections.tls import TLSConfig
-from .sections.tracing import TracingConfig
 from .source import INVALID, Reading, with_environment
 
 __all__ = ["Config", "ConfigErrors", "from_mapping", "load"]
@@ -43,74 +37,6 @@ class ConfigErrors(ConfigurationError):  # noqa: N818 - it is several
     def __init__(self, errors: tuple[str, ...]) -> None:
         super().__init__("\n".join(errors))
         self.errors = errors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """A whole configuration, checked."""
-
-    source: str
-    """Where it was read from, as errors name it."""
-    host: str
-    """Address to listen on, an IPv6 one without brackets."""
-    port: int
-    """0 takes any that is free."""
-    public_url: str
-    """Without a slash at its end."""
-    servers: Mapping[str, ServerConfig]
-    auth: AuthConfig | None
-    """None: off."""
-    policies: Mapping[str, Policy | None]
-    """For each server the rules that are about it; None where there is no access section."""
-    limits: LimitsConfig | None = None
-    prices: Prices | None = None
-    budgets: tuple[Budget, ...] = ()
-    guard: GuardConfig | None = None
-    sessions: SessionsConfig = field(default_factory=SessionsConfig)
-    tracing: TracingConfig | None = None
-    audit: AuditConfig | None = None
-    state: str = field(default="memory", repr=False)
-    """``memory``, or a Redis URL, which may hold a password."""
-    workers: int = 1
-    replicas: int = 1
-    """Gateways that share ``state``."""
-    tls: TLSConfig | None = None
-    hosts: tuple[str, ...] = ()
-    """``Host`` values besides those of ``public_url`` and of the address, in lower case."""
-    origins: tuple[str, ...] = ()
-    """As ``allowed_origins`` of ``OAuthResourceServerMiddleware``."""
-    bounds: Bounds = field(default_factory=Bounds)
-    drain: float = 30.0
-    """Seconds that calls in flight get to finish."""
-    connections_per_agent: int = 1000
-    body_memory: int = 256 * 1024 * 1024
-    """Bytes of large bodies that one process holds."""
-    access_log: bool = True
-    """Whether a line is written for each request."""
-    files: tuple[Path, ...] = ()
-    """What else was read: the policy and secrets that are in files of their own."""
-    warnings: tuple[str, ...] = ()
-    """What is dangerous about it, a sentence each."""
-
-    @property
-    def state_name(self) -> str:
-        """``state`` as it may be shown: without user and password."""
-        if self.state == "memory":
-            return self.state
-        parts = urlsplit(self.state)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-    def own_url(self, port: int | None = None) -> str:
-        """Where it listens, by the file or at ``port``; what ``public_url`` is where the file does not say."""
-        return _url_of(self.host, self.port if port is None else port, tls=self.tls is not None)
-
-    def resource(self, server: str) -> str:
-        """The URL of one server's endpoint, which is its resource identifier (RFC 8707)."""
-        return f"{self.public_url}/{server}/mcp"
-
-
-def _url_of(host: str, port: int, *, tls: bool) -> str:
-    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def load(path: str | os.PathLike[str], *, environ: Mapping[str, str] = os.environ) -> Config:
@@ -217,6 +143,9 @@ class _Parts:
         """Each header is set in one place."""
         path, grant = f"servers.{server.name}", server.credentials
         taken = dict.fromkeys(server.headers, "headers")
+        if grant is None and "authorization" in taken and "credentials" in self.node("servers", server.name).members:
+            node = self.node("servers", server.name, "headers")
+            self.reading.at(node, f"{path}.headers has authorization, and {path}.credentials is of type none; keep one")
         also = []
         if grant is not None:
             also.append(("credentials", grant.name if isinstance(grant, HeaderConfig) else "authorization"))
@@ -270,7 +199,7 @@ class _Parts:
                 return self.reading.at(
                     node, "public_url is missing; it must be the URL that clients know the gateway by"
                 )
-            return _url_of(host, port, tls=tls is not None)
+            return url_of(host, port, tls=tls is not None)
         if is_readable_on_the_way(url) and self.values["auth"] != "off":
             return self.reading.wrong(node, "public_url", "be https: it is what access tokens are for (RFC 9728)")
         return url
@@ -285,7 +214,7 @@ class _Parts:
                 self.reading.at(
                     self.node("auth"),
                     "auth is off, and listen is an address that other machines reach; it must be a mapping with "
-                    "issuers, or listen be 127.0.0.1, or allow_unauthenticated be true",
+                    f"issuers, or listen be 127.0.0.1:{listen[1]}, or allow_unauthenticated be true",
                 )
             return None
         names = [issuer.issuer for issuer in auth.issuers]
@@ -305,7 +234,7 @@ class _Parts:
         if limits is None:
             return LimitsConfig(servers=own) if own else None
         limits = replace(limits, servers=own)
-        if limits.limit_nothing and self.values["prices"] is None:
+        if limits.limit_nothing and limits.mode != "off" and self.values["prices"] is None:
             remedy = "give requests, tokens, concurrency, agents or tools"
             return self.reading.at(self.node("limits"), f"limits limits nothing; {remedy}")
         if limits.counter != "estimate":
@@ -355,11 +284,12 @@ class _Parts:
             self.reading.wrong(node, "workers", must)
         if state != "memory":
             return
-        of = counted(
+        counts = counted(
             LimitsConfig() if limits is INVALID else limits,
             budgets,
             SessionsConfig(per_agent=None) if sessions is INVALID else sessions,
         )
-        if of:
-            must = f"be 1, or state be a Redis URL, or {of} be off: each worker would count by itself"
+        if counts:
+            off = " and ".join(dict.fromkeys("limits.mode" if key in ("limits", "budgets") else key for key in counts))
+            must = f"be 1, or state be a Redis URL, or {off} be off: each worker would count by itself"
             self.reading.wrong(node, "workers", must)

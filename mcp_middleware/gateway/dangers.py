@@ -3,22 +3,21 @@ Pure."""
 
 from collections.abc import Collection, Iterator, Sequence
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import urlsplit
 
+from mcp_middleware.authorization import Policy
 from mcp_middleware.oauth.urls import is_loopback
 from mcp_middleware.ratelimit import Budget
 from mcp_middleware.ratelimit.reading import matches_any
 
+from .keys import Config
 from .sections.auth import AuthConfig
 from .sections.credentials import GrantConfig
 from .sections.limits import LimitsConfig
 from .sections.prices import server_globs
 from .sections.servers import ServerConfig
 from .sections.sessions import SessionsConfig
-
-if TYPE_CHECKING:
-    from .config import Config
 
 __all__ = ["counted", "dangers", "is_readable_on_the_way"]
 
@@ -36,20 +35,21 @@ def is_readable_on_the_way(url: str) -> bool:
     return parts.scheme == "http" and not is_loopback(parts.hostname or "")
 
 
-def counted(limits: LimitsConfig | None, budgets: Sequence[Budget], sessions: SessionsConfig) -> str:
+def counted(limits: LimitsConfig | None, budgets: Sequence[Budget], sessions: SessionsConfig) -> list[str]:
     """The keys by which something is counted, which processes do together or each by itself."""
     off = limits is not None and limits.mode == "off"
     on = {"limits": limits is not None and not off, "budgets": budgets and not off}
     on["sessions.per_agent"] = sessions.per_agent is not None
-    return " and ".join(key for key, holds in on.items() if holds)
+    return [key for key, holds in on.items() if holds]
 
 
-def dangers(config: "Config", given: Collection[str]) -> Iterator[str]:
+def dangers(config: Config, given: Collection[str]) -> Iterator[str]:
     """The sentences about ``config``, whose file has the sections ``given``."""
     for server in config.servers.values():
         yield from _of_server(server, off=config.auth is None)
     if "access" not in given:
         yield "access is not given: every caller may see and call everything"
+    yield from _of_access(config)
     if is_readable_on_the_way(config.public_url):
         yield "public_url is http: everybody on the way can read and change what is said"
     if config.auth is None:
@@ -68,15 +68,27 @@ def dangers(config: "Config", given: Collection[str]) -> Iterator[str]:
     yield from _of_guard(config)
     if config.workers > 1 and config.state == "memory":
         yield "workers do not share their state: a session that was ended or idle is so to one worker only"
-    of = counted(config.limits, config.budgets, config.sessions)
-    if config.replicas > 1 and config.state == "memory" and of:
-        yield f"replicas is {config.replicas}, and state is memory: each lets the whole of {of} pass"
+    counts = counted(config.limits, config.budgets, config.sessions)
+    if config.replicas > 1 and config.state == "memory" and counts:
+        yield f"replicas is {config.replicas}, and state is memory: each lets the whole of {' and '.join(counts)} pass"
+
+
+def _of_access(config: Config) -> Iterator[str]:
+    on = ", ".join(name for name, policy in config.policies.items() if policy is not None and _is_open(policy))
+    if on:
+        yield f"access allows by default, and no rule denies anything on {on}: every caller may see and call everything"
+
+
+def _is_open(policy: Policy) -> bool:
+    """Whether it keeps nobody from anything, be it for want of a scope."""
+    return policy.default == "allow" and not any(rule.effect == "deny" or rule.scopes for rule in policy.rules)
 
 
 def _of_server(server: ServerConfig, *, off: bool) -> Iterator[str]:
     place, grant = f"servers.{server.name}", server.credentials
-    if off and grant is not None:
-        yield f"{place}.credentials are lent to everybody who reaches the gateway, since auth is off"
+    if off and (grant is not None or "authorization" in server.headers):
+        key = "headers" if grant is None else "credentials"
+        yield f"{place}.{key} are lent to everybody who reaches the gateway, since auth is off"
     if any(map(is_readable_on_the_way, server.instances)):
         for key, told in (("headers", server.headers), ("credentials", grant), ("caller", server.caller)):
             if told:
@@ -98,14 +110,14 @@ def _private(place: str) -> str:
     return f"{place}.allow_private_addresses is true: its metadata can have the gateway send requests into this network"
 
 
-def _of_tracing(config: "Config") -> Iterator[str]:
+def _of_tracing(config: Config) -> Iterator[str]:
     if config.tracing is not None and config.tracing.capture_content:
         yield "tracing.capture_content is true: spans hold arguments and results, which may hold secrets"
     if config.tracing is not None and config.tracing.trust == "all":
         yield "tracing.trust is all: every caller decides what is sampled"
 
 
-def _of_audit(config: "Config") -> Iterator[str]:
+def _of_audit(config: Config) -> Iterator[str]:
     if config.audit is None:
         yield "audit is not given: nobody will know who called what"
         return
@@ -115,7 +127,7 @@ def _of_audit(config: "Config") -> Iterator[str]:
         yield "audit.sqlite is not given: a process that is killed loses its last records"
 
 
-def _of_limits(config: "Config") -> Iterator[str]:
+def _of_limits(config: Config) -> Iterator[str]:
     limits, prices, budgets = config.limits, config.prices, config.budgets
     if limits is not None and limits.mode == "shadow":
         budgeted = " and budgets" if budgets else ""
@@ -138,7 +150,7 @@ def _is_bounded(budget: Budget, budgets: Sequence[Budget]) -> bool:
     return any("*" in other.agents or set(budget.agents) <= set(other.agents) for other in refusing)
 
 
-def _of_guard(config: "Config") -> Iterator[str]:
+def _of_guard(config: Config) -> Iterator[str]:
     guard = config.guard
     if guard is None:
         return

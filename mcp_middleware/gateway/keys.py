@@ -1,36 +1,111 @@
-"""Every key of the gateway's file, in one table: what it may be, what it is for, and what holds without it.
+"""Every key of the gateway's file, in one table: what it may be, what it is for, and what holds without it; and all of
+them as typed values.
 
-The reader, the JSON Schema and the reference in the documentation are made from it. A section's own keys are in the
-module of ``sections`` that has its name; what several keys mean together is for ``config``.
+The reader, the JSON Schema and the reference in the documentation are made from the table. A section's own keys and
+values are in the module of ``sections`` that has its name; what several keys mean together is for ``config``.
 """
 
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from mcp_middleware.authorization import Policy
+from mcp_middleware.member import Bounds
+from mcp_middleware.ratelimit import Budget, Prices
 from mcp_middleware.resource_server.origins import AllowedOrigins
 
 from .scalars import Duration, Flag, Secret, Size, Whole
 from .sections.access import ACCESS
-from .sections.audit import AUDIT
-from .sections.auth import AUTH
+from .sections.audit import AUDIT, AuditConfig
+from .sections.auth import AUTH, AuthConfig
 from .sections.bounds import BOUNDS
 from .sections.budgets import BUDGETS
-from .sections.guard import GUARD
-from .sections.limits import LIMITS
+from .sections.guard import GUARD, GuardConfig
+from .sections.limits import LIMITS, LimitsConfig
 from .sections.prices import PRICES
-from .sections.servers import SERVERS
-from .sections.sessions import SESSIONS
-from .sections.tls import TLS
-from .sections.tracing import TRACING
+from .sections.servers import SERVERS, ServerConfig
+from .sections.sessions import SESSIONS, SessionsConfig
+from .sections.tls import TLS, TLSConfig
+from .sections.tracing import TRACING, TracingConfig
 from .shapes import Key, ListOf, Section, Text
 from .values import WEB_URL, web_url
 
-__all__ = ["FILE"]
+__all__ = ["FILE", "Config", "url_of"]
 
 _HOST_NAME: Final = re.compile(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A whole configuration, checked."""
+
+    source: str
+    """Where it was read from, as errors name it."""
+    host: str
+    """Address to listen on, an IPv6 one without brackets."""
+    port: int
+    """0 takes any that is free."""
+    public_url: str
+    """Without a slash at its end."""
+    servers: Mapping[str, ServerConfig]
+    auth: AuthConfig | None
+    """None: off."""
+    policies: Mapping[str, Policy | None]
+    """For each server the rules that are about it; None where there is no access section."""
+    limits: LimitsConfig | None = None
+    prices: Prices | None = None
+    budgets: tuple[Budget, ...] = ()
+    guard: GuardConfig | None = None
+    sessions: SessionsConfig = field(default_factory=SessionsConfig)
+    tracing: TracingConfig | None = None
+    audit: AuditConfig | None = None
+    state: str = field(default="memory", repr=False)
+    """``memory``, or a Redis URL, which may hold a password."""
+    workers: int = 1
+    replicas: int = 1
+    """Gateways that share ``state``."""
+    tls: TLSConfig | None = None
+    hosts: tuple[str, ...] = ()
+    """``Host`` values besides those of ``public_url`` and of the address, in lower case."""
+    origins: tuple[str, ...] = ()
+    """As ``allowed_origins`` of ``OAuthResourceServerMiddleware``."""
+    bounds: Bounds = field(default_factory=Bounds)
+    drain: float = 30.0
+    """Seconds that calls in flight get to finish."""
+    connections_per_agent: int = 1000
+    body_memory: int = 256 * 1024 * 1024
+    """Bytes of large bodies that one process holds."""
+    access_log: bool = True
+    """Whether a line is written for each request."""
+    files: tuple[Path, ...] = ()
+    """What else was read: the policy and secrets that are in files of their own."""
+    warnings: tuple[str, ...] = ()
+    """What is dangerous about it, a sentence each."""
+
+    @property
+    def state_name(self) -> str:
+        """``state`` as it may be shown: without user and password."""
+        if self.state == "memory":
+            return self.state
+        parts = urlsplit(self.state)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def own_url(self, port: int | None = None) -> str:
+        """Where it listens, by the file or at ``port``; what ``public_url`` is where the file does not say."""
+        return url_of(self.host, self.port if port is None else port, tls=self.tls is not None)
+
+    def resource(self, server: str) -> str:
+        """The URL of one server's endpoint, which is its resource identifier (RFC 8707)."""
+        return f"{self.public_url}/{server}/mcp"
+
+
+def url_of(host: str, port: int, *, tls: bool) -> str:
+    """The URL of an address that is listened on."""
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _host_and_port(text: str) -> tuple[str, int]:

@@ -48,10 +48,13 @@ class File(Shape):
     new: bool = False
     label = "path"
 
+    @property
+    def must(self) -> str:  # type: ignore[override]
+        return "name a file in a directory that exists, not a directory" if self.new else "name a file that can be read"
+
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
-        must = "name a file in a directory that exists, not a directory" if self.new else "name a file that can be read"
         if node.kind != "string" or not node.text:
-            return reading.wrong(node, path, must)
+            return reading.wrong(node, path, self.must)
         file = reading.path(node.text)
         try:
             good = (
@@ -59,7 +62,7 @@ class File(Shape):
             )
         except (OSError, ValueError):  # too long, in a directory that is closed to us, or no path at all
             good = False
-        return file if good else reading.wrong(node, path, must)
+        return file if good else reading.wrong(node, path, self.must)
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "minLength": 1}
@@ -71,14 +74,12 @@ class Duration(Shape):
 
     label = "duration"
     kinds: ClassVar[tuple[str, ...]] = ("string", "number")
-    MUST: ClassVar[str] = (
-        "be a duration above 0 and of at most 366d, such as 250ms, 60s, 30m or 12h; a number is seconds"
-    )
+    must = "be a duration above 0 and of at most 366d, such as 250ms, 60s, 30m or 12h; a number is seconds"
 
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
         match = _DURATION.fullmatch(node.text) if node.kind in self.kinds else None
         seconds = float(match[1]) * _UNITS[match[2] or "s"] if match else 0.0
-        return seconds if 0 < seconds <= _MAX_SECONDS else reading.wrong(node, path, self.MUST)
+        return seconds if 0 < seconds <= _MAX_SECONDS else reading.wrong(node, path, self.must)
 
     def schema(self) -> dict[str, Any]:
         pattern = rf"^[0-9]{{1,12}}(\.[0-9]{{1,6}})?(ms|s|m|h|d)?$|{VARIABLE}"
@@ -95,12 +96,13 @@ class Size(Shape):
     """Bytes, above 0: a number, or a number with a unit."""
 
     label = "size"
+    must = "be a size above 0, such as 64KiB or 4MiB; a number is bytes"
     kinds: ClassVar[tuple[str, ...]] = ("string", "number")
 
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
         match = _SIZE.fullmatch(node.text) if node.kind in self.kinds else None
         size = int(match[1]) * _SIZES[match[2] or "B"] if match else 0
-        return size or reading.wrong(node, path, "be a size above 0, such as 64KiB or 4MiB; a number is bytes")
+        return size or reading.wrong(node, path, self.must)
 
     def schema(self) -> dict[str, Any]:
         pattern = rf"^[0-9]{{1,12}}(B|KiB|MiB|GiB)?$|{VARIABLE}"
@@ -118,13 +120,13 @@ class Whole(Shape):
     kinds: ClassVar[tuple[str, ...]] = ("number",)
     from_environment: ClassVar[bool] = True
 
+    @property
+    def must(self) -> str:  # type: ignore[override]
+        return f"be a whole number from {self.least} to {self.most}"
+
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
         number = int(node.text) if self.accepts(node) and _WHOLE.fullmatch(node.text) else -1
-        return (
-            number
-            if self.least <= number <= self.most
-            else reading.wrong(node, path, f"be a whole number from {self.least} to {self.most}")
-        )
+        return number if self.least <= number <= self.most else reading.wrong(node, path, self.must)
 
     def schema(self) -> dict[str, Any]:
         return {"anyOf": [{"type": "integer", "minimum": self.least, "maximum": self.most}, _VARIABLE]}
@@ -159,13 +161,14 @@ class Share(Shape):
     """A part of all, from 0 to 1."""
 
     label = "number from 0 to 1"
+    must = "be a number from 0 to 1, such as 0.1"
     kinds: ClassVar[tuple[str, ...]] = ("number",)
     from_environment: ClassVar[bool] = True
 
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
         match = _SHARE.fullmatch(node.text) if self.accepts(node) else None
         share = float(match[0]) if match else -1.0
-        return share if 0 <= share <= 1 else reading.wrong(node, path, "be a number from 0 to 1, such as 0.1")
+        return share if 0 <= share <= 1 else reading.wrong(node, path, self.must)
 
     def schema(self) -> dict[str, Any]:
         return {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, _VARIABLE]}
@@ -176,12 +179,13 @@ class Flag(Shape):
     """True or false, in any spelling of YAML."""
 
     label = "true or false"
+    must = "be true or false"
     kinds: ClassVar[tuple[str, ...]] = (_BOOLEAN,)
     from_environment: ClassVar[bool] = True
 
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
         text = node.text.lower() if self.accepts(node) else ""
-        return text in _TRUE if text in _TRUE | _FALSE else reading.wrong(node, path, "be true or false")
+        return text in _TRUE if text in _TRUE | _FALSE else reading.wrong(node, path, self.must)
 
     def schema(self) -> dict[str, Any]:
         return {"anyOf": [{"type": "boolean"}, _VARIABLE]}
@@ -192,6 +196,7 @@ class Off(Shape):
     """``off``, read as that string. To YAML 1.1 it is a boolean."""
 
     label = "`off`"
+    must = "be off"
 
     def accepts(self, node: Node) -> bool:
         if node.kind == _BOOLEAN:
@@ -215,10 +220,14 @@ class OneOf(Shape):
     def label(self) -> str:  # type: ignore[override]
         return " or ".join(f"`{word}`" for word in self.words)
 
+    @property
+    def must(self) -> str:  # type: ignore[override]
+        return f"be {' or '.join(self.words)}"
+
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
         if node.kind == "string" and node.text in self.words:
             return node.text
-        return reading.wrong(node, path, f"be {' or '.join(self.words)}")
+        return reading.wrong(node, path, self.must)
 
     def schema(self) -> dict[str, Any]:
         return {"anyOf": [{"enum": list(self.words)}, _VARIABLE]}

@@ -26,6 +26,8 @@ class Shape(ABC):
     """Whether a string of the environment is read too, although none may be written."""
     label: str
     """Its name in the reference."""
+    must: str
+    """What it must do or be, after "it must"."""
 
     def read(self, node: Node, path: str, reading: Reading) -> Any:
         """The value of a node, or INVALID with the problem noted."""
@@ -53,7 +55,6 @@ class Text(Shape):
 
     label: str
     must: str
-    """What it must do or be, after "it must"."""
     check: Callable[[str], Any] = str
     pattern: str = "."
     """What every good one matches (a search, as JSON Schema has it)."""
@@ -84,11 +85,14 @@ class ListOf(Shape):
     def label(self) -> str:  # type: ignore[override]
         return f"list of: {self.item.label}"
 
+    @property
+    def must(self) -> str:  # type: ignore[override]
+        return f"be a list{' with at least one item' if self.least else ''} ({self.item.label})"
+
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
         if node.kind != "list" or len(node.items) < self.least:
-            some = " with at least one item" if self.least else ""
             shown = "an empty list" if node.kind == "list" else node.describe()
-            return reading.at(node, f"{path} is {shown}; it must be a list{some} ({self.item.label})")
+            return reading.at(node, f"{path} is {shown}; it must {self.must}")
         values = [self.item.read(item, f"{path}[{index}]", reading) for index, item in enumerate(node.items)]
         if any(value is INVALID for value in values):
             return INVALID
@@ -120,11 +124,14 @@ class MapOf(Shape):
     def label(self) -> str:  # type: ignore[override]
         return f"mapping from {self.named.label} to: {self.value.label}"
 
+    @property
+    def must(self) -> str:  # type: ignore[override]
+        return f"be a mapping{' with at least one key' if self.least else ''} ({self.named.label})"
+
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
         if node.kind != "mapping" or len(node.members) < self.least:
-            some = " with at least one key" if self.least else ""
             shown = "an empty mapping" if node.kind == "mapping" else node.describe()
-            return reading.at(node, f"{path} is {shown}; it must be a mapping{some} ({self.named.label})")
+            return reading.at(node, f"{path} is {shown}; it must {self.must}")
         values: dict[str, Any] = {}
         sound = True
         for key, child in node.members.items():
@@ -180,6 +187,10 @@ class Section(Shape):
 
     label = "section"
 
+    @property
+    def must(self) -> str:  # type: ignore[override]
+        return f"be a mapping with {', '.join(key.name for key in self.keys)}"
+
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
         values = self.values(node, path, reading)
         if values is INVALID or any(value is INVALID for value in values.values()):
@@ -193,7 +204,7 @@ class Section(Shape):
         """The values of all keys, INVALID where one is wrong or missing; INVALID for what is no section at all."""
         known = [key.name for key in self.keys]
         if node.kind != "mapping":
-            return reading.wrong(node, path or "the configuration", f"be a mapping with {', '.join(known)}")
+            return reading.wrong(node, path or "the configuration", self.must)
         before = len(reading.problems)
         for name, child in node.members.items():
             if name not in known:
@@ -210,7 +221,7 @@ class Section(Shape):
             if key.name in node.members:
                 values[key.name] = key.shape.read(node.members[key.name], place, reading)
             elif key.required:
-                values[key.name] = reading.at(node, f"{place} is missing; {key.about[:1].lower()}{key.about[1:]}")
+                values[key.name] = reading.at(node, f"{place} is missing; it must {key.shape.must}")
             elif key.default is not None:
                 values[key.name] = key.shape.read(read_mapping(key.default, source=place), place, reading)
             else:
@@ -237,11 +248,10 @@ class Either(Shape):
 
     shapes: tuple[Shape, ...]
     must: str
-    """What it must do or be, after "it must", by all of them."""
 
     @property
     def label(self) -> str:  # type: ignore[override]
-        return ", or ".join(shape.label for shape in self.shapes)
+        return ", or ".join(dict.fromkeys(shape.label for shape in self.shapes))
 
     def accepts(self, node: Node) -> bool:
         return any(shape.accepts(node) for shape in self.shapes)
@@ -270,6 +280,7 @@ class Kinds(Shape):
 
     named: Mapping[str, Section]
     """The section of each type."""
+    must = "be a mapping with type"
     kinds: ClassVar[tuple[str, ...]] = ("mapping",)
 
     @property
@@ -279,7 +290,7 @@ class Kinds(Shape):
     def _read(self, node: Node, path: str, reading: Reading) -> Any:
         must = f"be {' or '.join(self.named)}"
         if node.kind != "mapping":
-            return reading.wrong(node, path, "be a mapping with type")
+            return reading.wrong(node, path, self.must)
         given, place = node.members.get("type"), join(path, "type")
         if given is None:
             return reading.at(node, f"{place} is missing; it must {must}")

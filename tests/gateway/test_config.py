@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mcp_middleware.authorization import Policy
 from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.gateway.banner import capabilities
 from mcp_middleware.gateway.config import Config, ConfigErrors, from_mapping, load
 from mcp_middleware.message import Request, parse
 from mcp_middleware.ratelimit import AgentLimits, Rate
@@ -354,6 +355,7 @@ def test_a_character_that_yaml_has_not_is_named_with_its_place(tmp_path: Path) -
         ("a: {url: 'http://x', headers: {Connection: x}}", "servers.a.headers has the key 'Connection'; it must be"),
         ("a: {url: 'http://x', headers: {A: b, a: c}}", "servers.a.headers has the key 'a' twice, in two spellings"),
         ('a: {url: "http://x", headers: {A: "b\\nC: d"}}', "servers.a.headers.A (not shown) must be printable ASCII"),
+        ('a: {url: "http://x", headers: {A: "b\\tc"}}', "servers.a.headers.A (not shown) must be printable ASCII"),
         ("a: {url: 'http://x', headers: {A: 7}}", "servers.a.headers.A must be printable ASCII"),
     ],
 )
@@ -366,7 +368,7 @@ def test_a_wrong_server_is_named_with_value_and_remedy(tmp_path: Path, server: s
     ("auth", "said"),
     [
         ("on", "auth is on (a boolean); it must be a mapping with issuers, or off"),
-        ("{}", "auth.issuers is missing; the authorization servers"),
+        ("{}", "auth.issuers is missing; it must be a list with at least one item (URL, or section)"),
         ("{issuers: []}", "auth.issuers is an empty list"),
         (
             "{issuers: ['http://login.example.com']}",
@@ -389,8 +391,7 @@ def test_wrong_authentication_is_named_with_value_and_remedy(tmp_path: Path, aut
 
 def test_authentication_has_to_be_spoken_of(tmp_path: Path) -> None:
     assert refused(tmp_path, SMALL.replace("auth: off\n", "")) == [
-        "gateway.yaml:1: auth is missing; whose access tokens are accepted, or `off`: everybody may call, and all are "
-        "one caller."
+        "gateway.yaml:1: auth is missing; it must be a mapping with issuers, or off"
     ]
 
 
@@ -399,7 +400,7 @@ def test_authentication_is_off_on_loopback_only_unless_forced(tmp_path: Path, ad
     text = f"listen: {address}\npublic_url: https://mcp.example.com\n{SMALL}"
     assert refused(tmp_path, text) == [
         "gateway.yaml:5: auth is off, and listen is an address that other machines reach; it must be a mapping with "
-        "issuers, or listen be 127.0.0.1, or allow_unauthenticated be true"
+        "issuers, or listen be 127.0.0.1:80, or allow_unauthenticated be true"
     ]
     assert loaded(tmp_path, text + "allow_unauthenticated: true\n").auth is None
 
@@ -421,13 +422,14 @@ def test_several_workers_need_a_key_and_a_shared_count(tmp_path: Path) -> None:
         line.partition("; ")[2] for line in refused(tmp_path, SMALL + "workers: 2\nlimits: {requests: 1/second}\n")
     ] == [
         "it must be 1, or sessions.keys be given: each worker would make a key of its own",
-        "it must be 1, or state be a Redis URL, or limits and sessions.per_agent be off: each worker would count by "
-        "itself",
+        "it must be 1, or state be a Redis URL, or limits.mode and sessions.per_agent be off: each worker would count "
+        "by itself",
     ]
     key = f"sessions: {{keys: ['{KEY}'], per_agent: off}}\nworkers: 2\n"
     config = loaded(tmp_path, SMALL + key)
     assert (config.workers, config.sessions.per_agent) == (2, None)
     assert any(warning.startswith("workers do not share") for warning in config.warnings)
+    assert loaded(tmp_path, SMALL + key + "limits: {mode: off}\n").workers == 2
     shared = f"sessions: {{keys: ['{KEY}']}}\nworkers: 2\nstate: redis://127.0.0.1\nlimits: {{requests: 1/second}}\n"
     assert loaded(tmp_path, SMALL + shared).workers == 2
 
@@ -445,6 +447,31 @@ def test_replicas_that_count_by_themselves_are_warned_of(tmp_path: Path) -> None
     assert warned(limited.replace("1/second", "1/second, mode: off") + "sessions: {per_agent: off}\n") == []
     alone = "sessions.keys is not given: a key is made that other replicas do not know, and a restart ends all sessions"
     assert alone in loaded(tmp_path, SMALL + limited).warnings
+
+
+@pytest.mark.parametrize(
+    ("rules", "open_to"),
+    [
+        ("", "a, b"),
+        (", rules: [{tools: ['*']}]", "a, b"),
+        (", rules: [{effect: deny, servers: [a], tools: ['delete_*']}]", "b"),
+        (", rules: [{servers: [b], tools: ['delete_*'], scopes: [files:delete]}]", "a"),
+        (", rules: [{effect: deny, agents: [ci], tools: ['*']}]", None),
+    ],
+)
+def test_a_policy_that_keeps_nobody_from_anything_is_warned_of_and_its_default_told(
+    tmp_path: Path, rules: str, open_to: str | None
+) -> None:
+    servers = "servers: {a: {url: http://127.0.0.1:1/mcp}, b: {url: http://127.0.0.1:2/mcp}}\nauth: off\n"
+    config = loaded(tmp_path, f"{servers}access: {{default: allow{rules}}}\n")
+    said = f"access allows by default, and no rule denies anything on {open_to}: every caller may see and call "
+    said += "everything"
+    assert [one for one in config.warnings if one.startswith("access")] == ([said] if open_to else [])
+    assert capabilities(config)["authorization"] == "policy, allow by default"
+    denying = loaded(tmp_path, servers + "access: {rules: [{tools: [x]}]}\n")
+    assert not [one for one in denying.warnings if one.startswith("access")]
+    assert capabilities(denying)["authorization"] == "policy, deny by default"
+    assert capabilities(loaded(tmp_path, SMALL))["authorization"] == "off"
 
 
 def test_what_opens_a_door_is_warned_of(tmp_path: Path) -> None:

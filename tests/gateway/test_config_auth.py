@@ -1,5 +1,6 @@
 """What the gateway's file says of issuers and of the credentials that servers get, and what is said of a wrong one."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from mcp_middleware.credentials import ClientCredentials, TokenExchange
 from mcp_middleware.gateway.banner import capabilities
 from mcp_middleware.gateway.config import Config, from_mapping
 from mcp_middleware.gateway.schema import schema
@@ -93,6 +95,11 @@ def test_what_servers_get_is_summed_up_without_secrets(tmp_path: Path) -> None:
         "files by a header and the caller in x-mcp-caller, tickets by client_credentials of https://login.example.com, "
         "mail by token_exchange of https://login.example.com"
     )
+    for headers, told in (("X-Tenant: t", "none"), ("Authorization: b", "a by a header")):
+        config = loaded(tmp_path, SMALL.replace("/mcp}", f"/mcp, headers: {{{headers}}}}}"))
+        assert capabilities(config)["credentials"] == told
+        lent = "servers.a.headers are lent to everybody who reaches the gateway, since auth is off"
+        assert (lent in config.warnings) is (told != "none")
     assert capabilities(loaded(tmp_path, SMALL))["credentials"] == "none"
 
 
@@ -173,7 +180,10 @@ SECRETS = "client_id: g, client_secret: s"
             "introspection.client_id is 'a\\nb'; it must be printable",
         ),
         ("audiences: []", "auth.issuers[0].audiences is an empty list; it must be a list with at least one item"),
-        ("introspection: {client_secret: s}", "auth.issuers[0].introspection.client_id is missing; the gateway's name"),
+        (
+            "introspection: {client_secret: s}",
+            "auth.issuers[0].introspection.client_id is missing; it must be printable text of",
+        ),
         (f"introspection: {{{SECRETS}, private_key: x}}", "introspection has both of client_secret and private_key"),
         (f"introspection: {{{SECRETS}, key_id: x}}", "has key_id, which client_secret has no use for; leave it out"),
         (
@@ -240,7 +250,11 @@ GRANT = "issuer: 'https://l', client_id: g"
         ),
         ("credentials: {type: off}", "servers.a.credentials.type is off (a boolean); it must be none or header or"),
         ("credentials: {type: none, name: x}", "servers.a.credentials.name is no key of this place; allowed are type"),
-        ("credentials: {type: header}", "servers.a.credentials.name is missing; the header's name."),
+        (
+            "headers: {Authorization: Bearer x}, credentials: {type: none}",
+            "servers.a.headers has authorization, and servers.a.credentials is of type none; keep one",
+        ),
+        ("credentials: {type: header}", "servers.a.credentials.name is missing; it must be the name of a header"),
         ("credentials: {type: header, name: X, value: 7}", "servers.a.credentials.value must be printable ASCII"),
         ("credentials: {type: header, name: Host, value: x}", "servers.a.credentials.name is 'Host'; it must be the"),
         (
@@ -248,7 +262,10 @@ GRANT = "issuer: 'https://l', client_id: g"
             "servers.a.credentials.name is 'Mcp-Name'; it must be",
         ),
         (f"credentials: {{type: client_credentials, {GRANT}}}", "has neither of client_secret and private_key"),
-        ("credentials: {type: client_credentials, client_secret: s}", "servers.a.credentials.issuer is missing; the"),
+        (
+            "credentials: {type: client_credentials, client_secret: s}",
+            "servers.a.credentials.issuer is missing; it must",
+        ),
         (f"credentials: {{type: token_exchange, {GRANT}, client_secret: s}}", "no use without audience or resource"),
         (
             f"credentials: {{type: client_credentials, {GRANT}, client_secret: s, resource: x}}",
@@ -300,7 +317,7 @@ GRANT = "issuer: 'https://l', client_id: g"
             "client_secret: s}",
             "servers.a.caller and servers.a.credentials both set the header authorization; keep one",
         ),
-        ("caller: {}", "servers.a.caller.key is missing; what it is signed with."),
+        ("caller: {}", "servers.a.caller.key is missing; it must be a secret of at least 32 bytes"),
         ("caller: {key: x}", "servers.a.caller.key (not shown) must be"),
         ("caller: {key: '${PEM}', header: 'a b'}", "servers.a.caller.header is 'a b'; it must be the name of a header"),
     ],
@@ -363,6 +380,11 @@ servers:
     lines = refused(tmp_path, text, S=secret.encode().decode("unicode_escape"))
     assert len(lines) > 15
     assert not any("hunter2" in line for line in lines)
+
+
+def test_a_private_network_is_allowed_by_one_name() -> None:
+    for made in (Issuer, ClientCredentials, TokenExchange):
+        assert "allow_private_addresses" in signature(made).parameters
 
 
 def test_a_credential_reads_the_same_in_python_values() -> None:

@@ -443,7 +443,7 @@ async def test_a_rule_beside_those_that_allow_it_stops_an_agent_at_the_next_relo
         await running.app.reload(from_mapping(stopped))
         assert "error" in answer_of(await post(running.http, running.url(), "tools/call", ECHO, token=token))
         told = "configuration: access.rules[0] allows only what rules[1] denies, and changes nothing"
-        assert capabilities(running.app.config)["authorization"] == f"policy for 1 of 1 servers; {told}"
+        assert capabilities(running.app.config)["authorization"] == f"policy, deny by default; {told}"
         assert not running.app.config.warnings, "it is no danger, for which a pipeline would not let it through"
 
 

@@ -110,6 +110,7 @@ def test_prices_need_no_limits_and_off_is_off(tmp_path: Path) -> None:
         limits = loaded(tmp_path, SMALL + f"limits: {{requests: 1/second, mode: {off}}}").limits
         assert limits is not None
         assert limits.mode == "off"
+        assert loaded(tmp_path, SMALL + f"limits: {{mode: {off}}}").limits == LimitsConfig(mode="off")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_prices_need_no_limits_and_off_is_off(tmp_path: Path) -> None:
         ("prices: {currency: EUR, rules: [{call: 1}, {call: 1}]}", "prices.rules[1] repeats prices.rules[0]; keep one"),
         ("budgets: [{period: day, amount: 1}]", "gateway.yaml:4: budgets is of no use without prices"),
         ("budgets: [{period: week, amount: 1}]", "budgets[0].period is 'week'; it must be day or month"),
-        ("budgets: [{period: day}]", "budgets[0].amount is missing; in the currency"),
+        ("budgets: [{period: day}]", "budgets[0].amount is missing; it must be a number above 0"),
         ("budgets: [{period: day, amount: 0}]", "budgets[0].amount is 0 (a number); it must be a number above 0"),
         ("budgets: {period: day, amount: 1}", "budgets is a mapping; it must be a list"),
         ("guard: {}", "gateway.yaml:4: guard is of no use without addresses or tools; give one"),
@@ -251,10 +252,10 @@ def test_several_workers_count_budgets_together_or_not_at_all(tmp_path: Path) ->
     several = "workers: 2\nsessions: {keys: ['" + "A" * 43 + "='], per_agent: off}\n"
     priced = "prices: {currency: EUR, rules: [{call: 1}]}\nbudgets: [{period: day, amount: 1}]\n"
     assert refused(tmp_path, SMALL + several + priced)[0].endswith(
-        "it must be 1, or state be a Redis URL, or budgets be off: each worker would count by itself"
+        "it must be 1, or state be a Redis URL, or limits.mode be off: each worker would count by itself"
     )
-    off = "limits: {requests: 1/second, mode: off}\n"
-    assert loaded(tmp_path, SMALL + several + priced + off).workers == 2
+    for off in ("limits: {requests: 1/second, mode: off}\n", "limits: {mode: off}\n"):
+        assert loaded(tmp_path, SMALL + several + priced + off).workers == 2
 
 
 def test_the_banner_says_what_is_limited_and_what_it_costs(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ TIMES: dict[str, st.SearchStrategy[Any]] = {
     "stream_idle": DURATIONS,
     "probe_interval": DURATIONS,
     "headers": HEADERS,
+    "forward_headers": listed("X-Tenant", "x-b"),
     "credentials": st.sampled_from(CREDENTIALS),
     "caller": st.sampled_from([{"key": SECRET}, {"header": "X-Caller", "key": PEM}]),
     "limits": BUCKETS | section({"tools": st.dictionaries(st.just("s*"), BUCKETS)}),
@@ -159,7 +160,7 @@ REST = section(
     access_log=FLAGS,
 )
 
-AMOUNTS = st.sampled_from([1, 0.5, "0.000001", 1e-6, "${FIVE}", "0.${FIVE}"])
+AMOUNTS = st.sampled_from([1, 0.5, "0.000001", 2e-6, "${FIVE}", "1.${FIVE}"])  # each another: a rule is not there twice
 PRICES = section(
     {
         "currency": st.sampled_from(["EUR", "credits"]),
@@ -271,6 +272,19 @@ def test_every_key_is_described_in_schema_and_reference() -> None:
             assert f"'{key.name}': {{'description': " in text
     for about in (*POLICY_KEYS.values(), *RULE_KEYS.values()):
         assert about in reference
+
+
+def test_what_is_missing_has_a_remedy() -> None:
+    for described in FILE.sections():
+        for key in described.keys:
+            assert re.match("(be|name) ", key.shape.must), key
+
+
+def test_a_key_of_one_kind_of_a_section_is_not_required_of_all() -> None:
+    reference = reference_markdown()
+    assert "| `file` | path |  | A policy file" in reference
+    assert "| `default` | `allow` or `deny` | `deny` |" in reference
+    assert "| `effect` | `allow` or `deny` | `allow` |" in reference
 
 
 def test_the_reference_is_the_one_in_the_documentation() -> None:

@@ -83,7 +83,13 @@ _SERVER: Final = Section(
             ListOf(_INSTANCE),
             "The URLs of several equal instances. A session stays on the one that opened it.",
         ),
-        Key("headers", HEADERS, "Headers that the gateway adds to each request, in place of the caller's own.", {}),
+        Key(
+            "headers",
+            HEADERS,
+            "Headers that the gateway adds to each request, in place of the caller's own. No credential: give that as "
+            "`credentials`.",
+            {},
+        ),
         Key(
             "forward_headers",
             ListOf(FORWARDED, least=0),
