@@ -14,7 +14,8 @@ __all__ = ["spellings"]
 
 _DECODINGS: Final = 3
 """How often a value is decoded that was encoded again and again."""
-_DOTS: Final = re.compile(r"(?:^|(?<=[/:=?&#]))\.{1,2}(?:$|(?=[/?&#]))")
+_DOTS: Final = re.compile(r"\.(?<![^/:=?&#]\.)\.?(?![^/?&#])")
+"""``.`` or ``..`` as a segment. It begins with the dot, for which alone the text is then searched."""
 _NO_URI: Final = re.compile(r"[\x00-\x20\x7f]")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _AUTHORITY: Final = re.compile(r"[^:/?#]*:(?://[^/?#]*)?")
