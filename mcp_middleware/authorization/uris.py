@@ -18,8 +18,8 @@ _DOTS: Final = re.compile(r"\.(?<![^/:=?&#]\.)\.?(?![^/?&#])")
 """``.`` or ``..`` as a segment. It begins with the dot, for which alone the text is then searched."""
 _NO_URI: Final = re.compile(r"[\x00-\x20\x7f]")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_AUTHORITY: Final = re.compile(r"[^:/?#]*:(?://[^/?#]*)?")
-_PARTS: Final = re.compile(r"([^:/?#]*):(/*)([^/?#]*)([^?#]*)(.*)", re.DOTALL)
+_AUTHORITY: Final = re.compile(r"[^:/?#]*+:(?://[^/?#]*+)?")
+_PARTS: Final = re.compile(r"([^:/?#]*+):(/*+)([^/?#]*+)([^?#]*+)(.*)", re.DOTALL)
 _SLASHES: Final = re.compile(r"//+")
 _PORTS: Final = {"http": "80", "https": "443", "ws": "80", "wss": "443", "ftp": "21"}
 """Schemes after which any number of slashes begins an authority, and the port that need not be named."""
