@@ -142,7 +142,7 @@ def _refusal(message: Message | Batch, code: int, text: str, data: Mapping[str, 
 
 def _mirror_mismatch(message: Request | Notification, headers: Mapping[bytes, bytes]) -> str | None:
     method = headers.get(_METHOD_HEADER)
-    if method is not None and method.decode("latin-1") != message.method:
+    if method is not None and _ascii(method) != message.method:
         return "the mcp-method header differs from the body's method"
     name = headers.get(_NAME_HEADER)
     if name is None or not isinstance(message, Request):
@@ -153,16 +153,21 @@ def _mirror_mismatch(message: Request | Notification, headers: Mapping[bytes, by
 
 
 def decode_header_value(value: bytes) -> str | None:
-    """A mirrored header's text: verbatim, or the UTF-8 inside ``=?base64?...?=``
+    """A mirrored header's text: ASCII verbatim, or the UTF-8 inside ``=?base64?...?=``
     (2026-07-28 transports, "Value Encoding").
 
-    None where the encoding is malformed, so that a corrupt header never equals a body's value.
+    None where the encoding is malformed, so that a corrupt header never equals a body's value. Other bytes than ASCII
+    are: who reads them as Latin-1 and who reads them as UTF-8 see two names.
     """
     match = _SENTINEL.fullmatch(value) if value.startswith(b"=?") else None
     if match is None:
-        return value.decode("latin-1")
+        return _ascii(value)
     try:
         decoded = base64.b64decode(match[1], validate=True)
         return decoded.decode() if base64.b64encode(decoded) == match[1] else None
     except (binascii.Error, ValueError):
         return None
+
+
+def _ascii(value: bytes) -> str | None:
+    return value.decode("ascii") if value.isascii() else None

@@ -122,6 +122,17 @@ def test_a3_encoded_header_values() -> None:
     assert check_headers(message, {**MODERN, b"mcp-name": b"=?base64?Y2Fmw6k=?="}) == Standing("modern", "2026-07-28")
 
 
+@pytest.mark.parametrize("name", ["é", "Ã©"])
+@pytest.mark.parametrize("coding", ["latin-1", "utf-8"])
+def test_case_13_a_raw_header_beyond_ascii_is_refused(name: str, coding: str) -> None:
+    """Readers differ in what such bytes are: of c3 a9 one makes a character, another two."""
+    message = call(name, _meta=MODERN_META)
+    assert headers_refused(message, {**MODERN, b"mcp-name": name.encode(coding)}).code == HEADER_MISMATCH
+    assert headers_refused(call(name), {b"mcp-name": name.encode(coding)}).code == HEADER_MISMATCH
+    method = rpc(name, {"_meta": MODERN_META})
+    assert headers_refused(method, {**MODERN, b"mcp-method": name.encode(coding)}).code == HEADER_MISMATCH
+
+
 @given(st.binary(max_size=200))
 def test_decoding_never_raises(value: bytes) -> None:
     decode_header_value(value)
