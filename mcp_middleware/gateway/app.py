@@ -14,13 +14,13 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from mcp_middleware.errors import ConfigurationError
+from mcp_middleware.errors import UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Receive, Scope, Send
 from mcp_middleware.member import ASGIApp
 from mcp_middleware.resource_server import IssuersVerifier
 from mcp_middleware.resource_server.legacy import LEGACY_WELL_KNOWN, issuer_metadata
 from mcp_middleware.resource_server.metadata import WELL_KNOWN
-from mcp_middleware.responses import send_document
+from mcp_middleware.responses import rejection_answer, retry_later, send_document
 from mcp_middleware.types import Document
 
 from .client import UpstreamClient, UpstreamError
@@ -57,6 +57,8 @@ class Gateway:
         self._shared = Shared(config, access_log)
         self._generation = _Generation(config, self._shared)
         self._starting = asyncio.Lock()
+        self._begun = False
+        """Somebody starts it, or did: no request has to, and what comes too early waits for that."""
         self._started = False
         self._answered = False
         """Every authorization server has answered once. One that a reload adds takes no gateway out of service."""
@@ -75,13 +77,19 @@ class Gateway:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})  # MCP has no websocket transport
             return
+        if not self._begun:
+            await self._start_by_itself()
         path = _normal(scope["path"])
-        asks_health = path in ("/healthz", "/readyz")
-        if not self._started and not (asks_health and self._starting.locked()):
-            await self.startup()
-        if asks_health:
+        if path in ("/healthz", "/readyz"):
             await self._answer_health(path, scope["method"], send)
             return
+        if not self._started:
+            async with self._starting:
+                pass
+            if not self._started:  # nor will it be: the start has failed, or the end has come
+                refusal = retry_later(503, UNAVAILABLE, "The gateway has not started", "not_started", seconds=1.0)
+                await send_document(rejection_answer(refusal, None, close=True), send)
+                return
         generation = self._generation
         app = generation.route(path)
         if app is None:
@@ -111,6 +119,13 @@ class Gateway:
         await self.shutdown()
         await send({"type": "lifespan.shutdown.complete"})
 
+    async def _start_by_itself(self) -> None:
+        try:
+            await self.startup()
+        except BaseException:
+            self._begun = False  # the next request tries again
+            raise
+
     async def startup(self) -> None:
         """Ask the authorization servers, open connections and begin to watch the servers. Does nothing when it has been
         done.
@@ -118,6 +133,7 @@ class Gateway:
         Raises ConfigurationError where an authorization server contradicts the configuration. One that does not answer
         is asked again, and until it has answered ``readiness`` says so.
         """
+        self._begun = True
         async with self._starting:
             if not self._started:
                 await self._generation.start()

@@ -146,10 +146,18 @@ class Worker:
         except ConfigurationError as error:
             raise StartError(str(error)) from None
         context = self._tls.context if self._tls is not None else None
-        # Before the start, which waits for authorization servers that may be slow: whoever asks is told so.
+        starting = asyncio.create_task(gateway.startup(), name="start")
+        # The start waits for authorization servers that may be slow: whoever asks meanwhile is told so.
         server = await accept(gateway, self._bound, self._connections, context=context)
         running = [asyncio.create_task(self._tick(), name="tick")]
-        if await self._start(gateway):
+        try:
+            has_started = await self._has_started(starting)
+        except StartError:
+            await self._hang_up(server, loop.time() + 1.0)
+            await _cancel(running)
+            await gateway.shutdown()
+            raise
+        if has_started:
             _settle_heap()
             running.append(asyncio.create_task(self._reload_when_told(gateway), name="reloads"))
             if self._announce is not None:
@@ -157,14 +165,11 @@ class Worker:
                 running.append(asyncio.create_task(told, name="banner"))
             await self._told.wait()
         await self._drain(gateway, server)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await _cancel(running)
         return await self._close(gateway)
 
-    async def _start(self, gateway: Gateway) -> bool:
-        """Start it. Whether that came to its end before somebody told it to stop. Raises StartError."""
-        starting = asyncio.create_task(gateway.startup(), name="start")
+    async def _has_started(self, starting: "asyncio.Task[None]") -> bool:
+        """Whether the start came to its end before somebody told it to stop. Raises StartError."""
         told = asyncio.create_task(self._told.wait(), name="told to stop")
         await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
@@ -175,7 +180,6 @@ class Worker:
         try:
             starting.result()
         except ConfigurationError as error:
-            await gateway.shutdown()
             raise StartError(str(error), wrong=True) from None
         except OSError as error:
             raise StartError(f"cannot start: {error}") from error
@@ -247,6 +251,10 @@ class Worker:
         self._connections.ending = True
         # What still comes is answered: whoever balances load sees that this one is not ready, and loses no call.
         await self._wait(lambda: all(task.done() for task in under_way), deadline)
+        await self._hang_up(server, deadline)
+
+    async def _hang_up(self, server: asyncio.AbstractServer, deadline: float) -> None:
+        """Take no more, and end every connection: those that are being answered after that, until ``deadline``."""
         self._connections.ended = True
         server.close()
         for connection in list(self._connections.connections):
@@ -281,6 +289,12 @@ class Worker:
             status = status or 1
         logger.info("stopped")
         return status
+
+
+async def _cancel(tasks: "list[asyncio.Task[None]]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _files_of(config: Config, path: Path) -> list[Path]:
