@@ -7,12 +7,13 @@ from mcp_middleware.types import Clock
 
 __all__ = ["Allowance", "Forgeries"]
 
-_FORGED: Final = 0.005
+_FORGED: Final = 0.05
 """The part of the time that may go into checking signatures which turn out to be forged, so that hardly one good
-request in a hundred meets such a check. Beyond it, tokens that are not known are answered "not now"."""
-_FORGED_AS_FAMILIAR: Final = 0.05
-"""The same for all tokens together that are in the name of somebody who has had a good one; in each such name it is the
-part above. So who knows no such name keeps none of these callers from their next token, and who knows one, that one."""
+request in twenty meets such a check, of a tenth of a millisecond or so. Beyond it, tokens that are not known are
+answered "not now". It is counted apart in the names of those who have had a good token, and of all others: so who
+knows no such name keeps none of these callers from their next token."""
+_FORGED_IN_A_NAME: Final = 0.005
+"""The same for one name of somebody who has had a good token: who knows a name keeps that one from its next token."""
 _FORGED_BURST: Final = 0.25
 """Seconds of it that can be saved up: some thousand signatures."""
 
@@ -60,7 +61,7 @@ class Forgeries:
         self._most = most
         self._clock = clock
         self._as_others = Allowance(_FORGED, most=_FORGED_BURST, clock=clock)
-        self._as_familiar = Allowance(_FORGED_AS_FAMILIAR, most=_FORGED_BURST, clock=clock)
+        self._as_familiar = Allowance(_FORGED, most=_FORGED_BURST, clock=clock)
         self._familiar: dict[Hashable, Allowance | None] = {}
         """The latest last; with an allowance of its own once somebody has forged a token in that name."""
 
@@ -82,7 +83,7 @@ class Forgeries:
             return
         own = self._familiar[name]
         if own is None:
-            own = self._familiar[name] = Allowance(_FORGED, most=_FORGED_BURST, clock=self._clock)
+            own = self._familiar[name] = Allowance(_FORGED_IN_A_NAME, most=_FORGED_BURST, clock=self._clock)
         own.spend(seconds)
         self._as_familiar.spend(seconds)
 
