@@ -106,6 +106,8 @@ class Answer:
         headers: Headers = list(event.get("headers", ()))
         for on_response_start in self.on_response_start:
             on_response_start(exchange, event["status"], headers)
+        if all(name != NOSNIFF[0] for name, _ in headers):
+            headers.append(NOSNIFF)  # our own answers have it, and must not be told from the server's by it
         event["headers"] = headers
         media = media_type(headers)
         if media == b"text/event-stream":
