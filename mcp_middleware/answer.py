@@ -12,7 +12,7 @@ from .exchange import Exchange, Send
 from .message import Request
 from .responses import NOSNIFF, error_body, media_type, send_document
 from .server_message import ServerMessage, parse_server_message
-from .sse import Decoder, EventTooLargeError, encode
+from .sse import Decoder, EventTooLargeError, Frame, encode
 from .types import Document, Headers
 
 __all__ = ["Answer", "BatchAnswer"]
@@ -21,10 +21,14 @@ _OnMessage: TypeAlias = Callable[[Exchange, ServerMessage], ServerMessage | Awai
 
 _MAX_HELD: Final = 4 * 1024 * 1024
 """Bytes of answers to a batch that are held for a JSON array."""
+_SMALL: Final = 256 * 1024
+"""Bytes of a message that is read at once. A larger one is in a thread, so that others have their turns meanwhile."""
 _SLICE: Final = 1024
 """Bytes of an event stream that are looked at between two looks at the clock."""
 _TURN: Final = 0.0005
 """Seconds that one stream may take before others have their turn: forty at once, and each waits for all others."""
+_MAX_TURN: Final = 64 * 1024
+"""Bytes of a stream after which others have their turn in any case: what is there already is read without waiting."""
 _TOO_LARGE: Final = "the server's answer is too large"
 _TOKEN_CHECK: Final = 20.0
 """Seconds between two looks at the token of an open stream: with the 30 for which an issuer's word on a token may be
@@ -52,6 +56,7 @@ class Answer:
         "send_on",
         "size",
         "start",
+        "taken",
     )
 
     def __init__(
@@ -74,6 +79,8 @@ class Answer:
         self.start: MutableMapping[str, Any] | None = None
         self.body: list[bytes] = []
         self.size = 0
+        self.taken = 0
+        """Bytes of a stream since others had their turn."""
         self.decoder: Decoder | None = None
         self.answered = False
         """A stream has carried the answer: what it still carries is for nobody, and the server should have ended it
@@ -137,7 +144,7 @@ class Answer:
             return
         start = self.start or {}
         body = b"".join(self.body)
-        message = None if too_large else parse_server_message(body)
+        message = None if too_large else await self._read(body)
         passed = await self._observe(message) if message is not None else None
         if message is not None:
             if passed is not message:
@@ -164,12 +171,15 @@ class Answer:
         out: list[bytes] = []
         began = time.monotonic() if len(chunk) > _SLICE else 0.0
         for start in range(0, len(chunk), _SLICE):
-            if start and time.monotonic() - began > _TURN:  # a server of many small events must leave others their turn
+            # a server of many small events must leave others their turn
+            if self.taken >= _MAX_TURN or (start and time.monotonic() - began > _TURN):
                 if out:
                     await self.send_on({"type": "http.response.body", "body": b"".join(out), "more_body": True})
                     out.clear()
                 await asyncio.sleep(0)
+                self.taken = 0
                 began = time.monotonic()
+            self.taken += _SLICE
             if self.answered:
                 self.exchange.ended = True
                 more = False
@@ -201,8 +211,8 @@ class Answer:
             if self._is_unread(frame.raw):
                 out.append(frame.raw)
                 continue
-            data = frame.data
-            message = parse_server_message(data) if data else None
+            data = frame.data if len(frame.raw) <= _SMALL else await asyncio.to_thread(_data_of, frame)
+            message = await self._read(data) if data else None
             if message is None:
                 if self.exchange.strict and data and (frame.event == b"message" or data.lstrip()[:1] in (b"[", b"{")):
                     self.dropped = True
@@ -214,6 +224,13 @@ class Answer:
                 out.append(frame.raw)
             elif passed is not None:
                 out.append(frame.with_data(bytes(passed.raw)).raw)
+
+    async def _read(self, data: bytes) -> ServerMessage | None:
+        if len(data) <= _SMALL:
+            return parse_server_message(data)
+        asked = self.exchange.message
+        is_call = isinstance(asked, Request) and asked.method == "tools/call"
+        return await asyncio.to_thread(_parse_large, data, with_tool_result=is_call)
 
     def _is_unread(self, data: bytes) -> bool:
         """Whether no message is in these events, nor anything that must not pass for being none."""
@@ -263,6 +280,18 @@ class Answer:
         data = error_body(code, text, self.exchange.request_id)
         self.exchange.answer = parse_server_message(data)
         return data
+
+
+def _data_of(frame: Frame) -> bytes | None:
+    return frame.data
+
+
+def _parse_large(data: bytes, *, with_tool_result: bool) -> ServerMessage | None:
+    """The message; with what members will read of it, where that is worth a thread."""
+    message = parse_server_message(data)
+    if message is not None and with_tool_result:
+        _ = message.tool_result
+    return message
 
 
 class BatchAnswer:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from mcp_middleware.errors import UnknownOutcomeError
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import Bounds, Member
 from mcp_middleware.message import Request
+from mcp_middleware.server_message import ServerMessage, parse_server_message
 from mcp_middleware.types import Document, Principal, Rejection
 
 from .asgi import Call, EchoServer, rpc
@@ -218,6 +220,46 @@ async def test_case_31_others_have_their_turn_while_a_stream_is_read(
     task.cancel()
     assert done.body == data
     assert turns >= 60
+
+
+@pytest.mark.parametrize("step", [100, 64 * 1024])
+async def test_case_31_others_have_their_turn_however_fast_a_stream_is(step: int) -> None:
+    """Nothing of it has to be waited for, and each piece by itself takes no time."""
+    turns = 0
+    data = b"\n" * (640 * 1024)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    events = [body(data[at : at + step], more=True) for at in range(0, len(data), step)]
+    task = asyncio.create_task(others())
+    done = await Call(Audit(scripted(start(b"text/event-stream"), *events, body(b"")), []), CALL).run()
+    task.cancel()
+    assert done.body == data
+    assert turns >= 9
+
+
+@pytest.mark.parametrize("media", [b"application/json", b"text/event-stream"])
+async def test_case_31_others_run_while_a_large_answer_is_read(monkeypatch: pytest.MonkeyPatch, media: bytes) -> None:
+    """Small ones are not worth a thread."""
+    threads: list[bool] = []
+
+    def noting(data: bytes) -> ServerMessage | None:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return parse_server_message(data)
+
+    monkeypatch.setattr("mcp_middleware.answer.parse_server_message", noting)
+    for size in (10, 300_000):
+        answer = b'{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"%b"}]}}' % (b"x" * size)
+        sent = b"data: " + answer + b"\n\n" if b"event" in media else answer
+        audit = Audit(scripted(start(media), body(sent)), [])
+        assert (await Call(audit, CALL).run()).body == sent
+        assert audit.exchanges[0].answer is not None
+        assert audit.exchanges[0].tool_failed is False
+    assert threads == [True, False]
 
 
 class Authenticating(Member):
