@@ -26,7 +26,7 @@ __all__ = ["ToolAuthorizationMiddleware"]
 
 _UPDATED: Final = "notifications/resources/updated"
 _TURN: Final = 0.002
-"""Seconds in which a list is filtered before others have their turn."""
+"""Seconds in which targets are judged before others have their turn."""
 
 
 class ToolAuthorizationMiddleware(Member):
@@ -65,7 +65,7 @@ class ToolAuthorizationMiddleware(Member):
             return unreadable(request)
         if not asked:
             return None
-        judged, decision = self._judge(exchange.caller, asked)
+        judged, decision = await self._judge(exchange.caller, asked)
         exchange.decision = decision
         if judged is not request:
             judged = about(request, judged.target_kind, judged.target)
@@ -83,11 +83,15 @@ class ToolAuthorizationMiddleware(Member):
             resource_metadata=exchange.resource_metadata,
         )
 
-    def _judge(self, caller: Principal, asked: Sequence[Request]) -> tuple[Request, Decision]:
+    async def _judge(self, caller: Principal, asked: Sequence[Request]) -> tuple[Request, Decision]:
         """The decision on all questions, and the first question that was answered so."""
-        decisions = [self._policy.authorize(caller, one) for one in asked]
         if len(asked) == 1:
-            return asked[0], decisions[0]
+            return asked[0], self._policy.authorize(caller, asked[0])
+        decisions: list[Decision] = []
+        began = time.monotonic()
+        for one in asked:
+            decisions.append(self._policy.authorize(caller, one))
+            began = await _give_way(began)
         decision = combine(decisions)
         judged = next(
             one
@@ -132,9 +136,7 @@ class ToolAuthorizationMiddleware(Member):
                 decision = self._policy.authorize(exchange.caller, question(items.asked_as, items.kind, name))
                 if decision.allowed or decision.visible:
                     kept.append(item)
-            if time.monotonic() - began > _TURN:
-                await asyncio.sleep(0)
-                began = time.monotonic()
+            began = await _give_way(began)
         around[items.member] = kept
         return message.with_result(private(around, self._max_ttl_ms, always=exchange.era == "modern"))
 
@@ -157,6 +159,14 @@ class ToolAuthorizationMiddleware(Member):
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
         return self._policy.authorize(exchange.caller, question("resources/subscribe", "resource", uri)).allowed
+
+
+async def _give_way(began: float) -> float:
+    """Let others have their turn, if this one has lasted long enough. When the turn that goes on began."""
+    if time.monotonic() - began <= _TURN:
+        return began
+    await asyncio.sleep(0)
+    return time.monotonic()
 
 
 class _Resource(msgspec.Struct):

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import pytest
@@ -298,11 +298,8 @@ async def test_case_16_a_list_in_the_dress_of_news_is_filtered(media: str, uri: 
     assert (b"x://" in (await legacy(app, "tools/call", name="echo")).body) is (uri == "x://open/a")
 
 
-@pytest.mark.parametrize("media", ["application/json", "text/event-stream"])
-async def test_case_31_others_have_their_turn_while_a_list_is_filtered(
-    monkeypatch: pytest.MonkeyPatch, media: str
-) -> None:
-    monkeypatch.setattr("mcp_middleware.authorization.middleware._TURN", -1.0)
+async def turns_of_others(act: Awaitable[Call]) -> tuple[Call, int]:
+    """What ``act`` comes to, and how often others had their turn meanwhile."""
     turns = 0
 
     async def others() -> None:
@@ -312,13 +309,26 @@ async def test_case_31_others_have_their_turn_while_a_list_is_filtered(
             await asyncio.sleep(0)
 
     task = asyncio.create_task(others())
-    names = [{"name": "echo"}, {"name": "hidden"}] * 50
-    call = await legacy(
-        ToolAuthorizationMiddleware(Server(result(tools=names), media=media), policy=POLICY), "tools/list"
-    )
+    call = await act
     task.cancel()
+    return call, turns
+
+
+@pytest.mark.parametrize("media", ["application/json", "text/event-stream"])
+async def test_case_31_others_have_their_turn_while_targets_are_judged(
+    monkeypatch: pytest.MonkeyPatch, media: str
+) -> None:
+    monkeypatch.setattr("mcp_middleware.authorization.middleware._TURN", -1.0)
+    names = [{"name": "echo"}, {"name": "hidden"}] * 50
+    app = ToolAuthorizationMiddleware(Server(result(tools=names), media=media), policy=POLICY)
+    call, turns = await turns_of_others(legacy(app, "tools/list"))
     assert call.body.count(b"echo") == 50
     assert b"hidden" not in call.body
+    assert turns >= 100
+    uris = [f"x://open/{number}" for number in range(100)]
+    asked = {"resourceSubscriptions": uris}
+    call, turns = await turns_of_others(modern(app, "subscriptions/listen", notifications=asked))
+    assert call.status == 200
     assert turns >= 100
 
 
