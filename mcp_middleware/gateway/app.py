@@ -27,9 +27,10 @@ from .client import UpstreamClient, UpstreamError
 from .config import Config
 from .credentials import ServerCredentials
 from .edge import AccessLog
+from .forwarder import Forwarder
 from .sections.servers import ServerConfig
 from .shared import Shared
-from .stack import credentials, stack, verifier
+from .stack import credentials, forwarder, stack, verifier
 from .upstream import Upstream
 
 __all__ = ["Gateway", "create_app"]
@@ -63,7 +64,8 @@ class Gateway:
         self._answered = False
         """Every authorization server has answered once. One that a reload adds takes no gateway out of service."""
         self._bad_reload: str | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], _Generation] = {}
+        """What was served before, until its last request has ended."""
 
     @property
     def config(self) -> Config:
@@ -181,8 +183,10 @@ class Gateway:
         self._shared.telemetry.count_reload("ok")
         if self._started:
             task = asyncio.create_task(current.aclose(following), name="the configuration before")
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._retiring[task] = current
+            task.add_done_callback(self._retiring.pop)
+            for before in self._retiring.values():
+                before.end_streams(following)
         logger.info("the configuration was reloaded from %s", config.source)
 
     def note_bad_reload(self, message: str) -> None:
@@ -249,10 +253,12 @@ class _Generation:
         self._asked: list[IssuersVerifier | ServerCredentials] = [] if previous is None else previous._asked
         """Of what has to do with authorization servers: what has been started and is in use."""
         self.upstreams = {name: _upstream(server, shared.client, previous) for name, server in config.servers.items()}
+        self._forwarders: dict[str, Forwarder] = {}
         self._stacks: dict[str, ASGIApp] = {}
         prefix = unquote(urlsplit(config.public_url).path)
         for name, upstream in self.upstreams.items():
-            app = stack(config, name, upstream, shared, self._verifier, self._credentials[name])
+            innermost = self._forwarders[name] = forwarder(config, upstream, shared, self._credentials[name])
+            app = stack(innermost, config, name, upstream, shared, self._verifier)
             endpoint = f"/{name}{_ENDPOINT}"
             self._stacks[endpoint] = app
             self._stacks[prefix + endpoint] = app  # a proxy may take the path of the public URL away, or leave it
@@ -269,6 +275,19 @@ class _Generation:
 
     def route(self, path: str) -> ASGIApp | None:
         return self._stacks.get(path)
+
+    def end_streams(self, following: "_Generation") -> None:
+        """End the streams to servers that ``following`` may keep from their callers: who may still use one opens its
+        streams anew. What a call has begun it may finish."""
+        for name, innermost in self._forwarders.items():
+            if self._judges_by(name) != following._judges_by(name):
+                innermost.end_streams()
+
+    def _judges_by(self, name: str) -> object:
+        """What decides who may use a server."""
+        policy = self.config.policies.get(name)
+        rules = None if policy is None else (policy.rules, policy.default)
+        return name in self.config.servers, self.config.auth, rules
 
     def enter(self) -> None:
         self._in_flight += 1

@@ -87,8 +87,8 @@ class _ClientGoneError(Exception):
     """The caller has left, and its request with it."""
 
 
-class _DrainingError(Exception):
-    """The gateway is about to stop."""
+class _EndingError(Exception):
+    """Streams end: the gateway is about to stop, or they were opened by what does not hold any more."""
 
 
 class Forwarder:
@@ -96,9 +96,9 @@ class Forwarder:
 
     Inside the members it reads which instance a request is for from their Exchange; without them it chooses one.
     ``credentials`` are what the server knows the gateway by, besides the headers of ``upstream``. ``spans`` makes a
-    span for each request to an instance. Once ``draining`` is set, streams that would stay open end properly, and no
-    new ones begin. Of ``bounds`` it heeds ``max_answer_bytes``. An event stream that breaks off raises
-    ``UpstreamError``.
+    span for each request to an instance. Once ``draining`` is set, and after ``end_streams``, streams that would stay
+    open end properly, and no new ones begin. Of ``bounds`` it heeds ``max_answer_bytes``. An event stream that breaks
+    off raises ``UpstreamError``.
     """
 
     def __init__(
@@ -119,6 +119,7 @@ class Forwarder:
         self._most = (bounds or Bounds()).max_answer_bytes
         self._streams: set[Answer] = set()
         self._ending: asyncio.Task[None] | None = None
+        self._revoked = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -146,8 +147,8 @@ class Forwarder:
             return
         request = exchange.message if isinstance(exchange.message, Request) else None
         streams = method == b"GET" or (request is not None and request.method == _LISTEN)
-        if streams and self._draining.is_set():
-            await _refuse(exchange, send, _unavailable("the gateway is about to stop", 1.0))
+        if streams and (self._revoked or self._draining.is_set()):
+            await _refuse(exchange, send, _unavailable(self.why_ending, 1.0))
             return
         call = _Call(self, exchange, request, receive, send, method=method, body=body, streams=streams)
         try:
@@ -155,9 +156,21 @@ class Forwarder:
         finally:
             call.close()
 
+    @property
+    def why_ending(self) -> str:
+        """Why streams end."""
+        return "the rules have changed; open the stream anew" if self._revoked else "the gateway is about to stop"
+
+    def end_streams(self) -> None:
+        """Let all streams end, and begin none: what they were opened by does not hold any more."""
+        self._revoked = True
+        self._interrupt()
+
     def follow(self, answer: Answer) -> None:
         """End ``answer`` when the gateway drains."""
         self._streams.add(answer)
+        if self._revoked:
+            answer.interrupt(_EndingError())
         if self._ending is None:
             self._ending = asyncio.create_task(self._end_streams(), name="end streams")
 
@@ -170,8 +183,11 @@ class Forwarder:
 
     async def _end_streams(self) -> None:
         await self._draining.wait()
+        self._interrupt()
+
+    def _interrupt(self) -> None:
         for answer in list(self._streams):
-            answer.interrupt(_DrainingError())
+            answer.interrupt(_EndingError())
 
 
 class _Call:
@@ -288,8 +304,8 @@ class _Call:
             return None
         except _ClientGoneError:
             return None
-        except _DrainingError:
-            await self._say_stopping()
+        except _EndingError:
+            await self._say_ending()
             return None
         upstream.answered(name, answer.status)
         return answer
@@ -404,8 +420,8 @@ class _Call:
             await self._fail(502, str(error), error)
         except _ClientGoneError:
             pass
-        except _DrainingError:
-            await self._say_stopping()
+        except _EndingError:
+            await self._say_ending()
         return None
 
     async def _send_whole(self, answer: Answer, data: bytes) -> None:
@@ -431,7 +447,7 @@ class _Call:
             raise
         except _ClientGoneError:
             return
-        except _DrainingError:
+        except _EndingError:
             asked = self.request if self.exchange.answer is None and ends_event(tail) else None
             data = b"" if asked is None else farewell(asked.id)  # a GET stream just ends
         await send({"type": "http.response.body", "body": data, "more_body": False})
@@ -464,8 +480,8 @@ class _Call:
         logger.warning("%s: the instance %s failed: %s", self.upstream.name, self.name, text)
         await self._send_error(status, INTERNAL_ERROR, text, ())
 
-    async def _say_stopping(self) -> None:
-        await self._send_error(503, UNAVAILABLE, "the gateway is about to stop", ((b"retry-after", b"1"),))
+    async def _say_ending(self) -> None:
+        await self._send_error(503, UNAVAILABLE, self.forwarder.why_ending, ((b"retry-after", b"1"),))
 
     async def _send_error(self, status: int, code: int, text: str, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         body = error_body(code, text, self.exchange.request_id)

@@ -36,32 +36,37 @@ from .shared import Shared
 from .telemetry import Telemetry
 from .upstream import Upstream
 
-__all__ = ["credentials", "stack", "verifier"]
+__all__ = ["credentials", "forwarder", "stack", "verifier"]
 
 _RELAYED: Final = TracingConfig(otlp="")
 """The options of trace context where nothing is sent anywhere: contexts pass, spans go to the process's provider."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 
+def forwarder(config: Config, upstream: Upstream, shared: Shared, credentials: ServerCredentials | None) -> Forwarder:
+    """What sends requests to the instances of ``upstream``."""
+    return Forwarder(
+        upstream,
+        shared.client,
+        credentials=credentials,
+        spans=shared.telemetry.spans,
+        draining=shared.draining,
+        bounds=config.bounds,
+    )
+
+
 def stack(
+    forwarder: Forwarder,
     config: Config,
     name: str,
     upstream: Upstream,
     shared: Shared,
     verifier: IssuersVerifier | None,
-    credentials: ServerCredentials | None,
 ) -> ASGIApp:
     """The application that serves the server ``name``, from the forwarder outwards. Raises ConfigurationError."""
     bounds, policy, audit = config.bounds, config.policies[name], config.audit
     sessions, tracing, telemetry = config.sessions, config.tracing or _RELAYED, shared.telemetry
-    app: ASGIApp = Forwarder(
-        upstream,
-        shared.client,
-        credentials=credentials,
-        spans=telemetry.spans,
-        draining=shared.draining,
-        bounds=bounds,
-    )
+    app: ASGIApp = forwarder
     if policy is not None:
         app = ToolAuthorizationMiddleware(app, policy=policy, bounds=bounds)
     app = SessionAffinityMiddleware(

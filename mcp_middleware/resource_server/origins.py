@@ -53,7 +53,10 @@ def _checked(origin: str) -> str:
 
 
 def _host(origin: str) -> str:
+    """Its host; empty where it is no origin (RFC 6454 section 6.2), such as for a port that is none."""
     try:
-        return urlsplit(origin).hostname or ""
+        parts = urlsplit(origin)
+        host, _ = parts.hostname or "", parts.port  # reading it is what finds fault with it
     except ValueError:
         return ""
+    return "" if "@" in parts.netloc else host

@@ -41,6 +41,8 @@ def test_a_resource_on_loopback_takes_loopback_origins_only() -> None:
     assert origins.allow(b"http://[::1]:6274")
     assert not origins.allow(b"http://localhost.evil.com")
     assert not origins.allow(b"http://evil.com")
+    for no_origin in (b"http://127.0.0.1:9303.evil", b"http://127.0.0.1:99999", b"http://a@127.0.0.1", b"http://::1"):
+        assert not origins.allow(no_origin)
     assert AllowedOrigins(RESOURCE, ["*"]).allow(b"https://evil.com")
 
 
