@@ -23,7 +23,7 @@ _MAX_HELD: Final = 4 * 1024 * 1024
 """Bytes of answers to a batch that are held for a JSON array."""
 _SMALL: Final = 256 * 1024
 """Bytes of a message that is read at once. A larger one is in a thread, so that others have their turns meanwhile."""
-_SLICE: Final = 1024
+_SLICE: Final = 2 * 1024
 """Bytes of an event stream that are looked at between two looks at the clock."""
 _TURN: Final = 0.0005
 """Seconds that one stream may take before others have their turn: forty at once, and each waits for all others."""
@@ -208,11 +208,12 @@ class Answer:
             if self.answered:
                 self.exchange.ended = True
                 break
-            if self._is_unread(frame.raw):
+            if frame.unread:
                 out.append(frame.raw)
                 continue
-            data = frame.data if len(frame.raw) <= _SMALL else await asyncio.to_thread(_data_of, frame)
-            message = await self._read(data) if data else None
+            is_large = len(frame.raw) > _SMALL
+            data = await asyncio.to_thread(_data_of, frame) if is_large else frame.data
+            message = (await self._read(data) if is_large else parse_server_message(data)) if data else None
             if message is None:
                 if self.exchange.strict and data and (frame.event == b"message" or data.lstrip()[:1] in (b"[", b"{")):
                     self.dropped = True

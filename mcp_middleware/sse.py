@@ -34,13 +34,15 @@ class EventTooLargeError(Exception):
 class Frame:
     """One event, or comments, with the bytes they came in.
 
-    ``bom``: the stream's first, whose byte order mark is no part of a name.
+    ``bom``: the stream's first, whose byte order mark is no part of a name. ``unread``: several, into which nobody
+    looks.
     """
 
-    __slots__ = ("_bom", "raw")
+    __slots__ = ("_bom", "raw", "unread")
 
-    def __init__(self, raw: bytes, *, bom: bool = False) -> None:
+    def __init__(self, raw: bytes, *, bom: bool = False, unread: bool = False) -> None:
         self.raw = raw
+        self.unread = unread
         self._bom = bom and raw.startswith(_BOM)
 
     @property
@@ -113,7 +115,7 @@ class Decoder:
         frames: list[Frame] = []
         start = _last_end(chunk, position) if unread is not None and unread(chunk) else 0
         if start:
-            frames.append(self._frame(chunk[:start]))
+            frames.append(self._frame(chunk[:start], unread=True))
             position = start
         while match := _BLOCK_END.search(chunk, position):
             frames.append(self._frame(chunk[start : match.end()]))
@@ -127,11 +129,11 @@ class Decoder:
             self._hold()
         return frames
 
-    def _frame(self, raw: bytes) -> Frame:
+    def _frame(self, raw: bytes, *, unread: bool = False) -> Frame:
         first, self._began = not self._began, True
         if len(raw) > _MAX_LINES and raw.count(b"\n") + raw.count(b"\r") > 2 * _MAX_LINES:
             raise EventTooLargeError
-        return Frame(raw, bom=first)
+        return Frame(raw, bom=first, unread=unread)
 
     def _hold(self) -> None:
         if len(self._held) > self._limit:
