@@ -125,20 +125,28 @@ local function after_refusal(turns, level, capacity, rate, tokens, now)
   return waiting, true
 end
 
+-- Seconds within which replicas come back from an outage, one after the other: they try every two. For so long a part of
+-- what flows in is kept for each; nothing, where that is less than a unit.
+local SPREAD = 3
+
+local function kept_for(rate)
+  return rate * SPREAD >= 1 and SPREAD or 0
+end
+
 -- A pair of buckets is kept in one field, by its name, '' for the principal's own: its levels, their time, its limits
--- and the turns. Limits are capacity and rate of the requests and of the tokens bucket; a capacity of 0 does not
--- limit.
+-- the turns, and of the last outage when the first replica came back from it and what each has brought. Limits are
+-- capacity and rate of the requests and of the tokens bucket; a capacity of 0 does not limit.
 local function load(key, name)
   local held = redis.call('HGET', key, name)
   if held then
-    return unpack(cmsgpack.unpack(held), 1, 5)
+    return unpack(cmsgpack.unpack(held), 1, 6)
   end
 end
 
 -- Keep it until all buckets are full: full ones are as good as none. What has been given back does not make that
 -- earlier, so that a bucket which a replica remembers as used and does not find has been lost, not filled.
-local function keep(key, name, requests, tokens, at, limits, turns, expiring)
-  redis.call('HSET', key, name, cmsgpack.pack({requests, tokens, at, limits, turns}))
+local function keep(key, name, requests, tokens, at, limits, turns, outage, expiring)
+  redis.call('HSET', key, name, cmsgpack.pack({requests, tokens, at, limits, turns, outage}))
   if expiring then
     local seconds = 0
     if limits[1] > 0 then

@@ -205,6 +205,10 @@ class RedisConnection:
         self._next_attempt = 0.0
         self._next_complaint = 0.0
         self._offset: float | None = None
+        self.losses = 0
+        """How often the store was lost."""
+        self.lost_at = self.back_at = 0.0
+        """When it was last lost, and when last found: monotonic seconds."""
 
     def __repr__(self) -> str:
         return f"RedisConnection({self.place!r})"
@@ -311,7 +315,9 @@ class RedisConnection:
             return
         logger.warning("Redis at %s is away: %s", self.place, reason)
         self._link = None
-        self._next_attempt = time.monotonic() + self._pause
+        self.losses += 1
+        self.lost_at = time.monotonic()
+        self._next_attempt = self.lost_at + self._pause
 
     def _complain(self, text: str, link: _Link) -> None:
         """It answered, so it is there; but out of memory, read-only, loading, or without the rights."""
@@ -363,6 +369,7 @@ class RedisConnection:
         self.learn_time(int(seconds) + int(microseconds) / 1e6, sent_at)
         logger.info("connected to Redis at %s", self.place)
         self._tried, self._pause, self._link = True, _SHORTEST_PAUSE, link
+        self.back_at = time.monotonic()
 
 
 def _reason(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -63,13 +63,19 @@ _CANDIDATES: Final = 8
 class _Known:
     """What this replica knows of one pair of buckets."""
 
-    __slots__ = ("levels", "owed_requests", "owed_tokens", "share")
+    __slots__ = ("away_since", "heard", "levels", "owed_requests", "owed_tokens", "share", "start")
 
     def __init__(self) -> None:
         self.levels: Levels | None = None
         """What the store last said of them, at a moment of this replica's clock."""
+        self.heard: tuple[RedisConnection, int] | None = None
+        """Which node said so, and how often that had been lost before."""
+        self.away_since: float | None = None
+        """Since when the store has been away, once this replica has done something by itself that it was not told."""
         self.share: Levels | None = None
         """This replica's share, while the store is away."""
+        self.start: tuple[float, float] = (0.0, 0.0)
+        """What the share began with."""
         self.owed_requests = 0.0
         self.owed_tokens = 0.0
         """What was let through, or settled, while the store was away; told to it with the next reservation."""
@@ -101,6 +107,10 @@ class _Principal:
         return not self.is_open and not any(pair.owed_requests or pair.owed_tokens > 0 for pair in pairs)
 
 
+_Absence: TypeAlias = tuple[float | None, Levels, tuple[float, float]]
+"""Of a pair of buckets: since when the store was away, the share, and what that began with."""
+
+
 class _Open:
     """An open request that has a place."""
 
@@ -126,9 +136,9 @@ class RedisStorage:
 
     ``connection``: a ``RedisConnection``, or the URL of one. ``replicas``: how many processes share it. While the store
     is away, each lets through its share, one ``replicas``-th of the limits, starting from what the store last said was
-    left. What it let through is told to the store when it is back, so nobody gets a burst twice, and a store that lost
-    its data (restarted, flushed, or evicting) starts from what the replicas remember. ``prefix``: before every key.
-    ``reservation_lifetime``: seconds within which a request must be settled; later its estimate stands. ``max_keys``:
+    left. What has become of its share is told to the store when it is back, so nobody gets a burst twice, and a store
+    that lost its data (restarted, flushed, or evicting) starts from what the replicas remember. ``prefix``: before
+    every key. ``reservation_lifetime``: seconds within which a request must be settled; later its estimate stands. ``max_keys``:
     principals to remember; of those beyond it a share is full when the store goes away. ``clock``: seconds, in place of
     the store's; for tests.
 
@@ -152,6 +162,8 @@ class RedisStorage:
         self._max_keys = whole_number("RedisStorage: max_keys", max_keys)
         self._clock = clock
         self._now = time.monotonic if clock is None else clock
+        self._id = os.urandom(_OPEN_NAME_BYTES).hex()
+        """Which replica this is."""
         self._known: OrderedDict[bytes, _Principal] = OrderedDict()  # longest unused first
         self._share = lru_cache(1024)(self._find_share)
         self._open: dict[bytes, _Open] = {}
@@ -170,17 +182,23 @@ class RedisStorage:
         tokens = float(tokens)  # MessagePack has no whole numbers of any size
         principal = self._known_of(key)
         asked = _asked(limits)
-        told: list[tuple[_Known, float, float]] = []  # by this call alone, however many run
+        told: list[tuple[_Known, float, float, _Absence | None]] = []  # by this call alone, however many run
         pairs: list[tuple[Any, ...]] = []
+        name = self._name(key)
+        node = self._connection.node_of(name)
         for one in asked:
             known = principal.pair(one.part)
+            outage, absence = self._outage(known, one.limits, node)
             owed = self._owed(known, one.limits)
-            told.append((known, *owed))
-            pairs.append((one.name, one.figures, *owed, *self._start(known, one.limits)))
+            told.append((known, *owed, absence))
+            pairs.append((one.name, one.figures, *owed, *self._start(known, one.limits), outage))
             known.owed_requests = known.owed_tokens = 0.0
+            if absence is not None:
+                known.away_since = known.share = None
+                known.heard = (node, node.losses)
         most = limits.concurrency
         place = b"" if most is None else os.urandom(_OPEN_NAME_BYTES).hex().encode()
-        name, sent_at = self._name(key), time.monotonic()
+        sent_at = time.monotonic()
         try:
             room = None if most is None else float(most)
             packed = _pack((self._given_clock(), tokens, room, place.decode(), _HELD, pairs))
@@ -195,20 +213,23 @@ class RedisStorage:
             if outcome == _LATE:
                 raise StorageUnavailableError("the store came to it too late", sent=False)
         except BaseException as error:
-            for known, owed_requests, owed_tokens in told:  # what was not told is owed still
+            for known, owed_requests, owed_tokens, absence in told:  # what was not told is owed still
                 known.owed_requests += owed_requests
                 known.owed_tokens += owed_tokens
+                if absence is not None:
+                    known.away_since, known.share, known.start = absence
             if isinstance(error, StorageUnavailableError):
                 return self._reserve_locally(principal, key, limits, tokens, place, is_told=error.sent)
             if place:
                 self._free_later(key, place)
             raise
-        here = self._now()
+        here, node = self._now(), self._connection.node_of(name)
         taken: list[tuple[float, float, float]] = []
-        for one, (known, _, _), (requests, left, at, *_) in zip(asked, told, there, strict=True):
+        for one, (known, *_), (requests, left, at, *_) in zip(asked, told, there, strict=True):
             # As the store has them; nothing that was taken here meanwhile is missing, for it was taken there.
             known.levels = (requests, left, here - (now - at))
-            known.share = None
+            known.share = known.away_since = None
+            known.heard = (node, node.losses)
             taken.append((takeable(one.limits, tokens), requests, left))
         if outcome:
             own, *parts = taken
@@ -267,9 +288,10 @@ class RedisStorage:
         key, asked = reservation.key, _asked(reservation.limits)
         principal = self._known_of(key)
         left = math.inf
-        if reservation.local:
-            if tokens is not None and self._now() < expires_at:
-                left = self._settle_locally(principal, asked, taken, tokens, requests)
+        # What the store was not told of an outage yet, it is told with the next reservation, this too.
+        if reservation.local or any(self._away(principal.pair(one.part)) is not None for one in asked):
+            if tokens is not None and (not reservation.local or self._now() < expires_at):
+                left = self._settle_locally(principal, key, asked, taken, tokens, requests)
             tokens = None
             if not place:
                 return left
@@ -278,11 +300,12 @@ class RedisStorage:
             for one, was in zip(asked, taken, strict=True)
         ]
         name = self._name(key)
+        packed = _pack((self._given_clock(), expires_at, tokens, place.decode(), 1 - requests, pairs))
         try:
             reply = await self._connection.run(
                 _SETTLE,
                 (name, self._open_name(key)) if place else (name,),
-                (_pack((self._given_clock(), expires_at, tokens, place.decode(), 1 - requests, pairs)),),
+                lambda node: (node.deadline() if self._clock is None else 0.0, packed),
             )
         except BaseException as error:
             if place:
@@ -290,9 +313,12 @@ class RedisStorage:
             if not isinstance(error, StorageUnavailableError):
                 raise
             if not error.sent and tokens is not None:  # what may have been counted is not told again
-                self._settle_locally(principal, asked, taken, tokens, requests)
+                self._settle_locally(principal, key, asked, taken, tokens, requests)
             return left
-        for one, there in zip(asked, _unpack(reply), strict=False):
+        levels = _unpack(reply)
+        if levels is None:  # it came to it too late
+            return left if tokens is None else self._settle_locally(principal, key, asked, taken, tokens, requests)
+        for one, there in zip(asked, levels, strict=False):
             known = principal.pair(one.part)
             if there and known.levels is not None:
                 known.levels = (*there, self._now())
@@ -317,11 +343,42 @@ class RedisStorage:
         return "" if self._clock is None else self._clock()
 
     def _start(self, known: _Known, limits: Limits) -> tuple[float, float]:
-        """The levels to start from should the store have lost the buckets."""
+        """The levels to start from should the store have lost the buckets: of now, or of when it went away."""
         if known.levels is None:
             return (math.inf, math.inf)
-        requests, tokens, _ = refill(known.levels, limits, self._now())
+        since = self._away(known)
+        requests, tokens, _ = refill(known.levels, limits, self._now() if since is None else since)
         return (requests, tokens)
+
+    def _away(self, known: _Known) -> float | None:
+        """Since when the store was away, if it has not been told of that; None if it was not."""
+        if known.away_since is not None or known.heard is None:
+            return known.away_since
+        node, losses = known.heard
+        return None if node.losses == losses else self._here(node.lost_at)
+
+    def _here(self, moment: float) -> float:
+        """A moment of the monotonic clock by this storage's own; one that a test gives stands still meanwhile."""
+        return moment if self._clock is None else self._now()
+
+    def _outage(
+        self, known: _Known, limits: Limits, node: RedisConnection
+    ) -> tuple[tuple[float | str, ...] | None, _Absence | None]:
+        """What the store is told of an outage: how long ago that began and ended, which replica this is, of how many,
+        and by what its share has changed in it. And what is to be remembered should it not be heard."""
+        since = self._away(known)
+        if since is None:
+            return None, None
+        now = self._now()
+        back = max(since, self._here(node.back_at)) if node.is_up else now
+        share = self._share_of(known, limits, now, node)
+        requests, tokens, _ = refill(share, self._share(limits), back)
+        change = (
+            0.0 if limits.requests is None else requests - known.start[0],
+            0.0 if limits.tokens is None else tokens - known.start[1],
+        )
+        absence = (known.away_since, share, known.start)
+        return (now - since, now - back, self._id, float(self._replicas), *change), absence
 
     def _known_of(self, key: bytes) -> _Principal:
         principal = self._known.get(key)
@@ -390,12 +447,12 @@ class RedisStorage:
     def _reserve_locally(
         self, principal: _Principal, key: bytes, limits: Limits, tokens: float, place: bytes, *, is_told: bool
     ) -> Reservation | Shortage:
-        now = self._now()
+        now, node = self._now(), self._connection.node_of(self._name(key))
         after: list[tuple[_Asked, Levels]] = []
         shortages: list[Shortage] = []
         for one in _asked(limits):
             known, here = principal.pair(one.part), self._share(one.limits)
-            answer = take(self._share_of(known, one.limits, now), here, tokens, now)
+            answer = take(self._share_of(known, one.limits, now, node), here, tokens, now)
             if isinstance(answer, Shortage):
                 shortages.append(replace(answer, part=one.part, local=True))
             else:
@@ -423,26 +480,38 @@ class RedisStorage:
         return reservation
 
     def _settle_locally(
-        self, principal: _Principal, asked: Sequence[_Asked], taken: Sequence[float], tokens: float, requests: int
+        self,
+        principal: _Principal,
+        key: bytes,
+        asked: Sequence[_Asked],
+        taken: Sequence[float],
+        tokens: float,
+        requests: int,
     ) -> float:
-        now, left = self._now(), math.inf
+        now, left, node = self._now(), math.inf, self._connection.node_of(self._name(key))
         for one, was in zip(asked, taken, strict=True):
             known = principal.pair(one.part)
-            share = self._share_of(known, one.limits, now)
+            share = self._share_of(known, one.limits, now, node)
             known.share = settle(share, self._share(one.limits), was, tokens, now, requests=requests)
             known.owed_tokens += tokens - was
             known.owed_requests += requests - 1
             left = min(left, known.share[1])
         return left
 
-    def _share_of(self, known: _Known, limits: Limits, now: float) -> Levels:
-        """This replica's share of what the store last said was left, less what it has let through of it."""
+    def _share_of(self, known: _Known, limits: Limits, now: float, node: RedisConnection) -> Levels:
+        """This replica's share of what the store last said was left, less what it has let through of it. What flows
+        back while the store is away flows into the shares."""
+        if known.away_since is None:
+            since = self._away(known)
+            if since is not None or not node.is_up:
+                known.away_since, known.share = now if since is None else since, None
         if known.share is None:
-            here = self._share(limits)
-            requests, left, _ = full(here, now)
+            here, at = self._share(limits), now if known.away_since is None else known.away_since
+            requests, left, _ = full(here, at)
             if known.levels is not None:
-                requests, left = (level / self._replicas for level in refill(known.levels, limits, now)[:2])
-            known.share = settle((requests - known.owed_requests, left, now), here, 0, known.owed_tokens, now)
+                requests, left = (level / self._replicas for level in refill(known.levels, limits, at)[:2])
+            known.start = (requests, left)
+            known.share = settle((requests - known.owed_requests, left, at), here, 0, known.owed_tokens, at)
         return known.share
 
     def _owed(self, known: _Known, limits: Limits) -> tuple[float, float]:

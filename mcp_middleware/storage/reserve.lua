@@ -2,7 +2,9 @@
 -- KEYS: the principal's buckets, its open requests.
 -- ARGV: deadline (0: none); and in MessagePack clock or '', tokens, how many may be open (nil: any number), a name for
 -- the place, for how many seconds it is kept, and the pairs: each its name, its limits, requests and tokens that the
--- replica let through by itself, and the levels to start from if there are none.
+-- replica let through by itself, the levels to start from if there are none, and of an outage that the replica comes back
+-- from (nil: none) how many seconds ago it began and ended, which replica it is, of how many, and by what its share of
+-- requests and tokens has changed in it.
 -- Reply, in MessagePack: 1 (taken), 0 (short) or -1 (too late to be waited for, nothing was done), now, how many are
 -- open, and the pairs: each its levels, their time and the turns: after taking, or as they were decided by.
 
@@ -23,19 +25,46 @@ end
 
 local found = {}
 for index = 1, #asked do
-  local name, limits, requests_owed, tokens_owed, requests_start, tokens_start = unpack(asked[index])
-  local requests, tokens_left, at, _, turns = load(KEYS[1], name)
+  local name, limits, requests_owed, tokens_owed, requests_start, tokens_start, told = unpack(asked[index], 1, 7)
+  local requests, tokens_left, at, _, turns, outage = load(KEYS[1], name)
   turns = turns or {}
+  local ago, back_ago, replica, shares, requests_by, tokens_by = unpack(told or {}, 1, 6)
+  local lost_at, back_at = now - (ago or 0), now - (back_ago or 0)
+  local is_later = told and outage and outage[1] >= lost_at
+  local is_first = told and not is_later and (not at or at <= lost_at)
   if not at then
-    at = now
+    at = told and lost_at or now
     requests = clamp(requests_start, limits[1])
     tokens_left = clamp(tokens_start, limits[3])
   end
+  if is_first then
+    -- Nobody was here since: what flowed in while the store was away flowed into the shares, and so it does until all
+    -- are back, into each its part.
+    requests = refill(requests, limits[1], limits[2], lost_at - at) - limits[2] * kept_for(limits[2])
+    tokens_left = refill(tokens_left, limits[3], limits[4], lost_at - at) - limits[4] * kept_for(limits[4])
+    at = back_at
+    outage = {back_at, {}}
+  end
   local there = math.max(now, at)
+  local changed = is_first or is_later
+  if changed then
+    local before = outage[2][replica] or {0, 0} -- it has told this once, and not heard the answer
+    local is_late = not is_first and there > outage[1] + SPREAD
+    local function brings(dimension, by, rate)
+      by = by + rate / shares * (kept_for(rate) - (back_at - outage[1]))
+      local change = by - before[dimension]
+      before[dimension] = by
+      return is_late and math.min(0, change) or change -- what it did not use may have flowed over by then
+    end
+    requests = clamp(requests + brings(1, requests_by, limits[2]), limits[1])
+    tokens_left = changed_by(tokens_left, limits[3], brings(2, tokens_by, limits[4]))
+    outage[2][replica] = before
+  end
   local requests_there = refill(requests, limits[1], limits[2], there - at)
   local tokens_there = refill(tokens_left, limits[3], limits[4], there - at)
-  local changed = false
-  if requests_owed ~= 0 or tokens_owed ~= 0 then
+  if changed then
+    requests, tokens_left, at = requests_there, tokens_there, there
+  elseif requests_owed ~= 0 or tokens_owed ~= 0 then -- also what was done while others were never away
     requests_there = clamp(requests_there - requests_owed, limits[1])
     tokens_there = changed_by(tokens_there, limits[3], -tokens_owed)
     requests, tokens_left, at = requests_there, tokens_there, there
@@ -51,14 +80,15 @@ for index = 1, #asked do
     short = true
   end
   found[index] = {
-    name, limits, turns, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there, tokens_there, there
+    name, limits, turns, outage, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there,
+    tokens_there, there
   }
 end
 
 local levels = {}
 for index = 1, #found do
-  local name, limits, turns, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there, tokens_there,
-    there = unpack(found[index], 1, 12)
+  local name, limits, turns, outage, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there,
+    tokens_there, there = unpack(found[index], 1, 13)
   local turns_after = turns
   if not short then
     requests, tokens_left, at = requests_there - 1, tokens_there - cost, there
@@ -70,7 +100,7 @@ for index = 1, #found do
     changed = changed or is_new
   end
   if changed then
-    keep(KEYS[1], name, requests, tokens_left, at, limits, turns_after, given == '')
+    keep(KEYS[1], name, requests, tokens_left, at, limits, turns_after, outage, given == '')
   end
   levels[index] = {requests, tokens_left, at, turns}
 end

@@ -215,3 +215,14 @@ async def test_without_redis_parts_have_their_share_too_and_it_is_told(own: Stor
     back = await reserve(storage, 0, limits)
     assert [round(left) for left in back.parts[0][1:]] == [1, 330]
     assert round(back.remaining_tokens) == 930
+
+
+async def test_what_redis_comes_to_too_late_to_settle_is_told_with_the_next_call(storages: Storages) -> None:
+    storage = storages.make()
+    held = await reserve(storage, 800, replace(SLOW, concurrency=1))
+    offset = storage._connection._offset
+    assert offset is not None
+    storage._connection._offset = offset - 60
+    await storage.settle(held, 300)
+    storage._connection._offset = offset
+    assert (await reserve(storage, 0, replace(SLOW, concurrency=1))).remaining_tokens == pytest.approx(700, abs=0.1)
