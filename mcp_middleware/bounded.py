@@ -43,12 +43,12 @@ _bulky: Final = msgspec.json.Decoder(_Bulky)
 def items_of(text: bytes | Raw, most: int) -> list[Raw]:
     """The items of a JSON array. Raises TooManyError for more than ``most``, and ``msgspec.DecodeError``."""
     if len(text) > _FEW:
-        text = bytes(text)
-        if text.count(b",") > _FEW:
+        data = bytes(text)  # a copy only to count: the items keep what they were decoded from
+        if data.count(b",") > _FEW:
             try:
-                _first(most).decode(text)
+                _first(most).decode(data)
             except msgspec.ValidationError:
-                if text.lstrip(b" \t\r\n").startswith(b"["):
+                if data.lstrip(b" \t\r\n").startswith(b"["):
                     raise TooManyError from None
     items = _array.decode(text)
     if len(items) > most:
@@ -70,8 +70,8 @@ def members_of(text: bytes | Raw) -> dict[str, Raw]:
     too many; not for what is inside of ``arguments`` and others that may hold much. Raises ``msgspec.DecodeError``.
     """
     if len(text) > MAX_SMALL:
-        text = bytes(text)
-        bulky = _bulky.decode(text)
-        if text.count(b":") - sum(bytes(value).count(b":") for value in msgspec.structs.astuple(bulky)) > _FEW:
+        data = bytes(text)
+        bulky = _bulky.decode(data)
+        if data.count(b":") - sum(bytes(value).count(b":") for value in msgspec.structs.astuple(bulky)) > _FEW:
             raise TooManyError
     return _object.decode(text)
