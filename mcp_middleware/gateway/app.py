@@ -316,9 +316,13 @@ class _Generation:
         everything that an authorization server contradicts."""
         new = [part for part in self._parts() if part not in self._asked]
         outcomes = await asyncio.gather(*(part.start() for part in new), return_exceptions=True)
-        wrong = [str(outcome) for outcome in outcomes if isinstance(outcome, ConfigurationError)]
-        if wrong:
-            raise ConfigurationError("\n".join(wrong))
+        wrong: dict[str, list[str]] = {}
+        for outcome in outcomes:
+            if isinstance(outcome, ConfigurationError):
+                place, _, text = str(outcome).partition(": ")
+                wrong.setdefault(text, []).append(place)
+        if wrong:  # once, however many servers have their credentials from one that is wrong
+            raise ConfigurationError("\n".join(f"{', '.join(places)}: {text}" for text, places in wrong.items()))
         for outcome in outcomes:
             if outcome is not None:
                 raise outcome

@@ -73,4 +73,6 @@ async def test_a_start_that_fails_ends_with_what_is_wrong_and_nothing_else(tmp_p
     *said, end = process.lines
     assert end == END
     assert said[0].startswith(f"mcp-gateway: the issuer {issuer.issuer}: ")
-    assert [line.partition(":")[0] for line in said[1:]] == [f"servers.s{number}.credentials" for number in range(12)]
+    assert [line.partition(":")[0] for line in said[1:]] == [
+        ", ".join(f"servers.{name}.credentials" for name in servers)
+    ]
