@@ -10,15 +10,15 @@ from typing import Final
 
 __all__ = ["Decoder", "EventTooLargeError", "Frame", "encode"]
 
-_FIELD: Final = rb"(?:\A|(?<=[\r\n]))%b(?:: ?([^\r\n]*))?(?=[\r\n]|\Z)"
-"""A line's value, by the name of its field."""
+_FIELD: Final = rb"%b(?<![^\r\n]%b)(?:: ?([^\r\n]*+))?(?=[\r\n]|\Z)"
+"""A line's value, by the name of its field. It begins with the name, for which alone the text is then searched."""
 _LINE_END: Final = re.compile(rb"(?>\r\n|\n|\r)")
 _BLOCK_END: Final = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)++")
 """All blank lines that follow: each by itself would be an event of nothing."""
 _LEADING_COMMENTS: Final = re.compile(rb"(?>:[^\r\n]*(?>\r\n|\n|\r(?!\Z)))+")
-_DATA: Final = re.compile(_FIELD % b"data")
-_EVENT: Final = re.compile(_FIELD % b"event")
-_DATA_LINE: Final = re.compile(rb"(?:\A|(?<=[\r\n]))data(?::[^\r\n]*)?(?>\r\n|\n|\r|\Z)")
+_DATA: Final = re.compile(_FIELD % (b"data", b"data"))
+_EVENT: Final = re.compile(_FIELD % (b"event", b"event"))
+_DATA_LINE: Final = re.compile(rb"data(?<![^\r\n]data)(?::[^\r\n]*+)?(?>\r\n|\n|\r|\Z)")
 _BOM: Final = b"\xef\xbb\xbf"
 _FEW: Final = 1000
 _MAX_LINES: Final = 20_000
@@ -154,4 +154,5 @@ def encode(data: bytes, *, event: bytes = b"message") -> bytes:
 
 
 def _data_lines(data: bytes) -> list[bytes]:
-    return [b"data: " + line for line in _LINE_END.split(data)]
+    lines = _LINE_END.split(data) if b"\n" in data or b"\r" in data else [data]
+    return [b"data: " + line for line in lines]

@@ -117,7 +117,22 @@ def test_encode_keeps_lines() -> None:
 
 
 lines = st.sampled_from(
-    [b"data: 1", b"data:2", b"data", b"event: x", b"id: 3", b": c", b":", b"", b"", b"x: y", b"data: \xc3\xa9"]
+    [
+        b"data: 1",
+        b"data:2",
+        b"data",
+        b"xdata: 3",
+        b"datadata: 4",
+        b"data data: 5",
+        b"event: x",
+        b"id: 3",
+        b": c",
+        b":",
+        b"",
+        b"",
+        b"x: y",
+        b"data: \xc3\xa9",
+    ]
 )
 ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
 streams = st.lists(st.tuples(lines, ends), max_size=20).map(lambda parts: b"".join(a + b for a, b in parts))
