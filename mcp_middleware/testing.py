@@ -211,6 +211,18 @@ class LimitStorageContract(ABC):
         larger = await _admitted(storage, 0)
         assert (larger.remaining_requests, larger.remaining_tokens) == (3, 50)
 
+    async def test_a_limit_that_is_put_back_gives_no_burst(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        for key, limits in ((_AGENT, Limits(Limit(10, 1), None)), (_OTHER, Limits(None, Limit(1000, 10)))):
+            await _admitted(storage, 500, limits, key)
+            await _admitted(storage, 500, Limits(None, None), key)
+            assert (await _refused(storage, 10, limits, key)).retry_after_ms == 1000
+            clock.advance(1)
+            await _admitted(storage, 10, limits, key)
+            clock.advance(1000)
+            await _admitted(storage, 1000, limits, key)
+
     async def test_a_clock_that_goes_back_gives_nothing(self) -> None:
         clock = FakeClock()
         storage = self.storage(clock)

@@ -32,6 +32,9 @@ local function changed_by(level, capacity, difference)
 end
 
 local function refill(level, capacity, rate, seconds)
+  if level == math.huge then -- had no limit before: nobody knows what was used of it
+    level = 0
+  end
   return clamp(level + rate * seconds, capacity)
 end
 

@@ -90,7 +90,7 @@ class Limits:
 
 Levels: TypeAlias = tuple[float, float, float]
 """What the two buckets held at one moment: requests, tokens, and that moment in seconds by the storage's clock. A
-dimension without a limit holds infinity."""
+dimension without a limit holds infinity; should it get one, it begins empty, for nobody knows what was used of it."""
 
 Turns: TypeAlias = tuple[tuple[float, float, bool], ...]
 """Refused requests, the oldest first: the tokens of each, the moment at which it fits, and whether others have
@@ -141,14 +141,19 @@ def refill(levels: Levels, limits: Limits, now: float) -> Levels:
     else:
         requests += requests_limit.rate * (now - at)
         if requests > requests_limit.capacity:
-            requests = requests_limit.capacity
+            requests = _limited_anew(requests, requests_limit, now - at)
     if tokens_limit is None:
         tokens = math.inf
     else:
         tokens += tokens_limit.rate * (now - at)
         if tokens > tokens_limit.capacity:
-            tokens = tokens_limit.capacity
+            tokens = _limited_anew(tokens, tokens_limit, now - at)
     return (requests, tokens, now)
+
+
+def _limited_anew(level: float, limit: Limit, seconds: float) -> float:
+    """A level above the capacity: of a bucket that is full, or that had no limit before."""
+    return limit.capacity if level < math.inf else min(limit.capacity, limit.rate * seconds)
 
 
 def _level(level: float, limit: Limit, seconds: float) -> float:
@@ -278,7 +283,8 @@ def _wait(level: float, at: float, limit: Limit, cost: float, now: float, turns:
         there = _level(level, limit, later - at)
         return _fits(there, limit, cost) and not (turns and _delays(turns, there, limit, cost, later))
 
-    level = min(level, limit.capacity)
+    if level == math.inf:
+        level = 0.0
     guess = max(1, math.ceil((at - now + (cost - level) / limit.rate) * 1000))
     if fits_after(guess) and not (guess > 1 and fits_after(guess - 1)):
         return guess

@@ -138,9 +138,9 @@ class RedisStorage:
     is away, each lets through its share, one ``replicas``-th of the limits, starting from what the store last said was
     left. What has become of its share is told to the store when it is back, so nobody gets a burst twice, and a store
     that lost its data (restarted, flushed, or evicting) starts from what the replicas remember. ``prefix``: before
-    every key. ``reservation_lifetime``: seconds within which a request must be settled; later its estimate stands. ``max_keys``:
-    principals to remember; of those beyond it a share is full when the store goes away. ``clock``: seconds, in place of
-    the store's; for tests.
+    every key. ``reservation_lifetime``: seconds within which a request must be settled; later its estimate stands.
+    ``max_keys``: principals to remember; of those beyond it a share is full when the store goes away. ``clock``:
+    seconds, in place of the store's; for tests.
 
     Raises ConfigurationError for a wrong option.
     """
