@@ -32,6 +32,9 @@ all."""
 _COMPLAIN_EVERY: Final = 60.0
 """Seconds between two log lines about reports that cannot be true; there could be one for each call."""
 
+_BYTES_PER_TOKEN: Final = 3
+"""Of an answer that cannot be read: that of JSON and code, rather more than less."""
+
 
 class Estimate(msgspec.Struct, frozen=True, gc=False):
     """The tokens of a call before its answer is known."""
@@ -110,8 +113,10 @@ class Meter:
         if answer is None:
             if exchange.failed is not None or exchange.answer is not None:
                 return None  # the server broke off, or the caller's token ended first: nobody knows what it has done
-            refused = exchange.status is not None and 400 <= exchange.status < 500
-            return Usage(estimate.input_tokens) if refused else None
+            status = exchange.status or 0
+            if 400 <= status < 500:
+                return Usage(estimate.input_tokens)
+            return self._unread(estimate, exchange.response_bytes) if status < 300 else None
         report = self._report(answer) if HINT in answer.raw else _UNTOLD
         known = estimate.input_tokens if report.input_tokens is None else report.input_tokens
         if report.output_tokens is not None:
@@ -126,6 +131,15 @@ class Meter:
         if has_succeeded and estimate.name is not None:
             self._forecast.add(estimate.name, output)
         return usage
+
+    def _unread(self, estimate: Estimate, size: int) -> Usage | None:
+        """What an answer took that is no JSON, such as one with NaN, which clients read all the same; or one that has
+        not come to its end. Never less than was expected of it."""
+        output = size // _BYTES_PER_TOKEN
+        if output <= estimate.output_tokens or estimate.name is None:
+            return None
+        self._forecast.add(estimate.name, output)
+        return Usage(estimate.input_tokens, output)
 
     def _report(self, answer: ServerMessage) -> Report:
         """What the server says it used, where it says so and that can be true."""

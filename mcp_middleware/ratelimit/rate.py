@@ -78,6 +78,11 @@ class AgentLimits:
     tokens: RateOption = DEFAULT
     concurrency: int | None = DEFAULT
 
+    @property
+    def limit_anything(self) -> bool:
+        """Whether anything is limited for these agents that is not for everybody."""
+        return any(one is not None and one is not DEFAULT for one in (self.requests, self.tokens, self.concurrency))
+
 
 @dataclass(frozen=True, slots=True)
 class PartLimits:
@@ -150,4 +155,9 @@ def read_part(place: str, option: Mapping[str, Any] | PartLimits) -> Rates:
 
 def read_concurrency(place: str, option: Any) -> int | None:
     """A number of open requests, or None for any number."""
-    return None if option is None else whole_number(place, option)
+    if option is None:
+        return None
+    try:
+        return whole_number(place, option)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}, or None for any number") from None

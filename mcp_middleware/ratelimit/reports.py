@@ -55,14 +55,18 @@ def reported(answer: ServerMessage) -> Report | None:
         usage = (_result.decode(answer.result)._meta or _Meta()).usage
     except (msgspec.DecodeError, RecursionError):
         return None
-    if not usage or len(usage) > _MOST_BYTES:
+    if not usage:
         return None
+    if len(usage) > _MOST_BYTES:
+        return NONSENSE
     try:
         values = _any.decode(usage)
     except (msgspec.DecodeError, RecursionError):  # a number that is none, such as 1e400
         return NONSENSE
-    if not isinstance(values, dict):
+    if values is None:
         return None
+    if not isinstance(values, dict):
+        return NONSENSE
     given = [[values[name] for name in names if name in values] for names in _NAMES]
     if not any(given):
         return None

@@ -72,11 +72,6 @@ class Rules:
         server_limits: Mapping[str, Any] | PartLimits | None = None,
         is_priced: bool = False,
     ) -> None:
-        own = (requests, tokens, concurrency, server_limits)
-        if all(option is None for option in own) and not agents and not tools and not is_priced:
-            raise ConfigurationError(
-                f"{name} limits nothing; give requests, tokens, concurrency, agents, tools, server_limits or prices"
-            )
         everybody = Rates(
             read_rate(f"{name}: requests", requests),
             read_rate(f"{name}: tokens", tokens),
@@ -99,6 +94,11 @@ class Rules:
             for glob, pattern, option in by_glob(f"{name}: agents", agents, names="client ids", values="limits")
         ]
         self._everybody = self._profiles(everybody, parts)
+        every = (self._everybody, *(profiles for _, profiles in self._agents))
+        if not is_priced and not any(profile.policy for profiles in every for profile in profiles):
+            raise ConfigurationError(
+                f"{name} limits nothing; give requests, tokens, concurrency, agents, tools, server_limits or prices"
+            )
         self._caller = lru_cache(_CACHED)(self._find_caller)
         self._tool = lru_cache(_CACHED)(self._find_tool) if self._tools else None
 

@@ -206,19 +206,22 @@ def _content(block: Content, media: Media) -> int | str:
     if block.resource:
         return _resource(_block.decode(block.resource), media)
     if block.data is not None:
-        return media.audio if block.type == "audio" else media.image
+        tokens = _medium(block.type, media)
+        return block.data if tokens is None else tokens
     return LINK_TOKENS
 
 
 def _resource(block: _Block, media: Media) -> int | str:
     if block.text is not None:
         return block.text
-    kind = (block.mime_type or "").partition("/")[0]
+    tokens = _medium((block.mime_type or "").partition("/")[0], media)
+    return block.blob or "" if tokens is None else tokens
+
+
+def _medium(kind: str, media: Media) -> int | None:
     if kind == "image":
         return media.image
-    if kind == "audio":
-        return media.audio
-    return block.blob or ""
+    return media.audio if kind == "audio" else None
 
 
 def _sum(blocks: Sequence[int | str], counter: TokenCounter) -> int:

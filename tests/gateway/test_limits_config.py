@@ -130,6 +130,7 @@ def test_prices_need_no_limits_and_off_is_off(tmp_path: Path) -> None:
         ("limits: {counter: gpt}", "limits.counter is 'gpt'; it must be estimate or o200k_base or cl100k_base"),
         ("limits: {image_tokens: -1}", "limits.image_tokens is -1 (a number); it must be a whole number from 0"),
         ("limits: {tools: {}, requests: off}", "limits limits nothing"),
+        ("limits: {agents: {'a*': {}, b: {tokens: off}}}", "limits limits nothing"),
         ("limits: {tools: {t: {}}}", "gateway.yaml:4: limits.tools.t is of no use without requests or tokens; give"),
         ("limits: {tools: {t: {requests: off}}}", "limits.tools.t.requests is off (a boolean); it must be a rate such"),
         (

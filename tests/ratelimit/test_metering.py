@@ -70,6 +70,14 @@ async def test_case_30_a_report_in_numbers_that_no_json_has_is_not_believed(
     assert caplog.text.count("cannot be true") == 1
 
 
+async def test_an_answer_that_cannot_be_read_counts_by_its_bytes_and_is_learnt_from(make: Make) -> None:
+    stack = make(tokens="100000/day")
+    stack.server.raw = b'{"jsonrpc":"2.0","id":7,"result":{"structuredContent":{"x":NaN,"t":"%b"}}}' % (b"x" * 30_000)
+    used = INPUT + len((await stack.call()).body) // 3
+    assert used > 10_000
+    assert (await stack.call()).headers["ratelimit"] == f'"tokens";r={100_000 - 2 * used}'
+
+
 @pytest.mark.parametrize(
     ("usage", "expected"),
     [

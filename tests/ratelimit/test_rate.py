@@ -101,6 +101,8 @@ def test_wrong_limits_of_agents_are_refused_with_their_place(agents: Any, said: 
     ("options", "said"),
     [
         ({}, "limits nothing"),
+        ({"agents": {"a*": {}}}, "limits nothing"),
+        ({"agents": {"a*": {"tokens": None}, "b": {}}}, "limits nothing"),
         ({"requests": "1/second", "storage": object()}, "storage is"),
         ({"tokens": "1/second", "counter": "o200k_base"}, "counter is 'o200k_base'; it must have a method 'count'"),
         ({"tokens": "1/second", "counter": [1]}, "counter is [1]; it must have a method 'count'"),
@@ -111,7 +113,7 @@ def test_wrong_limits_of_agents_are_refused_with_their_place(agents: Any, said: 
         ({"requests": "1/second", "meter_provider": 7}, "meter_provider is 7"),
         ({"requests": "1/second", "image_tokens": -1}, "image_tokens is -1"),
         ({"requests": "1/second", "audio_tokens": "7"}, "audio_tokens is '7'"),
-        ({"concurrency": 0}, "concurrency is 0; it must be a whole number from 1"),
+        ({"concurrency": 0}, "concurrency is 0; it must be a whole number from 1, or None for any number"),
         ({"concurrency": True}, "concurrency is True"),
         ({"agents": {"a": {"concurrency": 0}}}, "agents['a'].concurrency is 0"),
         ({"tools": ["a"]}, "tools is ['a']; it must be a mapping from globs to limits"),

@@ -13,7 +13,7 @@ def read(usage: str) -> Report | None:
     return reported(message)
 
 
-@pytest.mark.parametrize("nothing", ["null", "7", '"text"', "[]", "{}", '{"totalTokens":5}'])
+@pytest.mark.parametrize("nothing", ["null", "{}", '{"totalTokens":5}'])
 def test_what_names_no_tokens_is_no_report(nothing: str) -> None:
     assert read(nothing) is None
 
@@ -24,6 +24,11 @@ def test_what_names_no_tokens_is_no_report(nothing: str) -> None:
 )
 def test_case_30_a_number_that_cannot_be_true_is_flagged(number: str) -> None:
     assert read(f'{{"inputTokens":{number},"outputTokens":5}}') is NONSENSE
+
+
+@pytest.mark.parametrize("usage", ["7", '"text"', "[]", "true", '{"padding":"' + "x" * 20_000 + '"}'])
+def test_case_30_what_is_no_report_at_all_is_flagged(usage: str) -> None:
+    assert read(usage) is NONSENSE
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,7 @@ AUDIO = {"type": "audio", "data": "A" * 90_000, "mimeType": "audio/wav"}
         ({"content": [], "structuredContent": {"a": 1}}, 7),
         ({"content": [IMAGE]}, IMAGE_TOKENS),
         ({"content": [AUDIO]}, AUDIO_TOKENS),
+        ({"content": [{"type": "video", "data": "A" * 999, "mimeType": "video/mp4"}]}, 999),
         ({"content": [IMAGE, {"type": "text", "text": "12345"}]}, IMAGE_TOKENS + 5),
         ({"content": [{"type": "resource", "resource": {"uri": "a:b", "text": "12345"}}]}, 5),
         ({"content": [{"type": "resource", "resource": PICTURE}]}, IMAGE_TOKENS),

@@ -50,7 +50,9 @@ class LimitsConfig:
     def hold_for(self, server: str) -> bool:
         """Whether anything that is asked of ``server`` is limited."""
         own = (self.requests, self.tokens, self.concurrency)
-        return any(rate is not None for rate in own) or bool(self.agents or self.tools or server in self.servers)
+        if any(rate is not None for rate in own) or any(agent.limit_anything for agent in self.agents.values()):
+            return True
+        return bool(self.tools) or server in self.servers
 
     @property
     def limit_nothing(self) -> bool:
