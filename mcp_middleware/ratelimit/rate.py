@@ -12,7 +12,17 @@ from mcp_middleware.storage import Limit
 
 from .reading import read_mapping
 
-__all__ = ["AgentLimits", "PartLimits", "Rate", "RateOption", "Rates", "read_agent_limits", "read_part", "read_rate"]
+__all__ = [
+    "AgentLimits",
+    "PartLimits",
+    "Rate",
+    "RateOption",
+    "Rates",
+    "limit_anything",
+    "read_agent_limits",
+    "read_part",
+    "read_rate",
+]
 
 
 class _As(Enum):
@@ -78,11 +88,6 @@ class AgentLimits:
     tokens: RateOption = DEFAULT
     concurrency: int | None = DEFAULT
 
-    @property
-    def limit_anything(self) -> bool:
-        """Whether anything is limited for these agents that is not for everybody."""
-        return any(one is not None and one is not DEFAULT for one in (self.requests, self.tokens, self.concurrency))
-
 
 @dataclass(frozen=True, slots=True)
 class PartLimits:
@@ -141,6 +146,11 @@ def read_agent_limits(place: str, option: Mapping[str, Any] | AgentLimits, every
         if option.concurrency is DEFAULT
         else read_concurrency(f"{place}.concurrency", option.concurrency),
     )
+
+
+def limit_anything(option: AgentLimits) -> bool:
+    """Whether anything is limited for some agents that is not for everybody."""
+    return any(one is not None and one is not DEFAULT for one in (option.requests, option.tokens, option.concurrency))
 
 
 def read_part(place: str, option: Mapping[str, Any] | PartLimits) -> Rates:

@@ -8,6 +8,7 @@ from mcp_middleware.gateway.scalars import Flag, Off, OneOf, Whole
 from mcp_middleware.gateway.shapes import Either, Key, MapOf, Section
 from mcp_middleware.gateway.values import AGENT_GLOB, MOST, RATE, TOOL_GLOB, only_given, some_of, unless_off
 from mcp_middleware.ratelimit import AgentLimits, LimiterMode, PartLimits, Rate, Refusal
+from mcp_middleware.ratelimit.rate import limit_anything
 from mcp_middleware.ratelimit.tokens import AUDIO_TOKENS, IMAGE_TOKENS
 
 __all__ = ["LIMITS", "SERVER_LIMITS", "Counting", "LimitsConfig", "ServerLimits"]
@@ -50,7 +51,7 @@ class LimitsConfig:
     def hold_for(self, server: str) -> bool:
         """Whether anything that is asked of ``server`` is limited."""
         own = (self.requests, self.tokens, self.concurrency)
-        if any(rate is not None for rate in own) or any(agent.limit_anything for agent in self.agents.values()):
+        if any(rate is not None for rate in own) or any(map(limit_anything, self.agents.values())):
             return True
         return bool(self.tools) or server in self.servers
 
