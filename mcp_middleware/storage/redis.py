@@ -53,7 +53,7 @@ _PLACE_NAME_BYTES: Final = 8
 _HELD: Final = 60.0
 """Seconds for which a request is taken for open unless its replica says so again: what dies with it is free then."""
 _SAID_AGAIN: Final = 20.0
-_SAID_SOON: Final = 0.2
+_SAID_SOON: Final = 0.5
 """Seconds after which it is said again what the store could not be told, or may not have heard."""
 _OPEN_NAME_BYTES: Final = 8
 _CANDIDATES: Final = 8
@@ -427,10 +427,15 @@ class RedisStorage:
                 places.setdefault(key, ([], []))[0].append(place)
             for place, opened in self._open.items():
                 places.setdefault(opened.key, ([], []))[1].append(place)
+            lost: set[RedisConnection] = set()
             for key, (ended, names) in places.items():
+                open_name = self._open_name(key)
+                if (node := self._connection.node_of(open_name)) in lost:
+                    continue
                 try:
-                    await self._connection.run(_HOLD, (self._open_name(key),), partial(self._held, ended, names))
+                    await self._connection.run(_HOLD, (open_name,), partial(self._held, ended, names))
                 except StorageUnavailableError:
+                    lost.add(node)
                     self._is_behind.set()
                 else:
                     for place in ended:
