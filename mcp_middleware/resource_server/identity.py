@@ -8,6 +8,7 @@ accident.
 import re
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import cached_property
 from itertools import product
 from typing import Final, TypeAlias
@@ -87,8 +88,8 @@ def _to_sdk() -> HandOn:
                 scopes=token.scopes,
                 expires_at=token.expires_at,
                 resource=token.resource,
-                subject=token.subject,
-                claims=token.claims or {},
+                subject=getattr(token, "subject", None),
+                claims=deepcopy(getattr(token, "claims", None) or {}),
             )
 
         @property

@@ -122,12 +122,13 @@ class IssuerKeys:
     def _note_missing(self, kid: str | None, familiar: bool) -> None:
         """Search less and less often for a key that is never there: a client that keeps sending an old token must not
         use up the searches that a new key needs."""
-        if kid is None or len(kid) > _MAX_MISSING:
-            return
+        now = self._clock()
+        if kid is None or len(kid) > _MAX_MISSING or self._is_missing(kid, familiar, now):
+            return  # the last: one vain search is noted once, however many waited for it
         name = familiar, kid
         _, pause = self._missing.pop(name, (0.0, self._cooldown / 2))
         pause = min(2 * pause, max(self._cooldown, _LONGEST_PAUSE))
-        self._missing[name] = (self._clock() + pause, pause)
+        self._missing[name] = (now + pause, pause)
         if len(self._missing) > _MAX_MISSING:
             self._missing.popitem(last=False)
 

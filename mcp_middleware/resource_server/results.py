@@ -10,7 +10,8 @@ from .claims import MAX_NAME, is_name
 
 __all__ = ["UnusableResultError", "checked"]
 
-_FIELDS: Final = ("token", "client_id", "scopes", "expires_at", "resource", "subject", "claims")
+_FIELDS: Final = ("token", "client_id", "scopes", "expires_at", "resource")
+"""What the tokens of all SDKs have; ``subject`` and ``claims`` are newer."""
 
 
 class UnusableResultError(Exception):
@@ -40,9 +41,9 @@ def _wrong(token: Any) -> Iterator[str]:
         yield "expires_at is no number"
     if token.resource is not None and not isinstance(token.resource, str):
         yield "resource is no string"
-    if token.subject is not None and not isinstance(token.subject, str):
+    if not isinstance(getattr(token, "subject", None), str | None):
         yield "subject is no string"
-    if token.claims is not None and not isinstance(token.claims, Mapping):
+    if not isinstance(getattr(token, "claims", None), Mapping | None):
         yield "claims are no mapping"
     if not is_name(token.client_id):
         yield f"client_id is no printable string of 1 to {MAX_NAME} characters"

@@ -162,10 +162,13 @@ async def test_a_key_that_is_published_late_is_found_after_the_cooldown(issuer: 
     made = make(clock, key_cooldown=10)
     assert await made.verify_token(issuer.token()) is not None
     new = SigningKey("ES256", "k2")
-    assert await made.verify_token(issuer.token(key=new)) is None
+    tokens = [issuer.token(key=new, jti=str(number)) for number in range(8)]
+    refused = await asyncio.gather(*map(made.verify_token, tokens))
+    assert refused == [None] * 8
+    assert issuer.jwks_fetches == 2, "one search for all of them, after which the pause is that of one"
     issuer.keys = [new, *issuer.keys]
     clock.advance(10)
-    assert await made.verify_token(issuer.token(key=new, jti="2")) is not None
+    assert await made.verify_token(issuer.token(key=new, jti="new")) is not None
 
 
 async def test_few_missing_keys_are_remembered(issuer: LoopbackIssuer, make: Make) -> None:

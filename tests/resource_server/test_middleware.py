@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -469,6 +470,14 @@ async def test_a_verifier_that_answers_wrong_values_lets_nobody_in_and_ends_no_r
     assert not setup.echo.scopes
 
 
+async def test_a_token_of_an_older_sdk_counts_for_a_client_that_acts_for_itself(issuer: LoopbackIssuer) -> None:
+    old = SimpleNamespace(token="t", client_id="agent-9", scopes=["mcp:use"], expires_at=None, resource=None)
+    async with guarded(issuer, **static(old)) as setup:
+        assert (await setup.call("s3cret")).status_code == 200
+        assert setup.echo.scopes[-1]["user"].access_token.client_id == "agent-9"
+        assert setup.echo.scopes[-1]["user"].access_token.claims == {}
+
+
 async def test_an_open_stream_goes_on_while_its_token_cannot_be_verified_and_ends_where_it_is_not_called_good() -> None:
     known = AccessToken(token="t", client_id="agent-9", scopes=["mcp:use"])
     verifier = StaticVerifier(known)
@@ -538,14 +547,16 @@ async def test_the_caller_is_known_to_the_sdk_during_the_request_only(issuer: Lo
 
 async def test_what_a_tool_does_to_its_token_stays_in_its_request(issuer: LoopbackIssuer) -> None:
     async with guarded(issuer) as setup:
-        token = issuer.token()
+        token = issuer.token(realm_access={"roles": ["user"]})
         await setup.call(token)
         spoiled = setup.echo.scopes[-1]["user"].access_token
         spoiled.scopes.append("admin")
         spoiled.claims["sub"] = "root"
+        spoiled.claims["realm_access"]["roles"].append("admin")
         await setup.call(token)
         assert setup.echo.scopes[-1]["user"].access_token.scopes == ["mcp:use", "files:read"]
         assert setup.echo.scopes[-1]["user"].access_token.claims["sub"] == "alice"
+        assert setup.echo.scopes[-1]["user"].access_token.claims["realm_access"] == {"roles": ["user"]}
         assert setup.watcher.seen[-1][0] == setup.watcher.seen[0][0]
 
 
