@@ -57,6 +57,7 @@ class Answer:
         "size",
         "start",
         "taken",
+        "turn",
     )
 
     def __init__(
@@ -82,6 +83,9 @@ class Answer:
         self.taken = 0
         """Bytes of a stream since others had their turn."""
         self.decoder: Decoder | None = None
+        self.turn = asyncio.Lock()
+        """Of those who send of one stream at once, as sse_starlette does for its pings: one whose event is still being
+        read must not find another's in the middle of it."""
         self.answered = False
         """A stream has carried the answer: what it still carries is for nobody, and the server should have ended it
         (2026-07-28 and 2025-11-25, transports)."""
@@ -92,7 +96,14 @@ class Answer:
             return
         if event["type"] == "http.response.body":
             if self.decoder is not None:
-                await self._send_events(event)
+                async with self.turn:
+                    if self.ended:  # meanwhile
+                        return
+                    try:
+                        await self._send_events(event)
+                    except asyncio.CancelledError:
+                        self.decoder = Decoder(limit=self.max_bytes)  # an event whose rest never comes is none
+                        raise
             elif self.start is not None:
                 await self._hold(event)
             else:
@@ -190,6 +201,8 @@ class Answer:
                 if self.exchange.answer is None:
                     self.exchange.failed = UnknownOutcomeError(_TOO_LARGE)  # the words below are ours, as in cut_off
                 await self.end_stream(INTERNAL_ERROR, _TOO_LARGE, b"".join(out))
+                return
+            if self.ended:  # by who ends what the server does not, and has said the last word
                 return
             if self.exchange.ended:  # by a member, whose last word was among these events
                 more = False

@@ -242,6 +242,72 @@ async def test_case_31_others_have_their_turn_however_fast_a_stream_is(step: int
     assert turns >= 9
 
 
+PING = b": ping\n\n"
+
+
+async def test_what_other_tasks_send_is_in_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sse_starlette's pings, which the MCP SDK's servers send: a large event is looked at in pieces, and others have
+    their turn in between."""
+    monkeypatch.setattr("mcp_middleware.answer._TURN", -1.0)
+    large = NOTE.replace(b"{}", b'{"a":"%b"}' % (b"x" * 20_000))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(b"text/event-stream"))
+        await asyncio.gather(*(send(body(data, more=True)) for data in (large, PING, large, NOTE)))
+        await send(body(RESULT))
+
+    assert (await Call(Audit(app, []), CALL).run()).body == large + PING + large + NOTE + RESULT
+
+
+async def test_a_sender_that_is_cancelled_keeps_nobody_from_sending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcp_middleware.answer._TURN", -1.0)
+    large = NOTE.replace(b"{}", b'{"a":"%b"}' % (b"x" * 20_000))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(b"text/event-stream"))
+        tasks = [asyncio.create_task(send(body(data, more=True))) for data in (NOTE + large, PING, NOTE)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        tasks[1].cancel()
+        assert await tasks[2] is None
+        await send(body(RESULT))
+
+    assert (await Call(Audit(app, []), CALL).run()).body == NOTE + NOTE + RESULT
+
+
+async def test_nothing_follows_the_end_of_a_stream_that_its_server_is_still_sending() -> None:
+    """The server fails, and leaves a task behind in the middle of an event."""
+    reading, go_on = asyncio.Event(), asyncio.Event()
+    left: list[asyncio.Task[None]] = []
+
+    class Slow(Member):
+        stage = "audit"
+
+        def on_response_message(self, exchange: Exchange, message: ServerMessage) -> Any:
+            async def observed() -> ServerMessage:
+                reading.set()
+                await go_on.wait()
+                return message
+
+            return observed()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(b"text/event-stream"))
+        left.append(asyncio.create_task(send(body(NOTE, more=True))))
+        left.append(asyncio.create_task(send(body(PING, more=True))))
+        await reading.wait()
+        raise OSError("gone")
+
+    call = Call(Slow(app), CALL)
+    with pytest.raises(OSError, match="gone"):
+        await call.run()
+    go_on.set()
+    await asyncio.gather(*left)
+    assert len(call.events) == 2
+    assert b'"code":-32603' in call.body
+
+
 @pytest.mark.parametrize("media", [b"application/json", b"text/event-stream"])
 async def test_case_31_others_run_while_a_large_answer_is_read(monkeypatch: pytest.MonkeyPatch, media: bytes) -> None:
     """Small ones are not worth a thread."""
