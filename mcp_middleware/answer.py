@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from .cutoff import Cutoff
 from .errors import INTERNAL_ERROR, UnknownOutcomeError
-from .exchange import Exchange, Send
+from .exchange import Exchange, Send, in_thread
 from .message import Request
 from .responses import NOSNIFF, error_body, media_type, send_document
 from .server_message import ServerMessage, parse_server_message
@@ -155,7 +155,10 @@ class Answer:
             return
         start = self.start or {}
         body = b"".join(self.body)
-        message = None if too_large else await self._read(body)
+        message: ServerMessage | None = None
+        if not too_large:
+            small = len(body) <= _SMALL
+            message = parse_server_message(body) if small else await in_thread(_read_large, body, self._is_call())
         passed = await self._observe(message) if message is not None else None
         if message is not None:
             if passed is not message:
@@ -224,9 +227,11 @@ class Answer:
             if frame.unread:
                 out.append(frame.raw)
                 continue
-            is_large = len(frame.raw) > _SMALL
-            data = await asyncio.to_thread(_data_of, frame) if is_large else frame.data
-            message = (await self._read(data) if is_large else parse_server_message(data)) if data else None
+            if len(frame.raw) <= _SMALL:
+                data = frame.data
+                message = parse_server_message(data) if data else None
+            else:
+                data, message = await in_thread(_read_frame, frame, self._is_call())
             if message is None:
                 if self.exchange.strict and data and (frame.event == b"message" or data.lstrip()[:1] in (b"[", b"{")):
                     self.dropped = True
@@ -239,12 +244,9 @@ class Answer:
             elif passed is not None:
                 out.append(frame.with_data(bytes(passed.raw)).raw)
 
-    async def _read(self, data: bytes) -> ServerMessage | None:
-        if len(data) <= _SMALL:
-            return parse_server_message(data)
+    def _is_call(self) -> bool:
         asked = self.exchange.message
-        is_call = isinstance(asked, Request) and asked.method == "tools/call"
-        return await asyncio.to_thread(_parse_large, data, with_tool_result=is_call)
+        return isinstance(asked, Request) and asked.method == "tools/call"
 
     def _is_unread(self, data: bytes) -> bool:
         """Whether no message is in these events, nor anything that must not pass for being none."""
@@ -296,14 +298,15 @@ class Answer:
         return data
 
 
-def _data_of(frame: Frame) -> bytes | None:
-    return frame.data
+def _read_frame(frame: Frame, is_call: bool) -> tuple[bytes | None, ServerMessage | None]:
+    data = frame.data
+    return data, _read_large(data, is_call) if data else None
 
 
-def _parse_large(data: bytes, *, with_tool_result: bool) -> ServerMessage | None:
+def _read_large(data: bytes, is_call: bool) -> ServerMessage | None:
     """The message; with what members will read of it, where that is worth a thread."""
     message = parse_server_message(data)
-    if message is not None and with_tool_result:
+    if message is not None and is_call:
         _ = message.tool_result
     return message
 

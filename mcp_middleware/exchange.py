@@ -6,9 +6,12 @@ Each field has one writer, named beside it; everybody else only reads.
 import asyncio
 import hashlib
 import math
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Set
-from typing import Any, Final, TypeAlias
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, Final, TypeAlias, TypeVar
 
 from .cutoff import Cutoff
 from .errors import INVALID_REQUEST, RATE_LIMITED, UNAUTHORIZED
@@ -24,6 +27,7 @@ __all__ = [
     "Send",
     "TraceIds",
     "exchange_of",
+    "in_thread",
     "name_session",
     "open_exchange",
     "read_body",
@@ -33,6 +37,8 @@ __all__ = [
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_Read = TypeVar("_Read")
 
 _SCOPE_KEY: Final = "mcp_middleware.exchange"
 _MCP_HEADER_PREFIX: Final = b"mcp-"
@@ -317,6 +323,24 @@ def _foreign_principal(scope: Scope) -> Principal | None:
     return Principal.from_access_token(token) if isinstance(getattr(token, "client_id", None), str) else None
 
 
+@cache
+def _large_messages() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="mcp-messages")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_large_messages.cache_clear)  # threads stay with the parent
+
+
+async def in_thread(read: Callable[..., _Read], *args: Any) -> _Read:
+    """What ``read`` returns for a message that is too large for the event loop.
+
+    There is one thread for all of them: only one can have the interpreter's lock, and with every other that asks for it
+    the loop, which asks too, would wait longer.
+    """
+    return await asyncio.get_running_loop().run_in_executor(_large_messages(), read, *args)
+
+
 async def read_message(
     exchange: Exchange, receive: Receive, cutoff: Cutoff, *, max_bytes: int, seconds: float
 ) -> Message | Batch | Rejection | None:
@@ -348,7 +372,7 @@ async def read_message(
         message = exchange.message
     else:
         exchange.request_bytes = len(body)
-        parsed = parse(body) if len(body) <= _SMALL else await asyncio.to_thread(parse, body)
+        parsed = parse(body) if len(body) <= _SMALL else await in_thread(parse, body)
         if isinstance(parsed, Rejection):
             return parsed
         message = parsed

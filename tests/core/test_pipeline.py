@@ -3,12 +3,17 @@
 import asyncio
 import gc
 import json
+import subprocess
+import sys
+import threading
 from typing import Any
 
 import pytest
 
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import Bounds
+from mcp_middleware.message import parse
+from mcp_middleware.server_message import parse_server_message
 from mcp_middleware.types import Document, Rejection
 
 from .asgi import MODERN_META, Call, EchoServer, modern_headers, rpc
@@ -295,3 +300,40 @@ async def test_case_21_equal_ids_at_once_never_cross() -> None:
     await asyncio.gather(*(call.run() for call in calls))
     for n, call in enumerate(calls):
         assert call.json["result"]["echo"]["arguments"] == {"n": n}
+
+
+async def test_case_31_one_thread_reads_large_messages_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one has the interpreter's lock, and the loop would wait for all that ask for it."""
+    threads: set[int] = set()
+
+    def noting(data: bytes) -> Any:
+        threads.add(threading.get_ident())
+        return parse(data)
+
+    def noting_answer(data: bytes) -> Any:
+        threads.add(threading.get_ident())
+        return parse_server_message(data)
+
+    monkeypatch.setattr("mcp_middleware.exchange.parse", noting)
+    monkeypatch.setattr("mcp_middleware.answer.parse_server_message", noting_answer)
+    call = rpc("tools/call", {"name": "a", "arguments": {"a": "x" * 300_000}})
+    audits = [Audit(EchoServer(sse=bool(number % 2)), []) for number in range(8)]
+    await asyncio.gather(*(Call(audit, call).run() for audit in audits))
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_large_messages_are_read_after_a_fork_too() -> None:
+    """Threads stay with the parent: workers may be forked from a process that has served."""
+    program = """
+import asyncio, os
+from mcp_middleware.exchange import in_thread
+assert asyncio.run(in_thread(len, b"12")) == 2
+child = os.fork()
+read = asyncio.run(asyncio.wait_for(in_thread(len, b"123"), 10))
+if child == 0:
+    os._exit(read)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), read)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)
+    assert done.stdout == b"3 3\n"
