@@ -215,13 +215,16 @@ class LimitStorageContract(ABC):
         clock = FakeClock()
         storage = self.storage(clock)
         for key, limits in ((_AGENT, Limits(Limit(10, 1), None)), (_OTHER, Limits(None, Limit(1000, 10)))):
-            await _admitted(storage, 500, limits, key)
+            for _ in range(10):
+                await _admitted(storage, 100, limits, key)
+            without = await _admitted(storage, 500, Limits(None, None), key)
+            assert (without.remaining_requests, without.remaining_tokens) == (math.inf, math.inf)
+            assert await storage.settle(without, 10_000) == math.inf
+            clock.advance(5)
             await _admitted(storage, 500, Limits(None, None), key)
             assert (await _refused(storage, 10, limits, key)).retry_after_ms == 1000
             clock.advance(1)
             await _admitted(storage, 10, limits, key)
-            clock.advance(1000)
-            await _admitted(storage, 1000, limits, key)
 
     async def test_a_clock_that_goes_back_gives_nothing(self) -> None:
         clock = FakeClock()

@@ -20,21 +20,21 @@ local function clock(given)
 end
 
 local function clamp(level, capacity)
-  if capacity == 0 then
-    return math.huge
+  if capacity == 0 then -- as it was when its limit was taken away
+    return level
   end
   return math.min(level, capacity)
 end
 
 -- Another level, by what was given back or used beyond what was taken.
 local function changed_by(level, capacity, difference)
+  if capacity == 0 then
+    return level
+  end
   return math.max(clamp(level + difference, capacity), DEEPEST)
 end
 
 local function refill(level, capacity, rate, seconds)
-  if level == math.huge then -- had no limit before: nobody knows what was used of it
-    level = 0
-  end
   return clamp(level + rate * seconds, capacity)
 end
 

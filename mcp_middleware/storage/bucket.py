@@ -32,6 +32,7 @@ __all__ = [
     "after_refusal",
     "full",
     "refill",
+    "remaining",
     "seconds_until_full",
     "settle",
     "take",
@@ -90,7 +91,7 @@ class Limits:
 
 Levels: TypeAlias = tuple[float, float, float]
 """What the two buckets held at one moment: requests, tokens, and that moment in seconds by the storage's clock. A
-dimension without a limit holds infinity; should it get one, it begins empty, for nobody knows what was used of it."""
+dimension that never had a limit holds infinity; one whose limit was taken away what it held then."""
 
 Turns: TypeAlias = tuple[tuple[float, float, bool], ...]
 """Refused requests, the oldest first: the tokens of each, the moment at which it fits, and whether others have
@@ -136,24 +137,21 @@ def refill(levels: Levels, limits: Limits, now: float) -> Levels:
         now = at
     requests_limit, tokens_limit = limits.requests, limits.tokens
     # Spelled out rather than by calls of _level: this runs twice for every call an agent makes.
-    if requests_limit is None:
-        requests = math.inf
-    else:
+    if requests_limit is not None:
         requests += requests_limit.rate * (now - at)
         if requests > requests_limit.capacity:
-            requests = _limited_anew(requests, requests_limit, now - at)
-    if tokens_limit is None:
-        tokens = math.inf
-    else:
+            requests = requests_limit.capacity
+    if tokens_limit is not None:
         tokens += tokens_limit.rate * (now - at)
         if tokens > tokens_limit.capacity:
-            tokens = _limited_anew(tokens, tokens_limit, now - at)
+            tokens = tokens_limit.capacity
     return (requests, tokens, now)
 
 
-def _limited_anew(level: float, limit: Limit, seconds: float) -> float:
-    """A level above the capacity: of a bucket that is full, or that had no limit before."""
-    return limit.capacity if level < math.inf else min(limit.capacity, limit.rate * seconds)
+def remaining(levels: Levels, limits: Limits) -> tuple[float, float]:
+    """What is left of requests and of tokens; infinity without a limit."""
+    requests, tokens, _ = levels
+    return (math.inf if limits.requests is None else requests, math.inf if limits.tokens is None else tokens)
 
 
 def _level(level: float, limit: Limit, seconds: float) -> float:
@@ -171,7 +169,11 @@ def take(levels: Levels, limits: Limits, tokens: float, now: float, turns: Turns
         and (tokens_there >= tokens or _fits(tokens_there, limits.tokens, tokens))
         and not (turns and _delays(turns, tokens_there, limits.tokens, tokens, at))
     ):
-        return (requests_there - 1, tokens_there - tokens, at)
+        return (
+            requests_there if limits.requests is None else requests_there - 1,
+            tokens_there if limits.tokens is None else tokens_there - tokens,
+            at,
+        )
     return _shortage(levels, there, limits, tokens, now, turns)
 
 
@@ -283,8 +285,7 @@ def _wait(level: float, at: float, limit: Limit, cost: float, now: float, turns:
         there = _level(level, limit, later - at)
         return _fits(there, limit, cost) and not (turns and _delays(turns, there, limit, cost, later))
 
-    if level == math.inf:
-        level = 0.0
+    level = min(level, limit.capacity)
     guess = max(1, math.ceil((at - now + (cost - level) / limit.rate) * 1000))
     if fits_after(guess) and not (guess > 1 and fits_after(guess - 1)):
         return guess
@@ -304,12 +305,13 @@ def settle(levels: Levels, limits: Limits, taken: float, actual: float, now: flo
     """Put the ``actual`` tokens in place of the ``taken`` ones: the difference goes back, or is taken too. With 0
     ``requests`` the request goes back as well."""
     requests_there, tokens, at = refill(levels, limits, now)
-    tokens += taken - actual
     limit = limits.tokens
-    if limit is not None and tokens > limit.capacity:
-        tokens = limit.capacity
-    elif tokens < _DEEPEST:
-        tokens = _DEEPEST
+    if limit is not None:
+        tokens += taken - actual
+        if tokens > limit.capacity:
+            tokens = limit.capacity
+        elif tokens < _DEEPEST:
+            tokens = _DEEPEST
     if not requests and limits.requests is not None:
         requests_there = min(requests_there + 1, limits.requests.capacity)
     return (requests_there, tokens, at)

@@ -21,6 +21,7 @@ from .bucket import (
     after_admission,
     after_refusal,
     full,
+    remaining,
     seconds_until_full,
     settle,
     take,
@@ -130,7 +131,7 @@ class MemoryStorage:
         if found is None:
             self._make_room(now)
         self._buckets[key] = (taken, limits, turns)
-        return Reservation(key, limits, takeable(limits, tokens), taken[0], taken[1], now + self._lifetime)
+        return Reservation(key, limits, takeable(limits, tokens), *remaining(taken, limits), now + self._lifetime)
 
     def _reserve_all(self, key: bytes, limits: Limits, tokens: float, now: float) -> Reservation | Shortage:
         """The same over several pairs of buckets, and the number of open requests."""
@@ -153,11 +154,11 @@ class MemoryStorage:
             return max(shortages, key=lambda shortage: shortage.retry_after_ms)
         for (part, figures), (_, _, turns), left in zip(names, pairs, taken, strict=True):
             self._keep(key, part, (left, figures, after_admission(turns, takeable(figures, tokens), now)), now)
-        (requests, tokens_left, _), *others = taken
-        reservation = Reservation(key, limits, takeable(limits, tokens), requests, tokens_left, now + self._lifetime)
+        own, *others = taken
+        reservation = Reservation(key, limits, takeable(limits, tokens), *remaining(own, limits), now + self._lifetime)
         reservation.parts = tuple(
-            (takeable(figures, tokens), requests, tokens_left)
-            for (_, figures), (requests, tokens_left, _) in zip(limits.parts, others, strict=True)
+            (takeable(figures, tokens), *remaining(levels, figures))
+            for (_, figures), levels in zip(limits.parts, others, strict=True)
         )
         if most is not None:
             self._open[key] = is_open + 1
@@ -252,7 +253,7 @@ class MemoryStorage:
             self._keep(key, part, (levels, limits, turns), now)
         else:  # a part goes with its principal, and could not be let go of without
             self._remember(key, part, levels, limits)
-        return levels[1]
+        return remaining(levels, limits)[1]
 
     def _make_room(self, now: float) -> None:
         """Drop some full buckets, and one that is not if there is still no room for another."""

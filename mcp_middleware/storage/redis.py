@@ -23,7 +23,7 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.options import seconds, whole_number
 from mcp_middleware.types import Clock
 
-from .bucket import AT_ONCE, Levels, Limit, Limits, Shortage, full, refill, settle, take, takeable
+from .bucket import AT_ONCE, Levels, Limit, Limits, Shortage, full, refill, remaining, settle, take, takeable
 from .budgets import RedisBudgets
 from .connection import RedisConnection, Script, Word
 from .interface import Reservation, StorageUnavailableError, check_tokens
@@ -230,7 +230,7 @@ class RedisStorage:
             known.levels = (requests, left, here - (now - at))
             known.share = known.away_since = None
             known.heard = (node, node.losses)
-            taken.append((takeable(one.limits, tokens), requests, left))
+            taken.append((takeable(one.limits, tokens), *remaining((requests, left, at), one.limits)))
         if outcome:
             own, *parts = taken
             reservation = Reservation(key, limits, *own, now + self._lifetime, tuple(parts))
@@ -374,8 +374,8 @@ class RedisStorage:
         share = self._share_of(known, limits, now, node)
         requests, tokens, _ = refill(share, self._share(limits), back)
         change = (
-            0.0 if limits.requests is None else requests - known.start[0],
-            0.0 if limits.tokens is None else tokens - known.start[1],
+            0.0 if known.start[0] == math.inf else requests - known.start[0],
+            0.0 if known.start[1] == math.inf else tokens - known.start[1],
         )
         absence = (known.away_since, share, known.start)
         return (now - since, now - back, self._id, float(self._replicas), *change), absence
@@ -476,7 +476,7 @@ class RedisStorage:
             known.share = levels
             known.owed_requests += 1
             known.owed_tokens += cost
-            taken.append((cost, levels[0], levels[1]))
+            taken.append((cost, *remaining(levels, one.limits)))
         own, *parts = taken
         reservation = Reservation(key, limits, *own, now + self._lifetime, tuple(parts), local=True)
         if limits.concurrency is not None:
@@ -500,7 +500,7 @@ class RedisStorage:
             known.share = settle(share, self._share(one.limits), was, tokens, now, requests=requests)
             known.owed_tokens += tokens - was
             known.owed_requests += requests - 1
-            left = min(left, known.share[1])
+            left = min(left, remaining(known.share, one.limits)[1])
         return left
 
     def _share_of(self, known: _Known, limits: Limits, now: float, node: RedisConnection) -> Levels:

@@ -65,7 +65,7 @@ for index = 1, #asked do
   if changed then
     requests, tokens_left, at = requests_there, tokens_there, there
   elseif requests_owed ~= 0 or tokens_owed ~= 0 then -- also what was done while others were never away
-    requests_there = clamp(requests_there - requests_owed, limits[1])
+    requests_there = changed_by(requests_there, limits[1], -requests_owed)
     tokens_there = changed_by(tokens_there, limits[3], -tokens_owed)
     requests, tokens_left, at = requests_there, tokens_there, there
     changed = true
@@ -91,7 +91,8 @@ for index = 1, #found do
     tokens_there, there = unpack(found[index], 1, 13)
   local turns_after = turns
   if not short then
-    requests, tokens_left, at = requests_there - 1, tokens_there - cost, there
+    requests, tokens_left = changed_by(requests_there, limits[1], -1), changed_by(tokens_there, limits[3], -cost)
+    at = there
     changed = true
     after_admission(turns_after, cost, there)
   elseif short_of_tokens then

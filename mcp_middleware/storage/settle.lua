@@ -28,10 +28,10 @@ for index = 1, #asked do
       requests, tokens, at = clamp(requests_start, limits[1]), clamp(tokens_start, limits[3]), now
     end
     local there = math.max(now, at)
-    requests = clamp(refill(requests, limits[1], limits[2], there - at) + back, limits[1])
+    requests = changed_by(refill(requests, limits[1], limits[2], there - at), limits[1], back)
     tokens = changed_by(refill(tokens, limits[3], limits[4], there - at), limits[3], taken - used)
     keep(KEYS[1], name, requests, tokens, there, limits, turns or {}, outage, given == '' and used > taken)
-    levels[index] = {requests, tokens}
+    levels[index] = {requests, limits[3] > 0 and tokens or math.huge}
   else
     levels[index] = false
   end
