@@ -146,8 +146,8 @@ local function load(key, name)
   end
 end
 
--- Keep it until all buckets are full: full ones are as good as none. What has been given back does not make that
--- earlier, so that a bucket which a replica remembers as used and does not find has been lost, not filled.
+-- Keep it until all buckets are full and nobody waits for them: such are as good as none. What has been given back does
+-- not make that earlier, so that a bucket which a replica remembers as used and does not find has been lost, not filled.
 local function keep(key, name, requests, tokens, at, limits, turns, outage, expiring)
   redis.call('HSET', key, name, cmsgpack.pack({requests, tokens, at, limits, turns, outage}))
   if expiring then
@@ -157,6 +157,9 @@ local function keep(key, name, requests, tokens, at, limits, turns, outage, expi
     end
     if limits[3] > 0 then
       seconds = math.max(seconds, (limits[3] - tokens) / limits[4])
+    end
+    for _, turn in ipairs(turns) do
+      seconds = math.max(seconds, turn[2] + PATIENCE - at)
     end
     local left = math.min(math.ceil(seconds * 1000) + 1, LONGEST)
     local now = redis.call('PTTL', key)

@@ -317,10 +317,11 @@ def settle(levels: Levels, limits: Limits, taken: float, actual: float, now: flo
     return (requests_there, tokens, at)
 
 
-def seconds_until_full(levels: Levels, limits: Limits, now: float) -> float:
-    """How long until nothing is left to remember: full buckets are as good as none. 0 when full."""
+def seconds_until_full(levels: Levels, limits: Limits, now: float, turns: Turns = ()) -> float:
+    """How long until nothing is left to remember: full buckets for which nobody waits are as good as none. 0 then."""
     requests, tokens, _ = refill(levels, limits, now)
     return max(
+        max((at + PATIENCE - now for _, at, _ in turns), default=0),
         0 if limits.requests is None else (limits.requests.capacity - requests) / limits.requests.rate,
         0 if limits.tokens is None else (limits.tokens.capacity - tokens) / limits.tokens.rate,
     )

@@ -270,10 +270,10 @@ class MemoryStorage:
             self._drop(min(candidates, key=lambda key: self._seconds_until_full(key, now)), remember=True)
 
     def _seconds_until_full(self, key: bytes, now: float) -> float:
-        levels, limits, _ = self._buckets[key]
-        seconds = seconds_until_full(levels, limits, now)
-        for levels, limits, _ in self._parts.get(key, {}).values():
-            seconds = max(seconds, seconds_until_full(levels, limits, now))
+        levels, limits, turns = self._buckets[key]
+        seconds = seconds_until_full(levels, limits, now, turns)
+        for levels, limits, turns in self._parts.get(key, {}).values():
+            seconds = max(seconds, seconds_until_full(levels, limits, now, turns))
         return seconds
 
     def _drop(self, key: bytes, *, remember: bool = False) -> None:

@@ -108,6 +108,27 @@ async def test_full_buckets_are_let_go_first_and_nothing_is_forgotten_by_it() ->
     assert (await reserve(storage, b"busy")).remaining_tokens == 0
 
 
+@pytest.mark.parametrize("of_a_tool", [False, True])
+async def test_full_buckets_for_which_a_request_waits_are_not_let_go(of_a_tool: bool) -> None:
+    """Else newcomers would take a large request its turn, again and again."""
+    clock = FakeClock()
+    storage = MemoryStorage(clock=clock)
+    limits = Limits(None, Limit(100, 100))
+    if of_a_tool:
+        limits = Limits(None, None, parts=(("tool:a", limits),))
+    await reserve(storage, b"agent", 1, limits)
+    for number, small in enumerate([Reservation, Shortage]):  # the first overtakes it, then it has the turn
+        assert isinstance(await storage.reserve(b"agent", limits, 100), Shortage)
+        clock.advance(1)
+        await reserve(storage, key(number))
+        assert isinstance(await storage.reserve(b"agent", limits, 5), small)
+    await reserve(storage, b"agent", 100, limits)
+    clock.advance(10)
+    await reserve(storage, key(2))
+    await reserve(storage, key(3))
+    assert len(storage) == 2
+
+
 async def test_case_44_idle_keys_do_not_pile_up() -> None:
     clock = FakeClock()
     storage = MemoryStorage(clock=clock)

@@ -169,6 +169,15 @@ async def test_full_buckets_leave_nothing_behind(storages: Storages) -> None:
         assert client.pttl(b"mcp_middleware:limit:{" + b"slow".hex().encode() + b"}") > 0
 
 
+async def test_full_buckets_for_which_a_request_waits_are_kept(storages: Storages) -> None:
+    """Else a large request would lose its turn by the time it comes back, again and again."""
+    storage, limits = storages.make(), Limits(None, Limit(1000, 1000))
+    await reserve(storage, 1000, limits)
+    assert isinstance(await storage.reserve(KEY, limits, 1000), Shortage)
+    with storages.server.client() as client:
+        assert 1_001 < client.pttl(NAME) <= 6_001
+
+
 async def test_scripts_that_were_flushed_are_sent_again(storages: Storages) -> None:
     storage = storages.make()
     reservation = await reserve(storage, 100)
