@@ -83,7 +83,7 @@ class Answer:
         self.taken = 0
         """Bytes of a stream since others had their turn."""
         self.decoder: Decoder | None = None
-        self.turn = asyncio.Lock()
+        self.turn: asyncio.Lock
         """Of those who send of one stream at once, as sse_starlette does for its pings: one whose event is still being
         read must not find another's in the middle of it."""
         self.answered = False
@@ -124,13 +124,17 @@ class Answer:
         headers: Headers = list(event.get("headers", ()))
         for on_response_start in self.on_response_start:
             on_response_start(exchange, event["status"], headers)
-        if all(name != NOSNIFF[0] for name, _ in headers):
+        for name, _ in headers:
+            if name == NOSNIFF[0]:
+                break
+        else:
             headers.append(NOSNIFF)  # our own answers have it, and must not be told from the server's by it
         event["headers"] = headers
         media = media_type(headers)
         if media == b"text/event-stream":
             event["headers"] = [line for line in headers if line[0] != b"content-length"]
             self.decoder = Decoder(limit=self.max_bytes)
+            self.turn = asyncio.Lock()
             self._end_with_token()
             await self.send_on(event)
         elif isinstance(exchange.message, Request) and (media == b"application/json" or exchange.strict):
@@ -259,7 +263,8 @@ class Answer:
             if passed is None:
                 break
             said = on_response_message(self.exchange, passed)
-            passed = said if said is None or isinstance(said, ServerMessage) else await said
+            if said is not passed:
+                passed = said if said is None or isinstance(said, ServerMessage) else await said
         self.exchange.overhead += time.monotonic() - began
         if passed is not None and passed.is_answer and passed.id == self.exchange.request_id:
             self.exchange.answer = passed

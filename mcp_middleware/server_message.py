@@ -66,7 +66,7 @@ class ServerMessage(msgspec.Struct, gc=False):
     @property
     def tool_result(self) -> ToolResult | None:
         """The result read as a tool's, or None if it is none. Decoded on first use, kept for the next member."""
-        if isinstance(self._tool_result, msgspec.UnsetType):
+        if self._tool_result is msgspec.UNSET:
             try:
                 self._tool_result = _read_tool_result(self.result) if isinstance(self.result, Raw) else None
             except (msgspec.DecodeError, RecursionError):
