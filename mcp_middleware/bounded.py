@@ -32,6 +32,8 @@ class _Bulky(msgspec.Struct, gc=False):
     _meta: Raw = Raw()
     arguments: Raw = Raw()
     inputResponses: Raw = Raw()  # noqa: N815
+    requestState: Raw = Raw()  # noqa: N815
+    context: Raw = Raw()
     contents: Raw = Raw()
 
 
@@ -67,11 +69,24 @@ def _first(most: int) -> msgspec.json.Decoder[Any]:
 
 def members_of(text: bytes | Raw) -> dict[str, Raw]:
     """The members of a JSON object, of equal names the last. Raises TooManyError where they, and what is in them, are
-    too many; not for what is inside of ``arguments`` and others that may hold much. Raises ``msgspec.DecodeError``.
+    too many, or a text has so much of what looks like members; not for what is inside of ``arguments`` and others that
+    may hold much. Raises ``msgspec.DecodeError``.
     """
     if len(text) > MAX_SMALL:
         data = bytes(text)
-        bulky = _bulky.decode(data)
-        if data.count(b":") - sum(bytes(value).count(b":") for value in msgspec.structs.astuple(bulky)) > _FEW:
+        bulky = msgspec.structs.astuple(_bulky.decode(data))
+        for count in (_colons, _names):
+            if count(data) - sum(count(bytes(value)) for value in bulky) <= _FEW:
+                break
+        else:
             raise TooManyError
     return _object.decode(text)
+
+
+def _colons(data: bytes) -> int:
+    return data.count(b":")
+
+
+def _names(data: bytes) -> int:
+    """Names of members, and what looks like one inside of a text."""
+    return data.translate(None, b" \t\r\n").count(b'":')

@@ -371,7 +371,7 @@ def _member(name: str, parent: dict[str, Any], code: int) -> dict[str, Raw]:
 
 
 def _too_many(place: str) -> _RefusedError:
-    return _RefusedError(INVALID_REQUEST, f"{place} has too many members")
+    return _RefusedError(INVALID_REQUEST, f"{place} has too many members, or text that looks like them")
 
 
 def _check_spelling(place: str, values: Mapping[str, Any], known: Mapping[str, str]) -> None:

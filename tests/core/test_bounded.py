@@ -27,7 +27,8 @@ def test_what_is_no_array_is_malformed(text: bytes) -> None:
 
 def test_members_are_counted_and_not_what_is_in_those_that_may_hold_much() -> None:
     many = b"{" + b",".join(b'"%d":1' % number for number in range(20_000)) + b"}"
-    for name in (b"params", b"result", b"error", b"_meta", b"arguments", b"inputResponses", b"contents"):
+    names = (b"params", b"result", b"error", b"_meta", b"arguments", b"inputResponses", b"context", b"contents")
+    for name in names:
         assert members_of(b'{"a":1,"%b":%b}' % (name, many)) == {"a": Raw(b"1"), name.decode(): Raw(many)}
     for text in (many, b'{"other":%b}' % many, b'{"arguments":%b,%b' % (many, many[1:])):
         with pytest.raises(TooManyError):

@@ -334,7 +334,29 @@ def test_case_39_members_are_counted_before_they_are_decoded(place: str, pad: in
         assert not isinstance(message, Rejection)
     else:
         assert isinstance(message, Rejection)
-        assert message.message.endswith("has too many members")
+        assert message.message.endswith("has too many members, or text that looks like them")
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"text": "12:30 :" * 10_000},
+        {"_meta": {"com.example/state": ":" * 70_000}},
+        {"_meta": {"com.example/state": ' " : ' * 5_000 + ":" * 70_000}},
+        {"requestState": json.dumps({str(number): 1 for number in range(20_000)})},
+        {"context": {"arguments": {str(number): "12:30" for number in range(20_000)}}},
+    ],
+)
+def test_text_is_not_counted_as_members(params: dict[str, Any]) -> None:
+    assert isinstance(parse(json.dumps(rpc("x/y", params)).encode()), Request)
+
+
+def test_names_are_counted_however_far_from_their_colons() -> None:
+    for blank in " \t\r\n":
+        many = ",".join(f'"{number}"{blank}{blank}:1' for number in range(10_001))
+        refused = parse(('{"jsonrpc":"2.0","id":1,"method":"x","params":{' + many + "}}").encode())
+        assert isinstance(refused, Rejection)
+        assert "too many members" in refused.message
 
 
 @pytest.mark.parametrize("letter", ["k", "ŉ"])
