@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from mcp_middleware.audit.record import MAX_TEXT
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.message import Batch, Request
 
@@ -41,7 +42,7 @@ def as_text(server: str, exchange: Exchange, seconds: float, now: float) -> str:
 
 
 def as_json(server: str, exchange: Exchange, seconds: float, now: float) -> str:
-    """The same as one JSON object."""
+    """The same as one JSON object, each text cut to what a record has of it."""
     method, target = _asked(exchange)
     line: dict[str, Any] = {
         "time": now,
@@ -57,6 +58,9 @@ def as_json(server: str, exchange: Exchange, seconds: float, now: float) -> str:
     }
     if exchange.trace is not None:
         line["trace_id"] = exchange.trace.trace_id
+    for name, value in line.items():
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            line[name] = value[: MAX_TEXT - 3] + "..."
     try:
         return _encode(line).decode() + "\n"
     except (UnicodeEncodeError, msgspec.MsgspecError):

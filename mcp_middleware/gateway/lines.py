@@ -7,11 +7,13 @@ reads.
 
 import json
 import logging
+import os
 import select
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, TextIO
 
 from .access_log import visible
@@ -21,19 +23,23 @@ __all__ = ["Lines", "configure_logging"]
 FLUSH_SECONDS: Final = 0.25
 """Seconds that a line may wait whose reader is in no hurry."""
 MAX_WAITING: Final = 20_000
-"""Lines that wait to be written; of more the newest are dropped and counted."""
+MAX_CHARACTERS: Final = 16 * 1024 * 1024
+"""Lines that wait to be written, and the characters of all of them; of more the newest are dropped and counted."""
+PIECE: Final = select.PIPE_BUF // 10
+"""Characters, each of ten bytes at most (``\\U0001f600``), that a stream takes at once when it takes any."""
 PATIENCE: Final = 2.0
 """Seconds that the end of the process waits for whoever reads."""
 
 
 class Lines:
     """Lines for ``stream``, which a thread writes between ``start`` and ``close``; before and after that they are
-    written at once, where that waits for nobody. ``say_dropped`` makes a line of how many were lost."""
+    written at once, as far as that waits for nobody. ``say_dropped`` makes a line of how many were lost."""
 
     def __init__(self, stream: TextIO, say_dropped: Callable[[int], str]) -> None:
         self._stream = stream
         self._say_dropped = say_dropped
         self._waiting: deque[str] = deque()
+        self._characters = 0
         self._dropped = 0
         self._wanted = threading.Event()
         self._ending = False
@@ -41,40 +47,51 @@ class Lines:
 
     def start(self) -> None:
         """Begin to write in a thread of its own. To be called in the process that serves: no thread survives a fork."""
+        with suppress(OSError, ValueError):  # no file
+            os.set_blocking(self._stream.fileno(), True)  # else a reader who takes his time would cost lines
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def add(self, line: str) -> None:
         """Have ``line`` written with those that come within ``FLUSH_SECONDS``."""
-        if len(self._waiting) < MAX_WAITING:
+        size = len(line)
+        if len(self._waiting) < MAX_WAITING and self._characters + size <= MAX_CHARACTERS:
+            self._characters += size
             self._waiting.append(line)
         else:
             self._dropped += 1
 
     def say(self, line: str) -> None:
         """Have ``line`` written now."""
+        self.add(line)
         if self._thread is not None:
-            self.add(line)
             self._wanted.set()
-        elif _takes_more(self._stream):
-            self.add(line)
-            self.flush()
         else:
-            self._dropped += 1
+            self.flush()
 
     def flush(self) -> None:
-        """Write what waits. Blocks as long as the stream does."""
-        lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        dropped, self._dropped = self._dropped, 0
-        if dropped:
-            lines.append(self._say_dropped(dropped))
-        if lines:
-            try:
-                self._stream.write("".join(lines))
+        """Write what waits: all of it where there is a thread, which waits for who reads, and else what is taken at
+        once. What is not written whole counts as dropped."""
+        waiting, dropped = len(self._waiting), self._dropped
+        self._characters = self._dropped = 0
+        patient = self._thread is not None
+        try:
+            lines = [self._waiting.popleft() for _ in range(waiting)]
+            if dropped:
+                lines.append(self._say_dropped(dropped))
+            text = "".join(lines)
+            step = MAX_CHARACTERS if patient else PIECE
+            for begin in range(0, len(text), step):
+                if not patient and not _takes_more(self._stream):
+                    self._dropped += dropped + waiting
+                    if begin:
+                        self.add("\n")  # so that the next line does not look like the end of this one
+                    return
+                self._stream.write(text[begin : begin + step])
                 self._stream.flush()
-            except (OSError, ValueError):
-                pass  # nobody is there to read: no reason to stop serving
+        except Exception:  # nobody is there to read, or there is no memory: no reason to stop serving, or writing
+            self._dropped += dropped + waiting
 
     def close(self) -> bool:
         """End the thread once all is written, within ``PATIENCE``. Whether it has ended: one that still waits for its
@@ -97,7 +114,7 @@ class Lines:
 
 
 def _takes_more(stream: TextIO) -> bool:
-    """Whether a line can be written without waiting for who reads."""
+    """Whether ``PIECE`` can be written without waiting for who reads."""
     try:
         return bool(select.select([], [stream.fileno()], [], 0)[1])
     except (OSError, ValueError):

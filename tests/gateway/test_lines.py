@@ -6,8 +6,10 @@ import fcntl
 import io
 import json
 import os
+import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from mcp_middleware.gateway.lines import MAX_WAITING, Lines
+from mcp_middleware.gateway.lines import MAX_CHARACTERS, MAX_WAITING, Lines
 from tests.gateway.forwarding import dead_origin
 from tests.gateway.processes import Process, client, configured, free_port
 
@@ -35,6 +37,61 @@ def test_what_nobody_reads_is_dropped_and_counted() -> None:
     written = stream.getvalue().splitlines()
     assert len(written) == MAX_WAITING + 1
     assert written[-1] == "3 dropped"
+
+
+def test_what_waits_is_bounded_in_characters_too() -> None:
+    stream = io.StringIO()
+    lines = Lines(stream, dropped)
+    line = "x" * (MAX_CHARACTERS // 4 - 1) + "\n"
+    for _ in range(2):
+        for _ in range(6):
+            lines.add(line)
+        lines.flush()
+    assert stream.getvalue() == (line * 4 + "2 dropped\n") * 2
+
+
+def test_a_write_that_fails_costs_its_lines_and_not_the_thread() -> None:
+    class Short(io.StringIO):
+        failed = threading.Event()
+
+        def write(self, text: str) -> int:
+            if not self.failed.is_set():
+                self.failed.set()
+                raise MemoryError
+            return super().write(text)
+
+    stream = Short()
+    lines = Lines(stream, dropped)
+    lines.add("one\n")
+    lines.start()
+    lines.say("two\n")
+    assert stream.failed.wait(20)
+    lines.say("three\n")
+    assert lines.close()
+    written = stream.getvalue()
+    counts = [int(count) for count in re.findall("([0-9]+) dropped", written)]
+    assert sum(counts) + len(written.splitlines()) - len(counts) == 3
+    assert "one" not in written
+    assert "three" in written
+
+
+def test_a_stream_that_does_not_wait_loses_nothing_to_a_slow_reader() -> None:
+    with full_pipe() as (reading, writing), open(writing, "w", closefd=False) as stream:
+        os.set_blocking(writing, False)
+        lines = Lines(stream, dropped)
+        lines.start()
+        said = "".join(f"{number}\n" for number in range(5000))
+        for line in said.splitlines(keepends=True):
+            lines.say(line)
+        ended: list[bool] = []
+        closing = threading.Thread(target=lambda: ended.append(lines.close()))
+        closing.start()
+        read = b""
+        while not re.search(rb"\n4999\n|dropped", read):
+            read += os.read(reading, 65536)
+        closing.join()
+        assert ended == [True]
+        assert read.lstrip(b"x").decode() == said
 
 
 def test_a_stream_that_is_closed_is_no_reason_to_fail() -> None:
@@ -67,6 +124,21 @@ def test_a_reader_that_is_slow_costs_lines_and_never_time_before_and_after_the_t
             pass
         lines.say("read\n")
         assert drained(reading) == b"read\n1 dropped\n"
+
+
+def test_of_a_long_line_is_written_what_a_slow_reader_has_room_for_before_the_thread() -> None:
+    with full_pipe() as (reading, writing), open(writing, "w", closefd=False) as stream:
+        os.set_blocking(reading, False)
+        while len(drained(reading)):
+            pass
+        lines = Lines(stream, dropped)
+        saying = threading.Thread(target=lines.say, args=("y" * 100_000 + "\n",), daemon=True)
+        saying.start()
+        saying.join(20)
+        assert not saying.is_alive()
+        assert set(drained(reading)) == {ord("y")}
+        lines.say("read\n")
+        assert drained(reading) == b"\nread\n1 dropped\n"
 
 
 @contextmanager

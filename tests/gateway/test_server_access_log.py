@@ -72,6 +72,14 @@ def test_case_34_hostile_text_stays_one_word_of_one_line() -> None:
     assert (found["agent"], found["target"], found["subject"]) == (hostile, hostile, "someone")
 
 
+def test_case_37_a_line_is_bounded_whatever_is_called() -> None:
+    called = exchange({"id": 1, "method": "tools/call", "params": {"name": "n" * 1_000_000}}, client="c" * 5000)
+    found = json.loads(as_json("files", called, 0.0, 0.0))
+    assert (found["agent"], found["target"]) == ("c" * 509 + "...", "n" * 509 + "...")
+    unknown = exchange({"id": 1, "method": "m" * 1_000_000})
+    assert len(json.loads(as_json("files", unknown, 0.0, 0.0))["method"]) == 512
+
+
 def test_the_writer_notes_when_it_ended() -> None:
     lines: list[str] = []
     AccessLogWriter(lines.append, as_text)("files", exchange(), 0.0123)
