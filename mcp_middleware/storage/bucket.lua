@@ -93,6 +93,17 @@ local function fits_at(turns, level, capacity, rate, cost, now)
   return math.min(moment, own)
 end
 
+-- Without those who have not come back.
+local function waiting_of(turns, now)
+  local waiting = {}
+  for _, turn in ipairs(turns) do
+    if now < turn[2] + PATIENCE then
+      waiting[#waiting + 1] = turn
+    end
+  end
+  return waiting
+end
+
 local function after_admission(turns, tokens, now)
   for index, turn in ipairs(turns) do
     if is_alike(tokens, turn[1]) and (turn[3] == 0 or now + TOLERANCE >= turn[2]) then
@@ -103,29 +114,23 @@ local function after_admission(turns, tokens, now)
 end
 
 -- What is remembered after a request that is short of tokens, and whether that is anything new.
-local function after_refusal(turns, level, capacity, rate, tokens, now)
-  local waiting = {}
-  for _, turn in ipairs(turns) do
-    if now < turn[2] + PATIENCE then
-      waiting[#waiting + 1] = turn
-    end
-  end
-  local changed = #waiting ~= #turns
-  local at = fits_at(waiting, level, capacity, rate, tokens, now)
-  for index, turn in ipairs(waiting) do
+local function after_refusal(waiting, level, capacity, rate, tokens, now)
+  local turns = {unpack(waiting)}
+  local at = fits_at(turns, level, capacity, rate, tokens, now)
+  for index, turn in ipairs(turns) do
     if is_alike(tokens, turn[1]) then
       if now + TOLERANCE < turn[2] then
-        return waiting, changed
+        return turns, false
       end
-      waiting[index] = {tokens, at, 1}
-      return waiting, true
+      turns[index] = {tokens, at, 1}
+      return turns, true
     end
   end
-  if #waiting == MOST_TURNS then
-    return waiting, changed
+  if #turns == MOST_TURNS then
+    return turns, false
   end
-  waiting[#waiting + 1] = {tokens, at, 0}
-  return waiting, true
+  turns[#turns + 1] = {tokens, at, 0}
+  return turns, true
 end
 
 -- Seconds within which replicas come back from an outage, one after the other: they try every two. For so long a part of

@@ -15,6 +15,7 @@ time, turns included.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -164,6 +165,8 @@ def take(levels: Levels, limits: Limits, tokens: float, now: float, turns: Turns
     tokens = takeable(limits, tokens)
     there = refill(levels, limits, now)
     requests_there, tokens_there, at = there
+    if turns:
+        turns = _waiting(turns, at)
     if (
         (requests_there >= 1 or _fits(requests_there, limits.requests, 1))
         and (tokens_there >= tokens or _fits(tokens_there, limits.tokens, tokens))
@@ -191,6 +194,11 @@ def _fits(level: float, limit: Limit | None, cost: float) -> bool:
 def _is_alike(tokens: float, others: float) -> bool:
     """An estimate may differ from the last one of the same request, which must not lose its turn by it."""
     return tokens < others * 2 and others < tokens * 2
+
+
+def _waiting(turns: Turns, now: float) -> Turns:
+    """Without those who have not come back: the same that is remembered of a refusal, which is told by it."""
+    return tuple(turn for turn in turns if now < turn[1] + PATIENCE)
 
 
 def _own(turns: Turns, tokens: float, now: float) -> int:
@@ -234,6 +242,7 @@ def _fits_at(turns: Turns, level: float, limit: Limit, cost: float, now: float) 
 
 def after_admission(turns: Turns, tokens: float, now: float) -> Turns:
     """What is remembered of refused requests once one with ``tokens`` was admitted: not that one."""
+    turns = _waiting(turns, now)
     for index, (others, at, overtaken) in enumerate(turns):
         if _is_alike(tokens, others) and (not overtaken or now + _TOLERANCE >= at):
             return turns[:index] + turns[index + 1 :]
@@ -245,9 +254,9 @@ def after_refusal(turns: Turns, levels: Levels, limits: Limits, tokens: float, n
     limit = limits.tokens
     tokens = takeable(limits, tokens)
     _, level, at = refill(levels, limits, now)
-    if limit is None or (_fits(level, limit, tokens) and not _delays(turns, level, limit, tokens, at)):
+    waiting = _waiting(turns, at)
+    if limit is None or (_fits(level, limit, tokens) and not _delays(waiting, level, limit, tokens, at)):
         return turns
-    waiting = tuple(turn for turn in turns if at < turn[1] + PATIENCE)
     fits_at = _fits_at(waiting, level, limit, tokens, at)
     for index, (others, told, _) in enumerate(waiting):
         if _is_alike(tokens, others):
@@ -276,8 +285,9 @@ def _wait(level: float, at: float, limit: Limit, cost: float, now: float, turns:
     """Milliseconds until ``cost`` fits into a bucket that held ``level`` at ``at``, at least 1.
 
     The quotient is only a first guess: the answer is the least number for which the very sum that will decide says
-    yes, so that rounding can make it neither too short nor too long. Once it says yes it goes on to, also where it is
-    another's turn: what delays that one now does so until its moment, and afterwards the level only rises.
+    yes, so that rounding can make it neither too short nor too long. Where it is another's turn a yes may end: in a
+    full bucket, what is taken closer to that one's moment has less time to flow back. So it must be yes after the whole
+    seconds of the header too, else the next yes is looked for; once all turns have ended there is one that stays.
     """
 
     def fits_after(milliseconds: int) -> bool:
@@ -286,12 +296,20 @@ def _wait(level: float, at: float, limit: Limit, cost: float, now: float, turns:
         return _fits(there, limit, cost) and not (turns and _delays(turns, there, limit, cost, later))
 
     level = min(level, limit.capacity)
-    guess = max(1, math.ceil((at - now + (cost - level) / limit.rate) * 1000))
-    if fits_after(guess) and not (guess > 1 and fits_after(guess - 1)):
-        return guess
-    too_short, enough = 0, guess
+    too_short, enough = 0, max(1, math.ceil((at - now + (cost - level) / limit.rate) * 1000))
+    while True:
+        if not fits_after(enough) or (enough - too_short > 1 and fits_after(enough - 1)):
+            enough = _least(fits_after, too_short, enough)
+        whole_seconds = -(-enough // 1000) * 1000
+        if fits_after(whole_seconds):
+            return enough
+        too_short, enough = whole_seconds, whole_seconds + 1
+
+
+def _least(fits_after: Callable[[int], bool], too_short: int, enough: int) -> int:
+    """The least number that is enough, above one that is too short, from a guess on."""
     while not fits_after(enough):
-        too_short, enough = enough, enough * 2
+        too_short, enough = enough, enough + 2 * (enough - too_short)
     while enough - too_short > 1:
         middle = (too_short + enough) // 2
         if fits_after(middle):

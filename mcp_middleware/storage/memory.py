@@ -127,7 +127,7 @@ class MemoryStorage:
             self._remember_refusal(key, None, (levels, limits, turns), tokens, now)
             return taken
         if turns:
-            turns = after_admission(turns, takeable(limits, tokens), now)
+            turns = after_admission(turns, takeable(limits, tokens), taken[2])
         if found is None:
             self._make_room(now)
         self._buckets[key] = (taken, limits, turns)
@@ -153,7 +153,7 @@ class MemoryStorage:
                 self._remember_refusal(key, part, (levels, figures, turns), tokens, now)
             return max(shortages, key=lambda shortage: shortage.retry_after_ms)
         for (part, figures), (_, _, turns), left in zip(names, pairs, taken, strict=True):
-            self._keep(key, part, (left, figures, after_admission(turns, takeable(figures, tokens), now)), now)
+            self._keep(key, part, (left, figures, after_admission(turns, takeable(figures, tokens), left[2])), now)
         own, *others = taken
         reservation = Reservation(key, limits, takeable(limits, tokens), *remaining(own, limits), now + self._lifetime)
         reservation.parts = tuple(

@@ -27,7 +27,6 @@ local found = {}
 for index = 1, #asked do
   local name, limits, requests_owed, tokens_owed, requests_start, tokens_start, told = unpack(asked[index], 1, 7)
   local requests, tokens_left, at, _, turns, outage = load(KEYS[1], name)
-  turns = turns or {}
   local ago, back_ago, replica, shares, requests_by, tokens_by = unpack(told or {}, 1, 6)
   local lost_at, back_at = now - (ago or 0), now - (back_ago or 0)
   local is_later = told and outage and outage[1] >= lost_at
@@ -46,6 +45,7 @@ for index = 1, #asked do
     outage = {back_at, {}}
   end
   local there = math.max(now, at)
+  turns = waiting_of(turns or {}, there)
   local changed = is_first or is_later
   if changed then
     local before = outage[2][replica] or {0, 0} -- it has told this once, and not heard the answer

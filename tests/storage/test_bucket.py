@@ -72,6 +72,7 @@ def test_case_28_retry_after_is_exact_to_the_millisecond_and_to_the_second(
         return
     assert answer.retry_after_ms >= 1
     assert (answer.retry_after - 1) * 1000 < answer.retry_after_ms <= answer.retry_after * 1000
+    waiting = after_refusal(waiting, levels, figures, cost, now)
 
     def fits_after(seconds: float) -> bool:
         return not isinstance(take(levels, figures, cost, now + seconds, waiting), Shortage)
@@ -80,6 +81,26 @@ def test_case_28_retry_after_is_exact_to_the_millisecond_and_to_the_second(
     assert not fits_after((answer.retry_after_ms - 1) / 1000)
     assert fits_after(answer.retry_after)
     assert not fits_after(answer.retry_after - 1)
+
+
+def test_case_28_a_yes_that_ends_before_the_header_says_is_not_told() -> None:
+    """In a full bucket less flows back before another's moment: 10 to 120 ms would do, and then not before its end."""
+    figures, turns = Limits(None, Limit(100, 10)), ((40.0, 4.02, True),)
+    answer = take((math.inf, 98.9, 0), figures, 99, 0, turns)
+    assert isinstance(answer, Shortage)
+    assert answer.retry_after_ms == 9020
+    assert not isinstance(take((math.inf, 98.9, 0), figures, 99, answer.retry_after, turns), Shortage)
+
+
+def test_case_28_a_turn_that_has_run_out_shortens_no_wait() -> None:
+    figures = Limits(None, Limit(100, 10))
+    levels: Levels = (math.inf, 10, 6.5)
+    turns: Turns = ((20.0, 1.0, True), (100.0, 15.5, True))
+    answer = take(levels, figures, 20, 6.5, turns)
+    assert isinstance(answer, Shortage)
+    turns = after_refusal(turns, levels, figures, 20, 6.5)
+    assert isinstance(take(levels, figures, 20, 6.5 + (answer.retry_after_ms - 1) / 1000, turns), Shortage)
+    assert not isinstance(take(levels, figures, 20, 6.5 + answer.retry_after_ms / 1000, turns), Shortage)
 
 
 @given(st.floats(0.1, 1000), st.floats(0.3, 1), st.lists(st.tuples(st.floats(0, 2), st.floats(0, 0.4)), max_size=200))
