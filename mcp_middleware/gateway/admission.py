@@ -5,11 +5,11 @@ headers on. Calls and streams may take ``most_open`` of them. Beyond that is a r
 wait can still connect, answer what the servers ask of it, say that it lives, and cancel.
 """
 
-from collections.abc import Hashable
-from typing import ClassVar, Final
+from collections.abc import Hashable, MutableMapping
+from typing import Any, ClassVar, Final
 
 from mcp_middleware.errors import RATE_LIMITED, UNAVAILABLE
-from mcp_middleware.exchange import Exchange
+from mcp_middleware.exchange import Exchange, Receive
 from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.message import Request
 from mcp_middleware.responses import retry_later
@@ -100,15 +100,15 @@ class Admission(Member):
         under_way.requests.add(caller, 1)
         if size:
             under_way.bodies.add(caller, size)
-        exchange.state[self] = _Place(caller, 1, size)
+        place = exchange.state[self] = _Place(caller, 1, size)
+        if size and b"transfer-encoding" in exchange.headers:
+            exchange.receive = self._settling(place, exchange.receive)
         return None
 
     async def on_request(self, exchange: Exchange) -> Rejection | None:
         place = exchange.state.get(self)
         if place is None:  # a message of a batch, whose place the batch has
             place = exchange.state[self] = _Place(exchange.caller.key, 0, 0)
-        elif place.body and b"transfer-encoding" in exchange.headers:
-            self._settle(place, exchange.request_bytes)
         message = exchange.message
         streams = message is None and exchange.http_method == "GET"
         if not streams and (not isinstance(message, Request) or message.method in _HANDSHAKES):
@@ -130,6 +130,7 @@ class Admission(Member):
                 under_way.calls.add(caller, -1)
             if place.body:
                 under_way.bodies.add(caller, -place.body)
+                place.body = 0
 
     def _announced(self, exchange: Exchange) -> int:
         """Bytes of the body that is about to be read, as far as they count; of a chunked one as many as may come."""
@@ -148,18 +149,27 @@ class Admission(Member):
             return False
         return not bodies.total or bodies.total + size <= self._body_memory
 
-    def _settle(self, place: _Place, size: int) -> None:
-        """A chunked body has come, and is of ``size``."""
-        held = size if size > SMALL else 0
-        if held != place.body:
-            self._under_way.bodies.add(place.caller, held - place.body)
-            place.body = held
+    def _settling(self, place: _Place, receive: Receive) -> Receive:
+        """``receive``, by which a chunked body comes; once it has come, it counts with what it is."""
+        size = 0
+
+        async def count() -> MutableMapping[str, Any]:
+            nonlocal size
+            event = await receive()
+            size += len(event.get("body", b""))
+            if place.body and event["type"] == "http.request" and not event.get("more_body", False):
+                held = size if size > SMALL else 0
+                self._under_way.bodies.add(place.caller, held - place.body)
+                place.body = held
+            return event
+
+        return count
 
     def _too_many(self, most: int) -> Rejection:
         return Rejection(
             429,
             RATE_LIMITED,
-            f"There are {most} requests and streams of this agent open; wait for one to end",
+            f"There are {most} requests and streams of this caller open; wait for one to end",
             "too_many_open",
             data={"dimension": "open", "limit": most, "remaining": 0, "retryAfterMs": 1000},
             headers=((b"retry-after", b"1"),),

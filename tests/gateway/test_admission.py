@@ -120,15 +120,16 @@ class Upload:
 
 
 @asynccontextmanager
-async def uploads(running: Running) -> AsyncIterator[Callable[[int | None, str], Awaitable[Upload]]]:
+async def uploads(running: Running) -> AsyncIterator[Callable[..., Awaitable[Upload]]]:
     """What announces a body, and waits for what the gateway says to that: 100 asks for it."""
     host, port = running.origin.removeprefix("http://").split(":")
     made: list[Upload] = []
 
-    async def upload(size: int | None, token: str) -> Upload:
+    async def upload(size: int | None, token: str, headers: dict[str, str] | None = None) -> Upload:
         made.append(one := Upload(*await asyncio.open_connection(host, int(port))))
         framing = "transfer-encoding: chunked" if size is None else f"content-length: {size}"
-        headers = headers_for(message("tools/call", CALL), token=token) | {"host": f"{host}:{port}"}
+        headers = headers or headers_for(message("tools/call", CALL))
+        headers = headers | {"host": f"{host}:{port}", "authorization": f"Bearer {token}"}
         lines = [f"{name}: {value}" for name, value in headers.items()]
         text = "\r\n".join(["POST /files/mcp HTTP/1.1", *lines, framing, "expect: 100-continue", "", ""])
         one.writer.write(text.encode())
@@ -190,6 +191,21 @@ async def test_a_chunked_body_is_what_may_come_until_it_has_come(tmp_path: Path)
             await on.over()
             on.go_on.clear()
             chunked = await upload(None, token)
+
+
+async def test_a_chunked_batch_is_what_has_come_while_it_is_answered(tmp_path: Path) -> None:
+    async with scene(tmp_path, body_memory="8MiB") as on, uploads(on.running) as upload:
+        batch = [message("tools/call", SLOW | {"pad": "x" * pad}, id=pad, era="legacy") for pad in (50 * KIB, 51 * KIB)]
+        headers = headers_for(batch[0], era="legacy", version="2025-03-26")
+        chunked = await upload(None, on.running.token(), headers)
+        assert on.held[2] == 4 * KIB * KIB
+        body = json.dumps(batch).encode()
+        chunked.writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        await on.arrived(b"slow")
+        assert on.held[2] == len(body)
+        on.go_on.set()
+        assert await chunked.read_status() == 200
+        await on.over()
 
 
 async def test_the_messages_of_a_batch_take_their_places_in_turn(tmp_path: Path) -> None:
