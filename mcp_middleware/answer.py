@@ -23,6 +23,8 @@ _MAX_HELD: Final = 4 * 1024 * 1024
 """Bytes of answers to a batch that are held for a JSON array."""
 _SMALL: Final = 256 * 1024
 """Bytes of a message that is read at once. A larger one is in a thread, so that others have their turns meanwhile."""
+_FEW_LINES: Final = 5_000
+"""Lines of an event that is read at once."""
 _SLICE: Final = 2 * 1024
 """Bytes of an event stream that are looked at between two looks at the clock."""
 _TURN: Final = 0.0005
@@ -231,13 +233,13 @@ class Answer:
             if frame.unread:
                 out.append(frame.raw)
                 continue
-            if len(frame.raw) <= _SMALL:
-                data = frame.data
-                message = parse_server_message(data) if data else None
+            is_large = len(frame.raw) > _FEW_LINES and (len(frame.raw) > _SMALL or frame.lines > _FEW_LINES)
+            if is_large:
+                message, unclear = await in_thread(_read_event, frame, self._is_call())
             else:
-                data, message = await in_thread(_read_frame, frame, self._is_call())
+                message, unclear = _read_event(frame)
             if message is None:
-                if self.exchange.strict and data and (frame.event == b"message" or data.lstrip()[:1] in (b"[", b"{")):
+                if unclear and self.exchange.strict:
                     self.dropped = True
                 else:
                     out.append(frame.raw)
@@ -246,7 +248,9 @@ class Answer:
             if passed is message:
                 out.append(frame.raw)
             elif passed is not None:
-                out.append(frame.with_data(bytes(passed.raw)).raw)
+                data = bytes(passed.raw)
+                changed = await in_thread(frame.with_data, data) if is_large else frame.with_data(data)
+                out.append(changed.raw)
 
     def _is_call(self) -> bool:
         asked = self.exchange.message
@@ -303,9 +307,13 @@ class Answer:
         return data
 
 
-def _read_frame(frame: Frame, is_call: bool) -> tuple[bytes | None, ServerMessage | None]:
+def _read_event(frame: Frame, is_call: bool = False) -> tuple[ServerMessage | None, bool]:
+    """The message in an event; or none, and whether somebody might take it for one all the same."""
     data = frame.data
-    return data, _read_large(data, is_call) if data else None
+    if not data:
+        return None, False
+    message = _read_large(data, is_call)
+    return message, message is None and (frame.event == b"message" or data.lstrip()[:1] in (b"[", b"{"))
 
 
 def _read_large(data: bytes, is_call: bool) -> ServerMessage | None:

@@ -5,7 +5,7 @@ comments are passed on as soon as their line ends, because they keep connections
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 __all__ = ["Decoder", "EventTooLargeError", "Frame", "encode"]
@@ -20,9 +20,10 @@ _DATA: Final = re.compile(_FIELD % (b"data", b"data"))
 _EVENT: Final = re.compile(_FIELD % (b"event", b"event"))
 _DATA_LINE: Final = re.compile(rb"data(?<![^\r\n]data)(?::[^\r\n]*+)?(?>\r\n|\n|\r|\Z)")
 _BOM: Final = b"\xef\xbb\xbf"
-_FEW: Final = 1000
-_MAX_LINES: Final = 20_000
-"""Lines of one event: each may be an object of ours."""
+_PIECE: Final = 16 * 1024
+"""Bytes of an event that are looked at in one step, which others have to wait for. Each line is an object of ours."""
+_MAX_LINES: Final = 500_000
+"""Lines of one event: a few tenths of a second, which one of so many is read in a thread for."""
 _COMMENT: Final = ord(":")
 _CR: Final = ord("\r")
 
@@ -48,33 +49,47 @@ class Frame:
     @property
     def data(self) -> bytes | None:
         """The event's data, its lines joined by newlines; None where no ``data`` field came."""
-        lines = _DATA.findall(self._fields)
-        if len(lines) < _FEW:
+        if len(self.raw) <= _PIECE:
+            lines = _DATA.findall(self._fields)
             return b"\n".join(lines) if lines else None
-        data = bytearray()
-        for line in lines:  # bytes.join takes 80 bytes for each
-            data += line
-            data += b"\n"
-        del data[-1]
-        return bytes(data)
+        parts = [b"\n".join(lines) for piece in self._pieces() if (lines := _DATA.findall(piece))]
+        return b"\n".join(parts) if parts else None
 
     @property
     def event(self) -> bytes:
         """The event's type."""
-        named = _EVENT.findall(self._fields)
-        return (named and named[-1]) or b"message"
+        named = b""
+        for piece in self._pieces():
+            named = (_EVENT.findall(piece) or [named])[-1]
+        return named or b"message"
+
+    @property
+    def lines(self) -> int:
+        """How many there are, the blank one that ends them among them."""
+        return _lines(self.raw)
 
     def with_data(self, data: bytes) -> "Frame":
         """This event with other data; its name, id and retry stay."""
-        kept = _DATA_LINE.sub(b"", self._fields)
+        kept = b"".join([_DATA_LINE.sub(b"", piece) for piece in self._pieces()])
         kept = kept.replace(b"\r\n", b"\n").replace(b"\r", b"\n").strip(b"\n")
-        return Frame(b"\n".join([*([kept] if kept else []), *_data_lines(data), b"", b""]))
+        return Frame(b"\n".join([*([kept] if kept else []), _data_lines(data), b"", b""]))
 
     @property
     def _fields(self) -> bytes:
-        """The lines. Of a field only those that are looked for are taken out: an event of nothing but short lines, each
-        an object of its own, would take a hundred times its size."""
         return self.raw[len(_BOM) :] if self._bom else self.raw
+
+    def _pieces(self) -> Iterator[bytes]:
+        """The lines, some after some. Of a field only those that are looked for are taken out: an event of nothing but
+        short lines, each an object of its own, would take a hundred times its size."""
+        fields = self._fields
+        start = 0
+        while len(fields) - start > _PIECE:
+            end = _LINE_END.search(fields, start + _PIECE)
+            if end is None:
+                break
+            yield fields[start : end.end()]
+            start = end.end()
+        yield fields[start:] if start else fields
 
 
 class Decoder:
@@ -131,7 +146,7 @@ class Decoder:
 
     def _frame(self, raw: bytes, *, unread: bool = False) -> Frame:
         first, self._began = not self._began, True
-        if len(raw) > _MAX_LINES and raw.count(b"\n") + raw.count(b"\r") > 2 * _MAX_LINES:
+        if len(raw) > _MAX_LINES and _lines(raw) > _MAX_LINES:
             raise EventTooLargeError
         return Frame(raw, bom=first, unread=unread)
 
@@ -139,6 +154,10 @@ class Decoder:
         if len(self._held) > self._limit:
             raise EventTooLargeError
         self._scanned = max(0, len(self._held) - 3)
+
+
+def _lines(raw: bytes) -> int:
+    return raw.count(b"\n") + raw.count(b"\r") - raw.count(b"\r\n")
 
 
 def _last_end(chunk: bytes, position: int) -> int:
@@ -150,9 +169,10 @@ def _last_end(chunk: bytes, position: int) -> int:
 
 def encode(data: bytes, *, event: bytes = b"message") -> bytes:
     """One event carrying ``data``."""
-    return b"\n".join([b"event: " + event, *_data_lines(data), b"", b""])
+    return b"\n".join([b"event: " + event, _data_lines(data), b"", b""])
 
 
-def _data_lines(data: bytes) -> list[bytes]:
-    lines = _LINE_END.split(data) if b"\n" in data or b"\r" in data else [data]
-    return [b"data: " + line for line in lines]
+def _data_lines(data: bytes) -> bytes:
+    if b"\n" in data or b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\ndata: ")
+    return b"data: " + data

@@ -328,6 +328,27 @@ async def test_case_31_others_run_while_a_large_answer_is_read(monkeypatch: pyte
     assert threads == [True, False]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+async def test_case_31_others_run_while_an_event_of_many_lines_is_read_and_rewritten(
+    monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    """JSON as people read it has a line for each number."""
+    threads: set[bool] = set()
+
+    def noting(data: bytes) -> ServerMessage | None:
+        threads.add(threading.current_thread() is threading.main_thread())
+        return parse_server_message(data)
+
+    monkeypatch.setattr("mcp_middleware.answer.parse_server_message", noting)
+    pretty = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"content": [], "a": [1] * 45_000}}, indent=1)
+    event = end.join([b"id: 7", *(b"data: " + line.encode() for line in pretty.split("\n")), b"", b""])
+    app = scripted(start(b"text/event-stream"), body(event))
+    assert (await Call(Audit(app, []), CALL).run()).body == event
+    changed = (await Call(Transforming(app), CALL).run()).body
+    assert changed == b'id: 7\ndata: {"jsonrpc":"2.0","id":1,"result":{"changed":true}}\n\n'
+    assert threads == {False}
+
+
 class Authenticating(Member):
     stage = "resource_server"
     expires_at = 0.0

@@ -70,10 +70,27 @@ def test_case_31_what_nobody_reads_is_one_frame_for_each_piece_of_a_stream(piece
 
 @pytest.mark.parametrize("line", [b"data\n", b"event: a\r", b"x\n", b"data: []\r\n"])
 def test_case_39_an_event_of_too_many_lines_is_refused(line: bytes) -> None:
-    lines = 20_000
-    assert len(decode([b"data: {\n", line * (lines - 3) + b"\n\n"])) == 1
-    with pytest.raises(EventTooLargeError):
-        decode([b"data: {\n", line * 2 * lines, b"\n\n"])
+    end = line.lstrip(b"dataevnx: []")
+    lines = 500_000
+    for more in (0, 1):
+        decoder = Decoder(limit=10_000_000)
+        decoder.feed(b"data: {" + end)
+        whole = line * (lines - 2 + more) + end
+        if more:
+            with pytest.raises(EventTooLargeError):
+                decoder.feed(whole)
+        else:
+            assert decoder.feed(whole)[0].lines == lines
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_an_event_is_the_same_however_it_is_cut_into_pieces(monkeypatch: pytest.MonkeyPatch, end: bytes) -> None:
+    raw = end.join([b"event: a", b"data: [1,", b": c", b"data", b"event: b", b"id: 7", b"data: 2]", b"", b""])
+    for piece in range(len(raw) + 1):
+        monkeypatch.setattr("mcp_middleware.sse._PIECE", piece)
+        frame = Frame(raw)
+        assert (frame.data, frame.event) == (b"[1,\n\n2]", b"b")
+        assert frame.with_data(b"3\r\n4").raw == b"event: a\n: c\nevent: b\nid: 7\ndata: 3\ndata: 4\n\n"
 
 
 def test_an_event_larger_than_the_limit_is_refused() -> None:
