@@ -39,7 +39,7 @@ LISTS: Final = {
 }
 """List methods, the same in every revision."""
 
-MAX_ITEMS: Final = 5_000
+MAX_ITEMS: Final = 20_000
 """Items of one page: each is an object of ours, and is asked about."""
 _MEMBERS: Final = ("resultType", "nextCursor", "cacheScope", "ttlMs")
 _RESERVED_META: Final = "io.modelcontextprotocol/"

@@ -332,6 +332,14 @@ async def test_case_31_others_have_their_turn_while_targets_are_judged(
     assert turns >= 100
 
 
+async def test_a_page_may_be_large() -> None:
+    """A repository's files, or a database's tables, by a server that knows no pages."""
+    open_ones = [{"uri": f"x://open/{number}", "name": "a"} for number in range(19_999)]
+    server = Server(result(resources=[*open_ones, {"uri": "x://hidden", "name": "a"}]))
+    call = await legacy(ToolAuthorizationMiddleware(server, policy=POLICY), "resources/list")
+    assert call.json == result(resources=open_ones)
+
+
 async def test_case_31_a_page_of_too_many_is_told_so() -> None:
     server = Server(result(tools=[{"name": "echo"}] * (MAX_ITEMS + 1)))
     call = await legacy(ToolAuthorizationMiddleware(server, policy=POLICY), "tools/list")
