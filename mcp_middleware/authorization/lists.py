@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from mcp_middleware.bounded import MAX_SMALL, items_of
+from mcp_middleware.bounded import TooManyError, items_of, members_of
 
 __all__ = ["LISTS", "MAX_ITEMS", "ItemList", "is_cached", "list_in", "name_of", "opened", "private"]
 
@@ -64,7 +64,6 @@ class _Result(msgspec.Struct, gc=False):
 
 
 _result: Final = msgspec.json.Decoder(_Result)
-_object: Final = msgspec.json.Decoder(dict[str, Raw])
 _number: Final[msgspec.json.Decoder[int | float]] = msgspec.json.Decoder(int | float)
 
 
@@ -76,9 +75,10 @@ def opened(result: Raw, items: ItemList) -> tuple[dict[str, Any], list[Raw]] | N
         around: dict[str, Any] = {key: value for key in _MEMBERS if (value := getattr(members, key))}
         meta = members._meta
         if meta and meta != _NULL:
-            if len(meta) > MAX_SMALL:
+            try:
+                around["_meta"] = {k: v for k, v in members_of(meta).items() if k.startswith(_RESERVED_META)}
+            except TooManyError:
                 return None
-            around["_meta"] = {k: v for k, v in _object.decode(meta).items() if k.startswith(_RESERVED_META)}
         listed: Raw = getattr(members, items.member)
         return around, items_of(listed, MAX_ITEMS) if listed else []
     except _UNREADABLE:

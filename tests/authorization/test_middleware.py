@@ -358,6 +358,13 @@ async def test_case_39_what_a_server_puts_around_a_list_or_a_resource_is_not_dec
         assert ("result" in (await legacy(app, "resources/read", uri="x://open/a")).json) is right
 
 
+async def test_what_stands_in_a_lists_meta_may_be_long() -> None:
+    meta = {"io.modelcontextprotocol/serverInfo": {"name": "s"}}
+    server = Server(result(tools=[{"name": "echo"}], _meta={**meta, "cached": "12:30 " * 20_000}))
+    call = await legacy(ToolAuthorizationMiddleware(server, policy=POLICY), "tools/list")
+    assert call.json == result(tools=[{"name": "echo"}], _meta=meta)
+
+
 @pytest.mark.parametrize("body", [b'{"jsonrpc":"2.0","id":1,"result":{"tools":[NaN]}}', b"[]", b"\xff", b""])
 @pytest.mark.parametrize("media", ["application/json", "text/plain", "text/event-stream"])
 async def test_case_16_an_answer_that_cannot_be_read_is_not_passed_on(body: bytes, media: str) -> None:
