@@ -6,12 +6,13 @@ import msgspec
 from msgspec import Raw
 
 from mcp_middleware.errors import INVALID_PARAMS
+from mcp_middleware.server_message import parse_server_message
 from mcp_middleware.sse import encode
 
 from .client import Answer
 from .decoding import encoding_of
 
-__all__ = ["begun_task", "ends_event", "farewell", "knows_no_task", "unfit"]
+__all__ = ["begun_task", "ends_event", "farewell", "is_answer", "knows_no_task", "unfit"]
 
 _SUBSCRIPTION_KEY: Final = "io.modelcontextprotocol/subscriptionId"
 
@@ -62,6 +63,12 @@ def begun_task(result: object) -> str | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     return found.task_id or found.task.task_id
+
+
+def is_answer(data: bytes) -> bool:
+    """Whether ``data`` is an answer of JSON-RPC, whatever its headers say of it."""
+    message = parse_server_message(data)
+    return message is not None and message.is_answer
 
 
 def knows_no_task(data: bytes) -> bool:

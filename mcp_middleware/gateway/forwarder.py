@@ -15,7 +15,8 @@ These answers of a server become 502, because they are between it and us:
 - two content types, of which members and client might believe one each;
 - what is neither JSON nor an event stream: no client reads it, and a browser would show it as a page of ours. Where it
   comes with an error (4xx), it becomes one with the request's id, but for plain text, which says what is wrong; where
-  no answer was asked for, the status is all that passes.
+  no answer was asked for, the status is all that passes. An answer of JSON-RPC that names no type at all goes on as JSON:
+  so do servers of the official TypeScript SDK refuse (1.17), and clients go by what they say.
 
 A server that answers 401 to a credential which can be had anew gets the same request once more, with a new one: it has
 refused, so it has not acted. The caller's own token never goes on (F1).
@@ -53,7 +54,7 @@ from mcp_middleware.responses import error_body, media_type, rejection_answer, r
 from mcp_middleware.revision import SESSION_HEADER
 from mcp_middleware.types import Document, Headers, Rejection
 
-from .answers import begun_task, ends_event, farewell, knows_no_task, unfit
+from .answers import begun_task, ends_event, farewell, is_answer, knows_no_task, unfit
 from .client import (
     Answer,
     BrokenAnswerError,
@@ -81,6 +82,8 @@ _METHODS: Final = {"POST": b"POST", "GET": b"GET", "DELETE": b"DELETE"}
 _LISTEN: Final = "subscriptions/listen"
 _READ: Final = frozenset({b"application/json", b"text/event-stream"})
 """What clients read (transports, "Sending Messages to the Server")."""
+
+_JSON: Final = (b"content-type", b"application/json")
 
 
 class _ClientGoneError(Exception):
@@ -393,6 +396,9 @@ class _Call:
             self._note_task()
         else:
             data = await self._read_whole(answer)
+            if data and not media and await asyncio.to_thread(is_answer, data):
+                answer.headers.append(_JSON)
+                media = b"application/json"
             if data and media not in _READ and not (media == b"text/plain" and answer.status >= 400):
                 await self._replace(answer)
             elif data is not None:

@@ -150,6 +150,31 @@ async def test_a_page_with_an_error_of_the_server_is_that_error_without_its_page
         assert answer_of(called)["id"] == message("tools/call", CALL)["id"]
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (b"404 Not Found", b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}'),
+        (b"400 Bad Request", b'{"jsonrpc":"2.0","error":{"code":-32000,"message":"Not initialized"},"id":null}'),
+    ],
+)
+async def test_an_error_of_the_official_typescript_sdk_which_names_no_type_is_kept(
+    status: bytes, error: bytes, method: str
+) -> None:
+    """``res.writeHead(404).end(JSON.stringify(...))``, by which clients know that their session has ended."""
+
+    async def say(caller: Caller) -> None:
+        await caller.send(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (status, len(error), error))
+
+    async with raw_server(say) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
+        body = message("tools/call", CALL, era="legacy")
+        sent: dict[str, Any] = {"json": body} if method == "POST" else {}
+        response = await http.request(method, gate.url, headers=headers_for(body, era="legacy"), **sent)
+        assert (response.status_code, response.content) == (int(status[:3]), error)
+        assert response.headers.get_list("content-type") == ["application/json"]
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
 async def test_what_expects_no_answer_is_taken_whatever_the_server_says_of_it() -> None:
     """Express answers ``sendStatus(202)`` with the word, as text."""
 
