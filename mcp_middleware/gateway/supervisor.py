@@ -80,6 +80,8 @@ class _Supervisor:
             # What stops us would end a worker that has no handler yet: it may, there is nothing to finish.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
             status = self._work(parent, first, again)
+        except Exception:
+            logger.exception("a worker failed")
         finally:
             logging.shutdown()
             os._exit(status)

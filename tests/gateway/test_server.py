@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import ssl
+import sys
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -325,6 +326,28 @@ async def test_workers_that_cannot_start_end_it_all(tmp_path: Path) -> None:
                 tmp_path, {"files": files.origin}, workers=2, sessions=UNCOUNTED, audit={"sqlite": "audit.db"}
             ):
                 pass
+
+
+FAILING = """
+import sys
+from mcp_middleware.gateway.lines import configure_logging
+from mcp_middleware.gateway.supervisor import supervise
+
+configure_logging(sys.stderr, "info", "text")
+
+def work(parent, first, again):
+    raise RuntimeError("nobody expected this")
+
+sys.exit(supervise(2, work))
+"""
+
+
+async def test_a_worker_that_fails_as_nobody_expected_says_why() -> None:
+    failing = await asyncio.create_subprocess_exec(sys.executable, "-c", FAILING, stderr=asyncio.subprocess.PIPE)
+    _, said = await failing.communicate()
+    assert failing.returncode == 1
+    assert b"ERROR a worker failed\n" in said
+    assert b"RuntimeError: nobody expected this\n" in said
 
 
 async def test_case_37_a_header_flood_is_answered_431_and_recorded(tmp_path: Path) -> None:
