@@ -32,20 +32,26 @@ def spellings(uri: str) -> tuple[str, ...]:
     plain as it can be written.
 
     Empty for a URI with ``.`` or ``..`` as a segment or control characters, in any encoding, or with white space: what
-    that names depends on who reads it.
+    that names depends on who reads it. In the query, which is text, control characters may be encoded.
     """
     if _NO_URI.search(uri):
         return ()
-    found = [uri]
-    if "%" in uri or "\\" in uri:
+    found = _decodings(uri)
+    if any(map(_DOTS.search, found)) or any(map(_CONTROL.search, _decodings(uri.partition("?")[0]))):
+        return ()
+    return tuple(dict.fromkeys([*found, *map(_lowered, found), *map(_plain, found)]))
+
+
+def _decodings(text: str) -> list[str]:
+    """``text``, and what it is percent-decoded, as often as that changes it."""
+    found = [text]
+    if "%" in text or "\\" in text:
         for _ in range(_DECODINGS):
             decoded = unquote(found[-1]).replace("\\", "/")
             if decoded == found[-1]:
                 break
             found.append(decoded)
-    if any(_DOTS.search(form) or _CONTROL.search(form) for form in found):
-        return ()
-    return tuple(dict.fromkeys([*found, *map(_lowered, found), *map(_plain, found)]))
+    return found
 
 
 def _lowered(uri: str) -> str:

@@ -217,9 +217,31 @@ def test_what_is_denied_is_denied_in_other_spellings(glob: str, uri: str) -> Non
     assert not judge.authorize(ALICE, resource(uri)).allowed
 
 
-@pytest.mark.parametrize("uri", ["file:///srv%00/a", "file:///srv/a%0A", "file:///srv/a%250d", "file:///srv/a%7f"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///srv%00/a",
+        "file:///srv/a%0A",
+        "file:///srv/a%250d",
+        "file:///srv/a%7f",
+        "file:///srv%3F/a%0A",
+        "file:///srv/a%0A?b",
+        "note://search?q=a\nb",
+        "note://search?q=a\tb",
+    ],
+)
 def test_an_encoded_control_character_is_in_no_uri(uri: str) -> None:
     assert not policy({"resources": ["*"]}).authorize(ALICE, resource(uri)).allowed
+
+
+@pytest.mark.parametrize("text", ["a%0Ab", "a%09", "%0D%0A", "%00", "a%250Ab"])
+def test_a_query_may_have_lines(text: str) -> None:
+    """It is text, and who searches for a line break has to encode it. A deny rule still takes all of it."""
+    uri = resource(f"note://search?q={text}&in=x")
+    assert policy({"resources": ["note://*"]}).authorize(ALICE, uri).allowed
+    for glob in ("note://search?q=*", "note://*in=x"):
+        denying = {"effect": "deny", "resources": [glob]}
+        assert not policy({"resources": ["*"]}, denying).authorize(ALICE, uri).allowed
 
 
 @pytest.mark.parametrize(
