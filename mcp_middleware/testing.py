@@ -226,6 +226,16 @@ class LimitStorageContract(ABC):
             clock.advance(1)
             await _admitted(storage, 10, limits, key)
 
+    async def test_what_began_without_a_limit_gives_nothing_to_one_that_is_new(self) -> None:
+        storage = self.storage(FakeClock())
+        free = [await _admitted(storage, 500, Limits(None, None)) for _ in range(3)]
+        await _admitted(storage, 600)
+        assert await storage.settle(free[0], 0, requests=0) == math.inf
+        assert await storage.settle(free[1], 900) == math.inf
+        assert await storage.top_up(free[2], 900) == math.inf
+        after = await _admitted(storage, 0)
+        assert (after.remaining_requests, after.remaining_tokens) == (8, 400)
+
     async def test_a_clock_that_goes_back_gives_nothing(self) -> None:
         clock = FakeClock()
         storage = self.storage(clock)
@@ -322,6 +332,13 @@ class LimitStorageContract(ABC):
         after = await _admitted(storage, 10, _TWO_AT_ONCE)
         assert (after.remaining_requests, after.remaining_tokens) == (6, 960)
 
+    async def test_of_two_equal_waits_that_for_a_bucket_is_told(self) -> None:
+        storage = self.storage(FakeClock())
+        limits = Limits(Limit(1, 1), None, concurrency=1)
+        await _admitted(storage, 0, limits)
+        shortage = await _refused(storage, 0, limits)
+        assert (shortage.dimension, shortage.retry_after_ms) == ("requests", 1000)
+
     async def test_case_30_settling_with_nothing_lets_the_estimate_stand(self) -> None:
         storage = self.storage(FakeClock())
         reservation = await _admitted(storage, 800)
@@ -372,6 +389,22 @@ class LimitStorageContract(ABC):
         await _refused(storage, 100, limits)
         clock.advance(1)
         await _admitted(storage, 100, limits)
+
+    async def test_a_turn_that_was_used_is_over_though_the_clock_went_back(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        limits = Limits(None, Limit(1000, 10))
+        await _admitted(storage, 1000, limits)
+        await _refused(storage, 400, limits)
+        clock.advance(40)
+        await _admitted(storage, 200, limits)
+        await _refused(storage, 400, limits)
+        clock.advance(20)
+        await _admitted(storage, 0, limits)
+        clock.advance(-1)
+        await _admitted(storage, 400, limits)
+        clock.advance(2)
+        await _admitted(storage, 10, limits)
 
     async def test_what_does_not_delay_the_one_whose_turn_it_is_goes_on(self) -> None:
         clock = FakeClock()

@@ -26,9 +26,10 @@ local function clamp(level, capacity)
   return math.min(level, capacity)
 end
 
--- Another level, by what was given back or used beyond what was taken.
+-- Another level, by what was given back or used beyond what was taken. What is no number is neither: it would stand in
+-- the bucket for ever.
 local function changed_by(level, capacity, difference)
-  if capacity == 0 then
+  if capacity == 0 or difference ~= difference or math.abs(difference) == math.huge then
     return level
   end
   return math.max(clamp(level + difference, capacity), DEEPEST)

@@ -238,6 +238,11 @@ class MemoryStorage:
         self, key: bytes, part: str | None, limits: Limits, taken: float, actual: float, now: float, requests: int = 1
     ) -> float:
         """Put ``actual`` tokens in the place of the ``taken`` ones, and of the request ``requests``; what is left."""
+        is_limited = limits.tokens is not None
+        if not is_limited:  # nothing was taken of a limit that there is since
+            taken = actual
+        if limits.requests is None:
+            requests = 1
         found = self._find(key, part)
         turns: Turns = ()
         if found is not None:
@@ -253,7 +258,7 @@ class MemoryStorage:
             self._keep(key, part, (levels, limits, turns), now)
         else:  # a part goes with its principal, and could not be let go of without
             self._remember(key, part, levels, limits)
-        return remaining(levels, limits)[1]
+        return remaining(levels, limits)[1] if is_limited else math.inf
 
     def _make_room(self, now: float) -> None:
         """Drop some full buckets, and one that is not if there is still no room for another."""

@@ -238,11 +238,13 @@ class RedisStorage:
                 reservation.remaining_concurrency = most - is_open - 1
                 self._opened(principal, reservation, place, is_told=True)
             return reservation
-        shortages = [] if most is None or is_open < most else [Shortage("concurrency", most, 0, AT_ONCE)]
+        shortages: list[Shortage] = []
         for one, (requests, left, at, turns) in zip(asked, there, strict=True):
             answer = take((requests, left, at), one.limits, tokens, now, turns)
             if isinstance(answer, Shortage):
                 shortages.append(replace(answer, part=one.part))
+        if most is not None and is_open >= most:
+            shortages.append(Shortage("concurrency", most, 0, AT_ONCE))
         return max(shortages, key=lambda one: one.retry_after_ms)
 
     async def top_up(self, reservation: Reservation, tokens: float) -> float:
@@ -322,7 +324,8 @@ class RedisStorage:
             known = principal.pair(one.part)
             if there and known.levels is not None:
                 known.levels = (*there, self._now())
-                left = min(left, there[1])
+                if one.limits.tokens is not None:
+                    left = min(left, there[1])
         return left
 
     async def aclose(self) -> None:
@@ -372,10 +375,13 @@ class RedisStorage:
         now = self._now()
         back = max(since, self._here(node.back_at)) if node.is_up else now
         share = self._share_of(known, limits, now, node)
-        requests, tokens, _ = refill(share, self._share(limits), back)
+        here = self._share(limits)
+        requests, tokens, _ = refill(share, here, back)
+        # What began without a limit, or with more than there may be now, began full.
+        most_requests, most_tokens, _ = full(here, back)
         change = (
-            0.0 if known.start[0] == math.inf else requests - known.start[0],
-            0.0 if known.start[1] == math.inf else tokens - known.start[1],
+            0.0 if limits.requests is None else requests - min(known.start[0], most_requests),
+            0.0 if limits.tokens is None else tokens - min(known.start[1], most_tokens),
         )
         absence = (known.away_since, share, known.start)
         return (now - since, now - back, self._id, float(self._replicas), *change), absence
@@ -474,8 +480,10 @@ class RedisStorage:
         for one, levels in after:
             known, cost = principal.pair(one.part), takeable(self._share(one.limits), tokens)
             known.share = levels
-            known.owed_requests += 1
-            known.owed_tokens += cost
+            if one.limits.requests is not None:
+                known.owed_requests += 1
+            if one.limits.tokens is not None:
+                known.owed_tokens += cost
             taken.append((cost, *remaining(levels, one.limits)))
         own, *parts = taken
         reservation = Reservation(key, limits, *own, now + self._lifetime, tuple(parts), local=True)
@@ -498,8 +506,10 @@ class RedisStorage:
             known = principal.pair(one.part)
             share = self._share_of(known, one.limits, now, node)
             known.share = settle(share, self._share(one.limits), was, tokens, now, requests=requests)
-            known.owed_tokens += tokens - was
-            known.owed_requests += requests - 1
+            if one.limits.tokens is not None:
+                known.owed_tokens += tokens - was
+            if one.limits.requests is not None:
+                known.owed_requests += requests - 1
             left = min(left, remaining(known.share, one.limits)[1])
         return left
 

@@ -56,7 +56,7 @@ for index = 1, #asked do
       before[dimension] = by
       return is_late and math.min(0, change) or change -- what it did not use may have flowed over by then
     end
-    requests = clamp(requests + brings(1, requests_by, limits[2]), limits[1])
+    requests = changed_by(requests, limits[1], brings(1, requests_by, limits[2]))
     tokens_left = changed_by(tokens_left, limits[3], brings(2, tokens_by, limits[4]))
     outage[2][replica] = before
   end

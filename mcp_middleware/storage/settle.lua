@@ -23,14 +23,16 @@ for index = 1, #asked do
   local name, limits_taken, taken, requests_start, tokens_start = unpack(asked[index])
   local requests, tokens, at, limits, turns, outage = load(KEYS[1], name)
   limits = limits or limits_taken
-  if at or used > taken then
+  local difference = limits_taken[3] > 0 and taken - used or 0 -- nothing was taken where there was no limit
+  if at or difference < 0 then
     if not at then -- full or lost meanwhile: only a debt is worth remembering
       requests, tokens, at = clamp(requests_start, limits[1]), clamp(tokens_start, limits[3]), now
     end
     local there = math.max(now, at)
-    requests = changed_by(refill(requests, limits[1], limits[2], there - at), limits[1], back)
-    tokens = changed_by(refill(tokens, limits[3], limits[4], there - at), limits[3], taken - used)
-    keep(KEYS[1], name, requests, tokens, there, limits, turns or {}, outage, given == '' and used > taken)
+    requests = changed_by(refill(requests, limits[1], limits[2], there - at), limits[1],
+      limits_taken[1] > 0 and back or 0)
+    tokens = changed_by(refill(tokens, limits[3], limits[4], there - at), limits[3], difference)
+    keep(KEYS[1], name, requests, tokens, there, limits, turns or {}, outage, given == '' and difference < 0)
     levels[index] = {requests, limits[3] > 0 and tokens or math.huge}
   else
     levels[index] = false

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from dataclasses import replace
 
 import pytest
@@ -117,6 +118,36 @@ async def test_what_flowed_back_while_redis_was_away_is_not_owed(own: Storages, 
             clock.advance(1)
     clock.advance(100)
     assert await admitted(storages[0], 20, limits) == 10
+
+
+@pytest.mark.parametrize("before", [Limits(SLOW.requests, None), Limits(None, SLOW.tokens), Limits(None, None)])
+async def test_a_limit_that_is_new_in_an_outage_begins_full(own: Storages, before: Limits) -> None:
+    """And counts once, as the others do, however many requests were let through while there was none."""
+    storage = own.make(replicas=2)
+    await reserve(storage, 10, before)
+    own.server.kill()
+    held = [await reserve(storage, 10, before) for _ in range(2)]
+    await reserve(storage, 100)
+    own.server.start()
+    assert await storage._connection.connect()
+    after = await reserve(storage)
+    told = (round(after.remaining_requests), round(after.remaining_tokens))
+    assert told == (5 if before.requests else 8, 870 if before.tokens else 900)
+    for one in held:
+        await storage.settle(one, 0)
+    assert round((await reserve(storage)).remaining_tokens) == (890 if before.tokens else 900)
+
+
+@pytest.mark.parametrize("nonsense", [math.inf, -math.inf, math.nan])
+async def test_what_is_no_number_poisons_no_bucket(
+    storages: Storages, monkeypatch: pytest.MonkeyPatch, nonsense: float
+) -> None:
+    storage = storages.make()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_owed", lambda *_: (nonsense, nonsense))
+        await reserve(storage, 100)
+    after = await reserve(storage, 100)
+    assert (round(after.remaining_requests), round(after.remaining_tokens)) == (8, 800)
 
 
 async def test_settled_without_redis_counts_when_it_is_back(own: Storages) -> None:
