@@ -49,7 +49,8 @@ class Bounds:
     body_timeout: float = 10.0
     """Seconds until the last byte of a request's body; later is answered 408."""
     max_answer_bytes: int = 64 * 1024 * 1024
-    """Bytes of one message from the server; a larger one becomes an error."""
+    """Bytes of one message from the server; a larger one becomes an error. Nothing else runs while the interpreter
+    decodes one: for 60 MB some 60 to 160 ms."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
