@@ -58,7 +58,8 @@ class Gateway:
         self._shared = Shared(config, access_log)
         self._generation = _Generation(config, self._shared)
         self._starting = asyncio.Lock()
-        self._begun = False
+        self._failed_starts = 0
+        self._is_started_by_others = False
         """Somebody starts it, or did: no request has to, and what comes too early waits for that."""
         self._started = False
         self._answered = False
@@ -79,15 +80,14 @@ class Gateway:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})  # MCP has no websocket transport
             return
-        if not self._begun:
+        if not self._started and not self._starting.locked():
             await self._start_by_itself()
         path = _normal(scope["path"])
         if path in ("/healthz", "/readyz"):
             await self._answer_health(path, scope["method"], send)
             return
         if not self._started:
-            async with self._starting:
-                pass
+            await self._start_by_itself()
             if not self._started:  # nor will it be: the start has failed, or the end has come
                 refusal = retry_later(503, UNAVAILABLE, "The gateway has not started", "not_started", seconds=1.0)
                 await send_document(rejection_answer(refusal, None, close=True), send)
@@ -122,11 +122,12 @@ class Gateway:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start_by_itself(self) -> None:
-        try:
-            await self.startup()
-        except BaseException:
-            self._begun = False  # the next request tries again
-            raise
+        """Start with a request, where nobody else does. Of those that wait while a start fails none tries again: they
+        would do so one after the other."""
+        failed = self._failed_starts
+        async with self._starting:
+            if not self._is_started_by_others and failed == self._failed_starts:
+                await self._start()
 
     async def startup(self) -> None:
         """Ask the authorization servers, open connections and begin to watch the servers. Does nothing when it has been
@@ -135,12 +136,20 @@ class Gateway:
         Raises ConfigurationError where an authorization server contradicts the configuration. One that does not answer
         is asked again, and until it has answered ``readiness`` says so.
         """
-        self._begun = True
+        self._is_started_by_others = True
         async with self._starting:
-            if not self._started:
-                await self._generation.start()
-                await self._shared.start()
-                self._started = True
+            await self._start()
+
+    async def _start(self) -> None:
+        if self._started:
+            return
+        try:
+            await self._generation.start()
+            await self._shared.start()
+        except Exception:
+            self._failed_starts += 1
+            raise
+        self._started = True
 
     async def shutdown(self) -> None:
         """Close everything: the audit trail is written to its end, spans and metrics are sent."""

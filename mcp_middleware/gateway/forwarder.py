@@ -15,8 +15,8 @@ These answers of a server become 502, because they are between it and us:
 - two content types, of which members and client might believe one each;
 - what is neither JSON nor an event stream: no client reads it, and a browser would show it as a page of ours. Where it
   comes with an error (4xx), it becomes one with the request's id, but for plain text, which says what is wrong; where
-  no answer was asked for, the status is all that passes. An answer of JSON-RPC that names no type at all goes on as JSON:
-  so do servers of the official TypeScript SDK refuse (1.17), and clients go by what they say.
+  no answer was asked for, the status is all that passes. An answer of JSON-RPC that names no type at all goes on as
+  JSON: so do servers of the official TypeScript SDK refuse (1.17), and clients go by what they say.
 
 A server that answers 401 to a credential which can be had anew gets the same request once more, with a new one: it has
 refused, so it has not acted. The caller's own token never goes on (F1).

@@ -41,6 +41,49 @@ async def test_who_comes_before_the_start_waits_for_it_and_is_told_where_it_fail
             assert (await post(http, url, "tools/call", ECHO, token="any")).status_code == 503
 
 
+async def test_without_a_lifespan_requests_start_it_and_start_it_again_after_its_end() -> None:
+    async with authority() as issuer:
+        grant = {"type": "client_credentials", "issuer": issuer.issuer, "client_id": "gateway", "client_secret": "s"}
+        servers = {"files": {"url": "http://127.0.0.1:9/mcp", "credentials": grant}}
+        app = create_app(from_mapping(configured(servers, 8080)))
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app)) as http:
+            url = "http://127.0.0.1:8080/files/mcp"
+            issuer.open.clear()
+            first = asyncio.create_task(post(http, url, "tools/call", ECHO))
+            await issuer.asked.wait()
+            second = asyncio.create_task(post(http, url, "tools/call", ECHO))
+            assert (await http.get("http://127.0.0.1:8080/readyz")).json()["status"] == "starting"
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            issuer.open.set()
+            assert (await second).status_code == 502, "it was sent on, to where nobody listens"
+            for _ in range(2):
+                await app.shutdown()
+                assert (await post(http, url, "tools/call", ECHO)).status_code == 502
+                assert (await http.get("http://127.0.0.1:8080/readyz")).json()["status"] == "ready"
+        await app.shutdown()
+
+
+async def test_of_requests_that_wait_for_a_start_that_fails_none_tries_again_and_a_later_one_does() -> None:
+    async with authority() as issuer:
+        issuer.open.clear()
+        app = create_app(from_mapping(configured(NOWHERE, 8080, auth={"issuers": [issuer.issuer]})))
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app)) as http:
+            url = "http://127.0.0.1:8080/files/mcp"
+            first = asyncio.create_task(post(http, url, "tools/call", ECHO, token="any"))
+            await issuer.asked.wait()
+            early = [asyncio.create_task(post(http, url, "tools/call", ECHO, token="any")) for _ in range(3)]
+            assert (await http.get("http://127.0.0.1:8080/readyz")).json()["status"] == "starting"
+            issuer.open.set()
+            with pytest.raises(ConfigurationError):
+                await first
+            assert [(await one).status_code for one in early] == [503] * 3
+            with pytest.raises(ConfigurationError):
+                await post(http, url, "tools/call", ECHO, token="any")
+        await app.shutdown()
+
+
 async def test_a_start_that_fails_ends_with_what_is_wrong_and_nothing_else(tmp_path: Path) -> None:
     async with authority() as issuer:
         issuer.open.clear()
