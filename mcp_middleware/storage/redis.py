@@ -269,7 +269,8 @@ class RedisStorage:
         if place:
             principal = self._known_of(reservation.key)
             principal.is_open = max(0, principal.is_open - 1)
-            if not self._open.pop(place).is_told:
+            opened = self._open.pop(place, None)  # none, if this storage was closed meanwhile
+            if opened is not None and not opened.is_told:
                 place = b""
         if expires_at == -math.inf:
             tokens = None
@@ -330,11 +331,13 @@ class RedisStorage:
 
     async def aclose(self) -> None:
         """Disconnect; a ``RedisConnection`` that others share connects anew when they use it."""
+        await self._connection.aclose()  # first: who is told so may want to have said later what it could not say
+        self._open.clear()
+        self._ended.clear()
         holding, self._holding = self._holding, None
         if holding is not None:
             holding.cancel()
             await asyncio.wait({holding})
-        await self._connection.aclose()
 
     def _name(self, key: bytes) -> bytes:
         return b"%b:limit:{%b}" % (self._prefix, key.hex().encode())
@@ -417,7 +420,7 @@ class RedisStorage:
 
     async def _hold(self) -> None:
         """Say again and again which requests are open, and which have ended: also to a store that was away then."""
-        while True:
+        while self._open or self._ended:
             try:
                 async with asyncio.timeout(_SAID_AGAIN):
                     await self._is_behind.wait()
@@ -446,6 +449,7 @@ class RedisStorage:
                 else:
                     for place in ended:
                         self._ended.pop(place, None)
+        self._holding = None
 
     def _held(self, ended: Sequence[bytes], names: Sequence[bytes], node: RedisConnection) -> tuple[Word, ...]:
         """What is said of requests: those that have ended meanwhile are not open, else their places were taken anew."""

@@ -118,6 +118,35 @@ async def test_a_place_that_was_given_and_not_heard_of_is_free_again(
         await until(lambda: client.zcard(OPEN) == 0)
 
 
+async def test_a_storage_that_was_closed_asks_for_nothing_any_more(own: Storages) -> None:
+    """Although it was closed while a request was about to end."""
+    storage = own.make()
+    held, other = [await reserve(storage, limits=TWO_AT_ONCE) for _ in range(2)]
+    own.server.pause()
+    ending = asyncio.create_task(storage.settle(held, 0))
+    link = storage._connection._link
+    await until(lambda: link is not None and link._waiting)
+    await storage.aclose()
+    await ending
+    assert storage._holding is None
+    own.server.resume()
+    await storage.settle(other, 0)
+    with own.server.client() as client:
+        assert client.zcard(OPEN) < 2
+
+
+async def test_nothing_is_said_again_once_no_request_is_open(
+    storages: Storages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_storage, "_SAID_AGAIN", 0.01)
+    storage = storages.make()
+    for _ in range(2):
+        held = await reserve(storage, limits=TWO_AT_ONCE)
+        assert storage._holding is not None
+        await storage.settle(held, 0)
+        await until(lambda: storage._holding is None)
+
+
 async def test_requests_that_began_without_redis_are_told_when_it_is_back(
     own: Storages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
