@@ -302,7 +302,7 @@ async def test_case_21_equal_ids_at_once_never_cross() -> None:
         assert call.json["result"]["echo"]["arguments"] == {"n": n}
 
 
-async def test_case_31_one_thread_reads_large_messages_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_thread_reads_large_messages_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only one has the interpreter's lock, and the loop would wait for all that ask for it."""
     threads: set[int] = set()
 
