@@ -30,6 +30,8 @@ from ssl import SSLContext
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 from urllib.parse import urlsplit
 
+import msgspec
+
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.options import seconds
 
@@ -59,15 +61,25 @@ _COMPLAIN_EVERY: Final = 60.0
 
 
 class Script:
-    """A Lua script from files of this package, joined. ``replies``: what its answer is."""
+    """A Lua script from files of this package, joined. ``replies``: what its answer is; ``packed``: or of what type,
+    where it is in MessagePack."""
 
-    __slots__ = ("digest", "replies", "source")
+    __slots__ = ("_decoder", "_replies", "digest", "source")
 
-    def __init__(self, *names: str, replies: type[list[Any] | bytes | int] = list) -> None:
+    def __init__(self, *names: str, replies: type[list[Any] | int] = list, packed: Any = None) -> None:
         self.source = b"\n".join(Path(__file__).with_name(name).read_bytes() for name in names)
         self.digest = hashlib.sha1(self.source, usedforsecurity=False).hexdigest().encode()
         """What ``EVALSHA`` calls it."""
-        self.replies = replies
+        self._replies = replies
+        self._decoder: msgspec.msgpack.Decoder[Any] | None = None if packed is None else msgspec.msgpack.Decoder(packed)
+
+    def read(self, reply: Any) -> Any:
+        """What it has answered. Raises TypeError or DecodeError for what can be no answer of it."""
+        if self._decoder is not None:
+            return self._decoder.decode(reply)
+        if not isinstance(reply, self._replies):
+            raise TypeError
+        return reply
 
 
 Word: TypeAlias = bytes | str | float
@@ -262,10 +274,11 @@ class RedisConnection:
                     node._complain(text, link)
                     break
             else:
-                if isinstance(reply, script.replies):
-                    return reply
-                link.lose("its answers are out of step")  # so others would be taken for what they are not
-                raise StorageUnavailableError(f"Redis at {node.place} answered nonsense", sent=True)
+                try:
+                    return script.read(reply)
+                except (TypeError, msgspec.DecodeError):
+                    link.lose("its answers are out of step")  # so others would be taken for what they are not
+                    raise StorageUnavailableError(f"Redis at {node.place} answered nonsense", sent=True) from None
         raise StorageUnavailableError(f"Redis at {self.place} refused a command", sent=False)
 
     def node_of(self, key: bytes) -> "RedisConnection":

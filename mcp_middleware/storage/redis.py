@@ -32,10 +32,11 @@ from .sessions import Agent, Place, SessionTable, Use
 __all__ = ["RedisSessions", "RedisStorage"]
 
 _pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder().decode
-"""What the scripts of a call are asked and answer: numbers by their bits, which nobody has to write out and read."""
-_RESERVE: Final = Script("bucket.lua", "open.lua", "reserve.lua", replies=bytes)
-_SETTLE: Final = Script("bucket.lua", "settle.lua", replies=bytes)
+"""What the scripts of a call are asked, and so they answer: numbers by their bits, which nobody has to write out."""
+_Found: TypeAlias = tuple[float, float, float, tuple[tuple[float, float, int], ...]]
+"""Of a pair of buckets: its levels, their time and the turns."""
+_RESERVE: Final = Script("bucket.lua", "open.lua", "reserve.lua", packed=tuple[int, float, int, list[_Found]])
+_SETTLE: Final = Script("bucket.lua", "settle.lua", packed=list[tuple[float, float] | bool] | None)
 _HOLD: Final = Script("bucket.lua", "open.lua", "hold.lua", replies=int)
 _LATE: Final = -1
 
@@ -202,12 +203,11 @@ class RedisStorage:
         try:
             room = None if most is None else float(most)
             packed = _pack((self._given_clock(), tokens, room, place.decode(), _HELD, pairs))
-            reply = await self._connection.run(
+            outcome, now, is_open, there = await self._connection.run(
                 _RESERVE,
                 (name,) if most is None else (name, self._open_name(key)),
                 lambda node: (node.deadline() if self._clock is None else 0.0, packed),
             )
-            outcome, now, is_open, there = _unpack(reply)
             if self._clock is None:
                 self._connection.node_of(name).learn_time(now, sent_at)
             if outcome == _LATE:
@@ -305,7 +305,7 @@ class RedisStorage:
         name = self._name(key)
         packed = _pack((self._given_clock(), expires_at, tokens, place.decode(), 1 - requests, pairs))
         try:
-            reply = await self._connection.run(
+            levels = await self._connection.run(
                 _SETTLE,
                 (name, self._open_name(key)) if place else (name,),
                 lambda node: (node.deadline() if self._clock is None else 0.0, packed),
@@ -318,7 +318,6 @@ class RedisStorage:
             if not error.sent and tokens is not None:  # what may have been counted is not told again
                 self._settle_locally(principal, key, asked, taken, tokens, requests)
             return left
-        levels = _unpack(reply)
         if levels is None:  # it came to it too late
             return left if tokens is None else self._settle_locally(principal, key, asked, taken, tokens, requests)
         for one, there in zip(asked, levels, strict=False):

@@ -123,7 +123,15 @@ async def test_case_42_a_redis_that_has_become_a_replica_is_left_for_whoever_too
     assert await admitted(storage, 20) == 3
 
 
-@pytest.mark.parametrize(("nonsense", "why"), [(b":1\r\n", "out of step"), (b"what?\r\n", "ProtocolError")])
+@pytest.mark.parametrize(
+    ("nonsense", "why"),
+    [
+        (b":1\r\n", "out of step"),
+        (b"$1\r\n\xc1\r\n", "out of step"),
+        (b"$1\r\n\x90\r\n", "out of step"),
+        (b"what?\r\n", "ProtocolError"),
+    ],
+)
 async def test_case_42_answers_that_are_out_of_step_are_not_taken_for_others(
     caplog: pytest.LogCaptureFixture, nonsense: bytes, why: str
 ) -> None:
