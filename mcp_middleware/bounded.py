@@ -46,7 +46,7 @@ def items_of(text: bytes | Raw, most: int) -> list[Raw]:
     """The items of a JSON array. Raises TooManyError for more than ``most``, and ``msgspec.DecodeError``."""
     if len(text) > _FEW:
         data = bytes(text)  # a copy only to count: the items keep what they were decoded from
-        if data.count(b",") > _FEW:
+        if data.count(b",") > max(_FEW, most):
             try:
                 _first(most).decode(data)
             except msgspec.ValidationError:
