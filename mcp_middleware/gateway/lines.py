@@ -41,6 +41,8 @@ class Lines:
         self._waiting: deque[str] = deque()
         self._characters = 0
         self._dropped = 0
+        self._is_cut = False
+        """What was written last is the beginning of a line, whose end was dropped."""
         self._wanted = threading.Event()
         self._ending = False
         self._thread: threading.Thread | None = None
@@ -80,16 +82,16 @@ class Lines:
             lines = [self._waiting.popleft() for _ in range(waiting)]
             if dropped:
                 lines.append(self._say_dropped(dropped))
-            text = "".join(lines)
+            text = "\n" * self._is_cut + "".join(lines)
             step = MAX_CHARACTERS if patient else PIECE
             for begin in range(0, len(text), step):
                 if not patient and not _takes_more(self._stream):
                     self._dropped += dropped + waiting
-                    if begin:
-                        self.add("\n")  # so that the next line does not look like the end of this one
+                    self._is_cut |= begin > 0
                     return
                 self._stream.write(text[begin : begin + step])
                 self._stream.flush()
+            self._is_cut = False
         except Exception:  # nobody is there to read, or there is no memory: no reason to stop serving, or writing
             self._dropped += dropped + waiting
 

@@ -137,8 +137,11 @@ def test_of_a_long_line_is_written_what_a_slow_reader_has_room_for_before_the_th
         saying.join(20)
         assert not saying.is_alive()
         assert set(drained(reading)) == {ord("y")}
+        fill(writing)
+        lines.say("lost\n")
+        assert set(drained(reading)) == {ord("x")}
         lines.say("read\n")
-        assert drained(reading) == b"\nread\n1 dropped\n"
+        assert drained(reading) == b"\nread\n2 dropped\n"
 
 
 @contextmanager
