@@ -220,11 +220,23 @@ class LimitStorageContract(ABC):
             without = await _admitted(storage, 500, Limits(None, None), key)
             assert (without.remaining_requests, without.remaining_tokens) == (math.inf, math.inf)
             assert await storage.settle(without, 10_000) == math.inf
-            clock.advance(5)
-            await _admitted(storage, 500, Limits(None, None), key)
             assert (await _refused(storage, 10, limits, key)).retry_after_ms == 1000
             clock.advance(1)
             await _admitted(storage, 10, limits, key)
+
+    async def test_who_has_no_limit_takes_no_time_from_one_of_the_others(self) -> None:
+        clock = FakeClock()
+        storage = self.storage(clock)
+        free = Limits(None, None)
+        await storage.settle(await _admitted(storage, 1000), 900)
+        for _ in range(10):
+            clock.advance(1)
+            await _admitted(storage, 500, free)
+        under_way = await _admitted(storage, 200)
+        await _admitted(storage, 500, free)
+        await storage.settle(under_way, 100)
+        after = await _admitted(storage, 0)
+        assert (after.remaining_requests, after.remaining_tokens) == (8, 100)
 
     async def test_what_began_without_a_limit_gives_nothing_to_one_that_is_new(self) -> None:
         storage = self.storage(FakeClock())

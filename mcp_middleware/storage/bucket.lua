@@ -20,7 +20,7 @@ local function clock(given)
 end
 
 local function clamp(level, capacity)
-  if capacity == 0 then -- as it was when its limit was taken away
+  if capacity == 0 then -- never had a limit
     return level
   end
   return math.min(level, capacity)
@@ -142,7 +142,18 @@ local function kept_for(rate)
   return rate * SPREAD >= 1 and SPREAD or 0
 end
 
--- A pair of buckets is kept in one field, by its name, '' for the principal's own: its levels, their time, its limits
+-- The limits by which buckets fill: those of before where one was taken away.
+local function filling(limits, before)
+  local fill = {unpack(limits)}
+  for index = 1, before and 3 or 0, 2 do
+    if limits[index] == 0 then
+      fill[index], fill[index + 1] = before[index], before[index + 1]
+    end
+  end
+  return fill
+end
+
+-- A pair of buckets is kept in one field, by its name, '' for the principal's own: its levels, their time, its limits,
 -- the turns, and of the last outage when the first replica came back from it and what each has brought. Limits are
 -- capacity and rate of the requests and of the tokens bucket; a capacity of 0 does not limit.
 local function load(key, name)

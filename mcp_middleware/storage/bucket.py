@@ -31,6 +31,7 @@ __all__ = [
     "Turns",
     "after_admission",
     "after_refusal",
+    "filling",
     "full",
     "refill",
     "remaining",
@@ -92,7 +93,7 @@ class Limits:
 
 Levels: TypeAlias = tuple[float, float, float]
 """What the two buckets held at one moment: requests, tokens, and that moment in seconds by the storage's clock. A
-dimension that never had a limit holds infinity; one whose limit was taken away what it held then."""
+dimension that never had a limit holds infinity; one whose limit was taken away fills on, and nothing is taken."""
 
 Turns: TypeAlias = tuple[tuple[float, float, bool], ...]
 """Refused requests, the oldest first: the tokens of each, the moment at which it fits, and whether others have
@@ -149,6 +150,14 @@ def refill(levels: Levels, limits: Limits, now: float) -> Levels:
     return (requests, tokens, now)
 
 
+def filling(limits: Limits, before: Limits) -> Limits:
+    """The figures by which buckets fill: those of before where a limit was taken away. So one that is put back, or that
+    only some of those who use the buckets have, has lost no time."""
+    if before is limits or (limits.requests is not None and limits.tokens is not None):
+        return limits
+    return Limits(limits.requests or before.requests, limits.tokens or before.tokens)
+
+
 def remaining(levels: Levels, limits: Limits) -> tuple[float, float]:
     """What is left of requests and of tokens; infinity without a limit."""
     requests, tokens, _ = levels
@@ -160,10 +169,13 @@ def _level(level: float, limit: Limit, seconds: float) -> float:
     return level if level < limit.capacity else limit.capacity
 
 
-def take(levels: Levels, limits: Limits, tokens: float, now: float, turns: Turns = ()) -> Levels | Shortage:
-    """Take one request and ``tokens`` tokens (as many as the bucket can hold at most), both or neither."""
+def take(
+    levels: Levels, limits: Limits, tokens: float, now: float, turns: Turns = (), fill: Limits | None = None
+) -> Levels | Shortage:
+    """Take one request and ``tokens`` tokens (as many as the bucket can hold at most), both or neither. ``fill``: see
+    ``filling``."""
     tokens = takeable(limits, tokens)
-    there = refill(levels, limits, now)
+    there = refill(levels, fill or limits, now)
     requests_there, tokens_there, at = there
     if turns:
         turns = _waiting(turns, at)
@@ -261,9 +273,9 @@ def after_refusal(turns: Turns, levels: Levels, limits: Limits, tokens: float, n
     for index, (others, told, _) in enumerate(waiting):
         if _is_alike(tokens, others):
             if at + _TOLERANCE < told:
-                return waiting
+                return turns
             return (*waiting[:index], (tokens, fits_at, True), *waiting[index + 1 :])
-    return (*waiting, (tokens, fits_at, False))[:_MOST_TURNS]
+    return turns if len(waiting) == _MOST_TURNS else (*waiting, (tokens, fits_at, False))
 
 
 def _shortage(levels: Levels, there: Levels, limits: Limits, tokens: float, now: float, turns: Turns) -> Shortage:

@@ -20,6 +20,7 @@ from .bucket import (
     Turns,
     after_admission,
     after_refusal,
+    filling,
     full,
     remaining,
     seconds_until_full,
@@ -80,7 +81,7 @@ def _slots(name: object) -> tuple[int, int]:
 
 
 _Pair = tuple[Levels, Limits, Turns]
-"""Two buckets, the figures they were last asked with, and who has to wait for them."""
+"""Two buckets, the figures by which they fill, and who has to wait for them."""
 
 
 class MemoryStorage:
@@ -118,19 +119,20 @@ class MemoryStorage:
         found = self._buckets.get(key)
         turns: Turns = ()
         if found is None:
-            levels = self._new(key, None, limits, now)
+            levels, fill = self._new(key, None, limits, now), limits
         else:
             self._buckets.move_to_end(key)
-            levels, _, turns = found
-        taken = take(levels, limits, tokens, now, turns)
+            levels, before, turns = found
+            fill = filling(limits, before)
+        taken = take(levels, limits, tokens, now, turns, fill)
         if isinstance(taken, Shortage):
-            self._remember_refusal(key, None, (levels, limits, turns), tokens, now)
+            self._remember_refusal(key, None, (levels, fill, turns), limits, tokens, now)
             return taken
         if turns:
             turns = after_admission(turns, takeable(limits, tokens), taken[2])
         if found is None:
             self._make_room(now)
-        self._buckets[key] = (taken, limits, turns)
+        self._buckets[key] = (taken, fill, turns)
         return Reservation(key, limits, takeable(limits, tokens), *remaining(taken, limits), now + self._lifetime)
 
     def _reserve_all(self, key: bytes, limits: Limits, tokens: float, now: float) -> Reservation | Shortage:
@@ -139,8 +141,8 @@ class MemoryStorage:
         pairs = [self._pair(key, part, figures, now) for part, figures in names]
         taken: list[Levels] = []
         shortages: list[Shortage] = []
-        for (part, figures), (levels, _, turns) in zip(names, pairs, strict=True):
-            answer = take(levels, figures, tokens, now, turns)
+        for (part, figures), (levels, fill, turns) in zip(names, pairs, strict=True):
+            answer = take(levels, figures, tokens, now, turns, fill)
             if isinstance(answer, Shortage):
                 shortages.append(replace(answer, part=part))
             else:
@@ -149,11 +151,11 @@ class MemoryStorage:
         if most is not None and is_open >= most:
             shortages.append(Shortage("concurrency", most, 0, AT_ONCE))
         if shortages:
-            for (part, figures), (levels, _, turns) in zip(names, pairs, strict=True):
-                self._remember_refusal(key, part, (levels, figures, turns), tokens, now)
+            for (part, figures), pair in zip(names, pairs, strict=True):
+                self._remember_refusal(key, part, pair, figures, tokens, now)
             return max(shortages, key=lambda shortage: shortage.retry_after_ms)
-        for (part, figures), (_, _, turns), left in zip(names, pairs, taken, strict=True):
-            self._keep(key, part, (left, figures, after_admission(turns, takeable(figures, tokens), left[2])), now)
+        for (part, figures), (_, fill, turns), left in zip(names, pairs, taken, strict=True):
+            self._keep(key, part, (left, fill, after_admission(turns, takeable(figures, tokens), left[2])), now)
         own, *others = taken
         reservation = Reservation(key, limits, takeable(limits, tokens), *remaining(own, limits), now + self._lifetime)
         reservation.parts = tuple(
@@ -217,14 +219,17 @@ class MemoryStorage:
         if found is not None:
             if part is None:
                 self._buckets.move_to_end(key)
-            return found
+            levels, before, turns = found
+            return (levels, filling(limits, before), turns)
         return (self._new(key, part, limits, now), limits, ())
 
-    def _remember_refusal(self, key: bytes, part: str | None, pair: _Pair, tokens: float, now: float) -> None:
-        levels, limits, turns = pair
+    def _remember_refusal(
+        self, key: bytes, part: str | None, pair: _Pair, limits: Limits, tokens: float, now: float
+    ) -> None:
+        levels, fill, turns = pair
         after = after_refusal(turns, levels, limits, tokens, now)
         if after != turns and (part is None or key in self._buckets):
-            self._keep(key, part, (levels, limits, after), now)
+            self._keep(key, part, (levels, fill, after), now)
 
     def _keep(self, key: bytes, part: str | None, pair: _Pair, now: float) -> None:
         if part is None:

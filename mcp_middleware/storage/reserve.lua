@@ -26,7 +26,8 @@ end
 local found = {}
 for index = 1, #asked do
   local name, limits, requests_owed, tokens_owed, requests_start, tokens_start, told = unpack(asked[index], 1, 7)
-  local requests, tokens_left, at, _, turns, outage = load(KEYS[1], name)
+  local requests, tokens_left, at, before, turns, outage = load(KEYS[1], name)
+  local fill = filling(limits, before)
   local ago, back_ago, replica, shares, requests_by, tokens_by = unpack(told or {}, 1, 6)
   local lost_at, back_at = now - (ago or 0), now - (back_ago or 0)
   local is_later = told and outage and outage[1] >= lost_at
@@ -39,8 +40,8 @@ for index = 1, #asked do
   if is_first then
     -- Nobody was here since: what flowed in while the store was away flowed into the shares, and so it does until all
     -- are back, into each its part.
-    requests = refill(requests, limits[1], limits[2], lost_at - at) - limits[2] * kept_for(limits[2])
-    tokens_left = refill(tokens_left, limits[3], limits[4], lost_at - at) - limits[4] * kept_for(limits[4])
+    requests = refill(requests, fill[1], fill[2], lost_at - at) - limits[2] * kept_for(limits[2])
+    tokens_left = refill(tokens_left, fill[3], fill[4], lost_at - at) - limits[4] * kept_for(limits[4])
     at = back_at
     outage = {back_at, {}}
   end
@@ -60,8 +61,8 @@ for index = 1, #asked do
     tokens_left = changed_by(tokens_left, limits[3], brings(2, tokens_by, limits[4]))
     outage[2][replica] = before
   end
-  local requests_there = refill(requests, limits[1], limits[2], there - at)
-  local tokens_there = refill(tokens_left, limits[3], limits[4], there - at)
+  local requests_there = refill(requests, fill[1], fill[2], there - at)
+  local tokens_there = refill(tokens_left, fill[3], fill[4], there - at)
   if changed then
     requests, tokens_left, at = requests_there, tokens_there, there
   elseif requests_owed ~= 0 or tokens_owed ~= 0 then -- also what was done while others were never away
@@ -80,15 +81,15 @@ for index = 1, #asked do
     short = true
   end
   found[index] = {
-    name, limits, turns, outage, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there,
+    name, limits, fill, turns, outage, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there,
     tokens_there, there
   }
 end
 
 local levels = {}
 for index = 1, #found do
-  local name, limits, turns, outage, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there,
-    tokens_there, there = unpack(found[index], 1, 13)
+  local name, limits, fill, turns, outage, changed, cost, short_of_tokens, requests, tokens_left, at, requests_there,
+    tokens_there, there = unpack(found[index], 1, 14)
   local turns_after = turns
   if not short then
     requests, tokens_left = changed_by(requests_there, limits[1], -1), changed_by(tokens_there, limits[3], -cost)
@@ -101,7 +102,7 @@ for index = 1, #found do
     changed = changed or is_new
   end
   if changed then
-    keep(KEYS[1], name, requests, tokens_left, at, limits, turns_after, outage, given == '')
+    keep(KEYS[1], name, requests, tokens_left, at, fill, turns_after, outage, given == '')
   end
   levels[index] = {requests, tokens_left, at, turns}
 end
