@@ -4,7 +4,8 @@ from .bucket import Limit, Limits, Shortage
 from .connection import RedisConnection
 from .interface import LimitStorage, Reservation, StorageUnavailableError
 from .memory import MemoryStorage
-from .redis import RedisSessions, RedisStorage
+from .redis import RedisStorage
+from .redis_sessions import RedisSessions
 from .sessions import Agent, MemorySessions, Place, SessionStore, SessionTable, Use
 
 __all__ = [

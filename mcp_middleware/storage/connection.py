@@ -37,7 +37,7 @@ from mcp_middleware.options import seconds
 
 from .interface import StorageUnavailableError
 
-__all__ = ["RedisConnection", "Script"]
+__all__ = ["RedisConnection", "Script", "connection_of", "prefix_of"]
 
 logger = logging.getLogger("mcp_middleware.storage")
 
@@ -391,6 +391,20 @@ class RedisConnection:
         logger.info("connected to Redis at %s", self.place)
         self._tried, self._pause, self._link = True, _SHORTEST_PAUSE, link
         self.back_at = time.monotonic()
+
+
+def connection_of(connection: Any) -> RedisConnection:
+    """A connection, or one for a URL."""
+    return connection if isinstance(connection, RedisConnection) else RedisConnection(connection)
+
+
+def prefix_of(name: str, prefix: Any) -> bytes:
+    """What stands before every key; braces in it would decide where keys live in a cluster."""
+    if not isinstance(prefix, str) or not prefix or not all("!" <= char <= "~" and char not in "{}" for char in prefix):
+        raise ConfigurationError(
+            f"{name}: prefix is {prefix!r}; it must be visible ASCII characters, without spaces and braces"
+        )
+    return prefix.encode()
 
 
 async def _heard(answer: asyncio.Future[Any]) -> Any:

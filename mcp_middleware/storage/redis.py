@@ -1,35 +1,31 @@
-"""Buckets and sessions that several replicas share, in one Redis (6.2 or newer) or Valkey.
+"""Buckets that several replicas share, in one Redis (6.2 or newer) or Valkey.
 
 Each step is one Lua script on the keys of one agent, so it is atomic, takes one round trip, and works in a cluster: the
 part of a key in braces decides where it lives. Time is the store's, whatever the replicas' clocks say.
 """
 
-import asyncio
-import json
 import math
 import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
-from hashlib import blake2b
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.options import seconds, whole_number
 from mcp_middleware.types import Clock
 
 from .bucket import AT_ONCE, Levels, Limit, Limits, Shortage, full, refill, remaining, settle, take, takeable
 from .budgets import RedisBudgets
-from .connection import RedisConnection, Script, Word
+from .connection import RedisConnection, Script, Word, connection_of, prefix_of
 from .interface import Reservation, StorageUnavailableError, check_tokens
-from .sessions import Agent, Place, SessionTable, Use
+from .open_requests import HELD, OpenRequests, new_place
 
-__all__ = ["RedisSessions", "RedisStorage"]
+__all__ = ["RedisStorage"]
 
 _pack = msgspec.msgpack.Encoder().encode
 """What the scripts of a call are asked, and so they answer: numbers by their bits, which nobody has to write out."""
@@ -37,26 +33,8 @@ _Found: TypeAlias = tuple[float, float, float, tuple[tuple[float, float, int], .
 """Of a pair of buckets: its levels, their time and the turns."""
 _RESERVE: Final = Script("bucket.lua", "open.lua", "reserve.lua", packed=tuple[int, float, int, list[_Found]])
 _SETTLE: Final = Script("bucket.lua", "settle.lua", packed=list[tuple[float, float] | bool] | None)
-_HOLD: Final = Script("bucket.lua", "open.lua", "hold.lua", replies=int)
 _LATE: Final = -1
 
-_TAKE_PLACE: Final = Script("places.lua", "take_place.lua")
-_KEEP_PLACE: Final = Script("places.lua", "keep_place.lua", replies=int)
-_LEAVE_PLACE: Final = Script("places.lua", "leave_place.lua", replies=int)
-_OPENING: Final = 120.0
-"""Seconds a place is kept for an ``initialize`` under way. Afterwards it is free; if the session was opened all the
-same, it counts from its next request on."""
-_TOLD_AGAIN: Final = 0.25
-"""The part of the idle time after which the store is told again of a session in use; its place is kept longer by it."""
-_PLACE_NAME_BYTES: Final = 8
-
-
-_HELD: Final = 60.0
-"""Seconds for which a request is taken for open unless its replica says so again: what dies with it is free then."""
-_SAID_AGAIN: Final = 20.0
-_SAID_SOON: Final = 0.5
-"""Seconds after which it is said again what the store could not be told, or may not have heard."""
-_OPEN_NAME_BYTES: Final = 8
 _CANDIDATES: Final = 8
 """Longest unused principals looked at for one of which nothing is owed to the store."""
 
@@ -112,17 +90,6 @@ _Absence: TypeAlias = tuple[float | None, Levels, tuple[float, float]]
 """Of a pair of buckets: since when the store was away, the share, and what that began with."""
 
 
-class _Open:
-    """An open request that has a place."""
-
-    __slots__ = ("is_told", "key")
-
-    def __init__(self, key: bytes, *, is_told: bool) -> None:
-        self.key = key
-        self.is_told = is_told
-        """Whether the store may know of it."""
-
-
 class _Asked(NamedTuple):
     """One pair of buckets as the scripts are asked about it."""
 
@@ -163,16 +130,11 @@ class RedisStorage:
         self._max_keys = whole_number("RedisStorage: max_keys", max_keys)
         self._clock = clock
         self._now = time.monotonic if clock is None else clock
-        self._id = os.urandom(_OPEN_NAME_BYTES).hex()
+        self._id = os.urandom(8).hex()
         """Which replica this is."""
         self._known: OrderedDict[bytes, _Principal] = OrderedDict()  # longest unused first
         self._share = lru_cache(1024)(self._find_share)
-        self._open: dict[bytes, _Open] = {}
-        """The open requests of this replica, by the names of their places."""
-        self._ended: dict[bytes, tuple[bytes, float]] = {}
-        """Places that the store may keep for nobody: the key of each, and the moment at which it is free by itself."""
-        self._is_behind = asyncio.Event()
-        self._holding: asyncio.Task[None] | None = None
+        self._open = OpenRequests(self._connection, self._prefix, clock)
         self.budgets = RedisBudgets(
             self._connection, prefix=self._prefix, replicas=replicas, max_keys=max_keys, clock=clock
         )
@@ -198,14 +160,14 @@ class RedisStorage:
                 known.away_since = known.share = None
                 known.heard = (node, node.losses)
         most = limits.concurrency
-        place = b"" if most is None else os.urandom(_OPEN_NAME_BYTES).hex().encode()
+        place = b"" if most is None else new_place()
         sent_at = time.monotonic()
         try:
             room = None if most is None else float(most)
-            packed = _pack((self._given_clock(), tokens, room, place.decode(), _HELD, pairs))
+            packed = _pack((self._given_clock(), tokens, room, place.decode(), HELD, pairs))
             outcome, now, is_open, there = await self._connection.run(
                 _RESERVE,
-                (name,) if most is None else (name, self._open_name(key)),
+                (name,) if most is None else (name, self._open.name_of(key)),
                 lambda node: (node.deadline() if self._clock is None else 0.0, packed),
             )
             if self._clock is None:
@@ -221,7 +183,7 @@ class RedisStorage:
             if isinstance(error, StorageUnavailableError):
                 return self._reserve_locally(principal, key, limits, tokens, place, is_told=error.sent)
             if place:
-                self._free_later(key, place)
+                self._open.free_later(key, place)
             raise
         here, node = self._now(), self._connection.node_of(name)
         taken: list[tuple[float, float, float]] = []
@@ -269,8 +231,7 @@ class RedisStorage:
         if place:
             principal = self._known_of(reservation.key)
             principal.is_open = max(0, principal.is_open - 1)
-            opened = self._open.pop(place, None)  # none, if this storage was closed meanwhile
-            if opened is not None and not opened.is_told:
+            if not self._open.remove(place):
                 place = b""
         if expires_at == -math.inf:
             tokens = None
@@ -307,12 +268,12 @@ class RedisStorage:
         try:
             levels = await self._connection.run(
                 _SETTLE,
-                (name, self._open_name(key)) if place else (name,),
+                (name, self._open.name_of(key)) if place else (name,),
                 lambda node: (node.deadline() if self._clock is None else 0.0, packed),
             )
         except BaseException as error:
             if place:
-                self._free_later(key, place)
+                self._open.free_later(key, place)
             if not isinstance(error, StorageUnavailableError):
                 raise
             if not error.sent and tokens is not None:  # what may have been counted is not told again
@@ -331,18 +292,10 @@ class RedisStorage:
     async def aclose(self) -> None:
         """Disconnect; a ``RedisConnection`` that others share connects anew when they use it."""
         await self._connection.aclose()  # first: who is told so may want to have said later what it could not say
-        self._open.clear()
-        self._ended.clear()
-        holding, self._holding = self._holding, None
-        if holding is not None:
-            holding.cancel()
-            await asyncio.wait({holding})
+        await self._open.aclose()
 
     def _name(self, key: bytes) -> bytes:
         return b"%b:limit:{%b}" % (self._prefix, key.hex().encode())
-
-    def _open_name(self, key: bytes) -> bytes:
-        return b"%b:open:{%b}" % (self._prefix, key.hex().encode())
 
     def _given_clock(self) -> Word:
         return "" if self._clock is None else self._clock()
@@ -402,61 +355,7 @@ class RedisStorage:
     def _opened(self, principal: _Principal, reservation: Reservation, place: bytes, *, is_told: bool) -> None:
         reservation.place = place
         principal.is_open += 1
-        self._open[place] = _Open(reservation.key, is_told=is_told)
-        self._keep_holding()
-        if not is_told:
-            self._is_behind.set()
-
-    def _free_later(self, key: bytes, place: bytes) -> None:
-        """The store could not be told that ``place`` is free, or may have given it after nobody waited any more."""
-        self._ended[place] = (key, time.monotonic() + _HELD)
-        self._keep_holding()
-        self._is_behind.set()
-
-    def _keep_holding(self) -> None:
-        if self._holding is None:
-            self._holding = asyncio.create_task(self._hold(), name="hold the places of open requests")
-
-    async def _hold(self) -> None:
-        """Say again and again which requests are open, and which have ended: also to a store that was away then."""
-        while self._open or self._ended:
-            try:
-                async with asyncio.timeout(_SAID_AGAIN):
-                    await self._is_behind.wait()
-            except TimeoutError:
-                pass
-            else:  # what was asked and given up before is carried out by then, or never
-                await asyncio.sleep(max(_SAID_SOON, self._connection.budget))
-            self._is_behind.clear()
-            now = time.monotonic()
-            self._ended = {place: one for place, one in self._ended.items() if one[1] > now}
-            places: dict[bytes, tuple[list[bytes], list[bytes]]] = {}
-            for place, (key, _) in self._ended.items():
-                places.setdefault(key, ([], []))[0].append(place)
-            for place, opened in self._open.items():
-                places.setdefault(opened.key, ([], []))[1].append(place)
-            lost: set[RedisConnection] = set()
-            for key, (ended, names) in places.items():
-                open_name = self._open_name(key)
-                if (node := self._connection.node_of(open_name)) in lost:
-                    continue
-                try:
-                    await self._connection.run(_HOLD, (open_name,), partial(self._held, ended, names))
-                except StorageUnavailableError:
-                    lost.add(node)
-                    self._is_behind.set()
-                else:
-                    for place in ended:
-                        self._ended.pop(place, None)
-        self._holding = None
-
-    def _held(self, ended: Sequence[bytes], names: Sequence[bytes], node: RedisConnection) -> tuple[Word, ...]:
-        """What is said of requests: those that have ended meanwhile are not open, else their places were taken anew."""
-        still_open = [name for name in names if name in self._open]
-        for name in still_open:
-            self._open[name].is_told = True
-        deadline = node.deadline() if self._clock is None else 0.0
-        return (self._given_clock(), deadline, _HELD, len(ended), *ended, *still_open)
+        self._open.add(place, reservation.key, is_told=is_told)
 
     def _reserve_locally(
         self, principal: _Principal, key: bytes, limits: Limits, tokens: float, place: bytes, *, is_told: bool
@@ -477,7 +376,7 @@ class RedisStorage:
                 shortages.append(Shortage("concurrency", most, 0, AT_ONCE, local=True))
         if shortages:
             if place and is_told:
-                self._free_later(key, place)
+                self._open.free_later(key, place)
             return max(shortages, key=lambda one: one.retry_after_ms)
         taken: list[tuple[float, float, float]] = []
         for one, levels in after:
@@ -564,125 +463,9 @@ def _asked(limits: Limits) -> tuple[_Asked, ...]:
     return (_Asked(None, "", limits, _figures(limits)), *parts)
 
 
-class RedisSessions:
-    """A ``SessionStore`` shared by replicas: the places of each agent, and the sessions that were ended.
-
-    ``connection``: a ``RedisConnection``, or the URL of one. ``prefix``: before every key. ``max_sessions``: the most
-    sessions this process remembers itself.
-
-    While the store is away sessions go on, by their sealed ids and what this process remembers; one that was ended
-    elsewhere is then left to its server. None can be opened where there is a cap.
-    """
-
-    def __init__(
-        self,
-        connection: RedisConnection | str,
-        *,
-        prefix: str = "mcp_middleware",
-        max_sessions: int = 100_000,
-    ) -> None:
-        self.table = SessionTable(whole_number("RedisSessions: max_sessions", max_sessions))
-        self._connection = connection_of(connection)
-        self._prefix = prefix_of("RedisSessions", prefix)
-        self._keys = lru_cache(4096)(self._find_keys)
-        self._keeping: asyncio.Task[None] | None = None
-
-    async def reserve(self, agent: Agent, *, per_agent: int | None, idle: float, now: float) -> Place | float:
-        """See ``SessionStore.reserve``."""
-        place = Place(agent, b"opening-" + os.urandom(_PLACE_NAME_BYTES).hex().encode())
-        if per_agent is not None:
-            arguments = (place.name, per_agent, _OPENING)
-            taken, wait = await self._connection.run(_TAKE_PLACE, self._keys(agent), arguments)
-            if not int(taken):
-                return max(0.0, float(wait))
-        self.table.reserve(agent, now, idle=idle, per_agent=None)
-        return place
-
-    async def release(self, place: Place) -> None:
-        """See ``SessionStore.release``."""
-        self.table.release(place.agent)
-        await self._try(_LEAVE_PLACE, place.agent, (place.name, 0))
-
-    async def opened(self, place: Place, use: Use, *, idle: float, now: float) -> None:
-        """See ``SessionStore.opened``."""
-        await self._keep(use, idle, now, place=place.name)
-
-    async def is_over(self, use: Use, *, idle: float, now: float, known: bool) -> bool:
-        """See ``SessionStore.is_over``."""
-        is_kept = await self._keep(use, idle, now, known=known)
-        return known if is_kept is None else not is_kept
-
-    async def keep(self, use: Use, *, idle: float, now: float) -> None:
-        """See ``SessionStore.keep``."""
-        await self._keep(use, idle, now)
-
-    async def end(self, use: Use, *, idle: float, now: float) -> None:
-        """See ``SessionStore.end``. Remembered as long as the session could have been idle, no longer: then its server
-        has let go of it as well."""
-        seconds = max(0.0, min(idle, use.expires - now))
-        await self._try(_LEAVE_PLACE, use.counted, (use.name.encode(), seconds))
-
-    async def forget(self, use: Use) -> None:
-        """See ``SessionStore.forget``."""
-        await self._try(_LEAVE_PLACE, use.counted, (use.name.encode(), 0))
-
-    async def aclose(self) -> None:
-        """Disconnect; a ``RedisConnection`` that others share connects anew when they use it."""
-        keeping, self._keeping = self._keeping, None
-        if keeping is not None:
-            keeping.cancel()
-            await asyncio.wait({keeping})
-        await self._connection.aclose()
-
-    async def _keep(self, use: Use, idle: float, now: float, *, place: bytes = b"", known: bool = False) -> bool | None:
-        """Whether the session has a place and was not ended; None where nobody can tell."""
-        use.keep_at = now + idle * _TOLD_AGAIN
-        if self._keeping is None:
-            self._keeping = asyncio.create_task(self._keep_streams(idle), name="keep sessions with open streams")
-        seconds = max(0.0, min(idle * (1 + _TOLD_AGAIN), use.expires - now))
-        arguments = (use.name.encode(), place, seconds, b"1" if known else b"")
-        kept = await self._try(_KEEP_PLACE, use.counted, arguments)
-        return None if kept is None else bool(int(kept))
-
-    async def _keep_streams(self, idle: float) -> None:
-        """A session with an open stream is in use, though no request of it begins or ends."""
-        while True:
-            await asyncio.sleep(idle * _TOLD_AGAIN)
-            for use in self.table.open_requests():
-                seconds = idle * (1 + _TOLD_AGAIN)
-                if await self._try(_KEEP_PLACE, use.counted, (use.name.encode(), b"", seconds, b"")) is None:
-                    break
-
-    async def _try(self, script: Script, agent: Agent, arguments: tuple[Word, ...]) -> Any:
-        """The reply, or None where the store is away, which its connection has logged."""
-        try:
-            return await self._connection.run(script, self._keys(agent), arguments)
-        except StorageUnavailableError:
-            return None
-
-    def _find_keys(self, agent: Agent) -> tuple[bytes, bytes]:
-        """The agent's places, and its ended sessions: of one size whatever a token says, and together in a cluster."""
-        tag = blake2b(json.dumps(agent).encode(), digest_size=16).hexdigest().encode()
-        return (b"%b:places:{%b}" % (self._prefix, tag), b"%b:ended:{%b}" % (self._prefix, tag))
-
-
 def _figures(limits: Limits) -> tuple[float, ...]:
     """The limits as the scripts read them."""
     pairs = (
         (0.0, 0.0) if limit is None else (limit.capacity, limit.rate) for limit in (limits.requests, limits.tokens)
     )
     return tuple(figure for pair in pairs for figure in pair)
-
-
-def connection_of(connection: Any) -> RedisConnection:
-    """A connection, or one for a URL."""
-    return connection if isinstance(connection, RedisConnection) else RedisConnection(connection)
-
-
-def prefix_of(name: str, prefix: Any) -> bytes:
-    """What stands before every key; braces in it would decide where keys live in a cluster."""
-    if not isinstance(prefix, str) or not prefix or not all("!" <= char <= "~" and char not in "{}" for char in prefix):
-        raise ConfigurationError(
-            f"{name}: prefix is {prefix!r}; it must be visible ASCII characters, without spaces and braces"
-        )
-    return prefix.encode()

@@ -9,7 +9,7 @@ import pytest
 from mcp_middleware.affinity import SessionAffinityMiddleware
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.storage import MemorySessions, RedisConnection, RedisSessions, SessionStore
-from mcp_middleware.storage.redis import _LEAVE_PLACE
+from mcp_middleware.storage.redis_sessions import _LEAVE_PLACE
 from mcp_middleware.testing import FakeClock
 from tests.storage.redis_server import RedisServer, running_redis
 from tests.support import headers_for

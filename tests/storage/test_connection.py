@@ -13,8 +13,14 @@ from typing import Any
 import pytest
 
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.storage import RedisConnection, RedisStorage, Reservation, StorageUnavailableError, connection
-from mcp_middleware.storage import redis as redis_storage
+from mcp_middleware.storage import (
+    RedisConnection,
+    RedisStorage,
+    Reservation,
+    StorageUnavailableError,
+    connection,
+    open_requests,
+)
 from tests.certificates import certificate, server_context
 
 from .redis_server import running_redis
@@ -28,19 +34,10 @@ async def test_a_paused_redis_is_asked_once_and_then_left_alone(own: Storages) -
     own.server.pause()
     await reserve(storage)
     assert not storage._connection.is_up
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    counting = asyncio.create_task(count_turns())
-    for _ in range(5):
-        await reserve(storage)
-    counting.cancel()
-    assert turns <= 5  # not one of them gave the loop more than a turn
+    with Turns() as others:
+        for _ in range(5):
+            await reserve(storage)
+    assert others.taken <= 5  # not one of them gave the loop more than a turn
 
 
 async def test_a_busy_loop_is_not_a_slow_redis(storages: Storages, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +160,7 @@ async def test_what_cannot_be_written_leaves_nobody_waiting(storages: Storages) 
     storage = storages.make()
     command: Any = object()
     with pytest.raises(StorageUnavailableError):
-        await storage._connection.run(redis_storage._HOLD, (OPEN,), (command,))
+        await storage._connection.run(open_requests._HOLD, (OPEN,), (command,))
 
 
 async def test_over_tls_and_with_answers_in_pieces(storages: Storages, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from mcp_middleware.storage import (
     Reservation,
     Shortage,
     StorageUnavailableError,
+    open_requests,
 )
 from mcp_middleware.storage import redis as redis_storage
 from mcp_middleware.testing import FakeClock
@@ -40,7 +41,7 @@ async def test_places_of_open_requests_are_kept_as_long_as_they_are_open(
     storages: Storages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = FakeClock()
-    monkeypatch.setattr(redis_storage, "_SAID_AGAIN", 0.001)
+    monkeypatch.setattr(open_requests, "_SAID_AGAIN", 0.001)
     one, other = (storages.make(clock=clock) for _ in range(2))
     held = [await reserve(one, limits=TWO_AT_ONCE) for _ in range(2)]
     with storages.server.client() as client:
@@ -55,15 +56,15 @@ async def test_places_of_open_requests_are_kept_as_long_as_they_are_open(
 async def test_a_request_that_ends_while_others_are_said_to_be_open_keeps_no_place(
     storages: Storages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_storage, "_SAID_AGAIN", 0.001)
+    monkeypatch.setattr(open_requests, "_SAID_AGAIN", 0.001)
     storage = storages.make()
     run, said = storage._connection.run, asyncio.Event()
     first, second = [await reserve(storage, limits=TWO_AT_ONCE, key=key) for key in (b"first", KEY)]
 
     async def slow(script: Any, keys: Any, arguments: Any) -> Any:
-        if script is redis_storage._HOLD and first.key.hex().encode() in keys[0]:
+        if script is open_requests._HOLD and first.key.hex().encode() in keys[0]:
             await storage.settle(second, None)
-        elif script is redis_storage._HOLD:
+        elif script is open_requests._HOLD:
             said.set()
         return await run(script, keys, arguments)
 
@@ -76,7 +77,7 @@ async def test_a_request_that_ends_while_others_are_said_to_be_open_keeps_no_pla
 
 async def test_no_place_is_lost_by_short_hiccups(own: Storages, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither one whose end could not be told, nor one that was given after its caller had given up."""
-    monkeypatch.setattr(redis_storage, "_SAID_SOON", 0.01)
+    monkeypatch.setattr(open_requests, "_SAID_SOON", 0.01)
     storage = own.make(budget=0.1)
     eight = Limits(None, None, concurrency=8)
     with own.server.client() as client:
@@ -96,7 +97,7 @@ async def test_no_place_is_lost_by_short_hiccups(own: Storages, monkeypatch: pyt
 async def test_a_place_that_was_given_and_not_heard_of_is_free_again(
     storages: Storages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_storage, "_SAID_SOON", 0.01)
+    monkeypatch.setattr(open_requests, "_SAID_SOON", 0.01)
     storage = storages.make(budget=0.1, replicas=2)
     four = Limits(None, None, concurrency=4)
     held = [await reserve(storage, limits=four)]
@@ -128,7 +129,7 @@ async def test_a_storage_that_was_closed_asks_for_nothing_any_more(own: Storages
     await until(lambda: link is not None and link._waiting)
     await storage.aclose()
     await ending
-    assert storage._holding is None
+    assert storage._open._holding is None
     own.server.resume()
     await storage.settle(other, 0)
     with own.server.client() as client:
@@ -138,19 +139,19 @@ async def test_a_storage_that_was_closed_asks_for_nothing_any_more(own: Storages
 async def test_nothing_is_said_again_once_no_request_is_open(
     storages: Storages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_storage, "_SAID_AGAIN", 0.01)
+    monkeypatch.setattr(open_requests, "_SAID_AGAIN", 0.01)
     storage = storages.make()
     for _ in range(2):
         held = await reserve(storage, limits=TWO_AT_ONCE)
-        assert storage._holding is not None
+        assert storage._open._holding is not None
         await storage.settle(held, 0)
-        await until(lambda: storage._holding is None)
+        await until(lambda: storage._open._holding is None)
 
 
 async def test_requests_that_began_without_redis_are_told_when_it_is_back(
     own: Storages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_storage, "_SAID_SOON", 0.01)
+    monkeypatch.setattr(open_requests, "_SAID_SOON", 0.01)
     storage = own.make(budget=0.1)
     assert await storage._connection.connect()
     own.server.kill()
