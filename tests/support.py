@@ -2,7 +2,8 @@
 
 ``serve`` runs an app in the test's own event loop on an ephemeral loopback port. ``connect`` gives the official
 client. ``post`` sends one JSON-RPC message with exactly the headers a correct client sends, for the tests that then
-bend one of them; ``answer_of`` reads the reply, JSON or event stream.
+bend one of them; ``answer_of`` reads the reply, JSON or event stream. ``Turns`` tells whether something held the event
+loop.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import httpx2
 import uvicorn
@@ -145,6 +146,25 @@ async def serve(
         await asyncio.wait({running})
         bound.close()
     await running
+
+
+class Turns:
+    """While it is entered, how often others have had their turn of the event loop."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def __enter__(self) -> Self:
+        self._taking = asyncio.create_task(self._take())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._taking.cancel()
+
+    async def _take(self) -> None:
+        while True:
+            self.taken += 1
+            await asyncio.sleep(0)
 
 
 @asynccontextmanager

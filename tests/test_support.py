@@ -1,5 +1,6 @@
 """The tests' own real sockets: what the other tests rely on without asking."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,7 +11,19 @@ from mcp.server.mcpserver import MCPServer
 from starlette.applications import Starlette
 
 from mcp_middleware.types import Era
-from tests.support import LEGACY, MODERN, answer_of, connect, initialize, listener, origin_of, post, serve, text_of
+from tests.support import (
+    LEGACY,
+    MODERN,
+    Turns,
+    answer_of,
+    connect,
+    initialize,
+    listener,
+    origin_of,
+    post,
+    serve,
+    text_of,
+)
 
 
 def adder() -> Any:
@@ -51,3 +64,14 @@ async def test_an_app_that_does_not_start_fails_the_test() -> None:
     with pytest.raises(RuntimeError, match="start-up"):
         async with serve(Starlette(lifespan=lifespan)):
             raise AssertionError("it started")
+
+
+async def test_turns_are_counted_where_others_could_have_one() -> None:
+    with Turns() as others:
+        pass
+    assert others.taken == 0
+    with others:
+        for _ in range(3):
+            await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert others.taken == 3

@@ -1,8 +1,7 @@
 """The middleware over a server that answers whatever a test tells it to."""
 
-import asyncio
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from mcp_middleware.member import ASGIApp, Member
 from mcp_middleware.message import Message, Request
 from mcp_middleware.types import ANONYMOUS, Decision, Document, Principal, Rejection
 from tests.core.asgi import MODERN_META, Call, modern_headers, rpc
+from tests.support import Turns
 
 METADATA = "https://files.example.com/.well-known/oauth-protected-resource/mcp"
 POLICY = Policy.from_text("""
@@ -298,22 +298,6 @@ async def test_case_16_a_list_in_the_dress_of_news_is_filtered(media: str, uri: 
     assert (b"x://" in (await legacy(app, "tools/call", name="echo")).body) is (uri == "x://open/a")
 
 
-async def turns_of_others(act: Awaitable[Call]) -> tuple[Call, int]:
-    """What ``act`` comes to, and how often others had their turn meanwhile."""
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(others())
-    call = await act
-    task.cancel()
-    return call, turns
-
-
 @pytest.mark.parametrize("media", ["application/json", "text/event-stream"])
 async def test_case_31_others_have_their_turn_while_targets_are_judged(
     monkeypatch: pytest.MonkeyPatch, media: str
@@ -321,15 +305,17 @@ async def test_case_31_others_have_their_turn_while_targets_are_judged(
     monkeypatch.setattr("mcp_middleware.authorization.middleware._TURN", -1.0)
     names = [{"name": "echo"}, {"name": "hidden"}] * 50
     app = ToolAuthorizationMiddleware(Server(result(tools=names), media=media), policy=POLICY)
-    call, turns = await turns_of_others(legacy(app, "tools/list"))
+    with Turns() as others:
+        call = await legacy(app, "tools/list")
     assert call.body.count(b"echo") == 50
     assert b"hidden" not in call.body
-    assert turns >= 100
+    assert others.taken >= 100
     uris = [f"x://open/{number}" for number in range(100)]
     asked = {"resourceSubscriptions": uris}
-    call, turns = await turns_of_others(modern(app, "subscriptions/listen", notifications=asked))
+    with Turns() as others:
+        call = await modern(app, "subscriptions/listen", notifications=asked)
     assert call.status == 200
-    assert turns >= 100
+    assert others.taken >= 100
 
 
 async def test_a_page_may_be_large() -> None:

@@ -15,6 +15,7 @@ from mcp_middleware.member import Bounds, Member
 from mcp_middleware.message import Request
 from mcp_middleware.server_message import ServerMessage, parse_server_message
 from mcp_middleware.types import Document, Principal, Rejection
+from tests.support import Turns
 
 from .asgi import Call, EchoServer, rpc
 from .recording import CALL, Audit, Recorder, Transforming, body, scripted, start
@@ -206,40 +207,22 @@ async def test_case_31_others_have_their_turn_while_a_stream_is_read(
     monkeypatch: pytest.MonkeyPatch, piece: bytes
 ) -> None:
     monkeypatch.setattr("mcp_middleware.answer._TURN", -1.0)
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(others())
     data = piece * (64 * 1024 // len(piece)) + b"\n\n"
-    done = await Call(Audit(scripted(start(b"text/event-stream"), body(data)), []), CALL).run()
-    task.cancel()
+    with Turns() as others:
+        done = await Call(Audit(scripted(start(b"text/event-stream"), body(data)), []), CALL).run()
     assert done.body == data
-    assert turns >= 30
+    assert others.taken >= 30
 
 
 @pytest.mark.parametrize("step", [100, 64 * 1024])
 async def test_case_31_others_have_their_turn_however_fast_a_stream_is(step: int) -> None:
     """Nothing of it has to be waited for, and each piece by itself takes no time."""
-    turns = 0
     data = b"\n" * (640 * 1024)
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
     events = [body(data[at : at + step], more=True) for at in range(0, len(data), step)]
-    task = asyncio.create_task(others())
-    done = await Call(Audit(scripted(start(b"text/event-stream"), *events, body(b"")), []), CALL).run()
-    task.cancel()
+    with Turns() as others:
+        done = await Call(Audit(scripted(start(b"text/event-stream"), *events, body(b"")), []), CALL).run()
     assert done.body == data
-    assert turns >= 9
+    assert others.taken >= 9
 
 
 PING = b": ping\n\n"
@@ -497,20 +480,11 @@ async def test_case_12_each_message_of_a_batch_is_judged_by_itself(sse: bool) ->
 
 async def test_case_31_others_have_their_turn_between_the_messages_of_a_batch() -> None:
     """Also where nothing has to be waited for, because all of them are refused."""
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(others())
     batch = [rpc("tools/call", {"name": "admin"}, number) for number in range(50)]
-    done = await Call(DenyAdmin(EchoServer(), []), batch).run()
-    task.cancel()
+    with Turns() as others:
+        done = await Call(DenyAdmin(EchoServer(), []), batch).run()
     assert len(done.json) == 50
-    assert turns >= 50
+    assert others.taken >= 50
 
 
 async def test_a_batch_of_notifications_is_accepted_without_a_body() -> None:

@@ -15,7 +15,7 @@ from mcp_middleware.exchange import Exchange, Receive, Scope, Send
 from mcp_middleware.member import Bounds, Member
 from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.types import Era
-from tests.support import answer_of, headers_for, listener, message, messages_of, origin_of, post, serve
+from tests.support import Turns, answer_of, headers_for, listener, message, messages_of, origin_of, post, serve
 
 from .forwarding import Caller, gateway, raw_server
 from .gateways import gateway as whole_gateway
@@ -103,34 +103,22 @@ async def test_case_37_nobody_reads_on_after_an_event_that_is_too_large(era: Era
 
 
 async def test_case_31_a_flood_of_small_events_leaves_others_their_turn() -> None:
-    turns = 0
-    during = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
+    others = Turns()
 
     async def flood(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal during
         if scope["type"] == "http":
             await send(
                 {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
             )
-            counting = asyncio.create_task(count())
-            await asyncio.sleep(0)
-            before = turns
             events = b'data: {"jsonrpc":"2.0","method":"notifications/message"}\n\n' * 20_000
-            await send({"type": "http.response.body", "body": events, "more_body": True})
-            during = turns - before
-            counting.cancel()
+            with others:
+                await send({"type": "http.response.body", "body": events, "more_body": True})
             await send({"type": "http.response.body", "body": b"data: " + RESULT + b"\n\n", "more_body": False})
 
     async with serve(Narrow(flood)) as origin, httpx2.AsyncClient() as http:
         response = await post(http, origin + "/mcp", "tools/call", CALL)
         assert len(messages_of(response)) == 20_001
-        assert during > 10
+        assert others.taken > 11
 
 
 async def test_a_caller_who_reads_late_loses_nothing_and_makes_nobody_hold_it() -> None:
