@@ -2,14 +2,14 @@
 
 ``serve`` runs an app in the test's own event loop on an ephemeral loopback port. ``connect`` gives the official
 client. ``post`` sends one JSON-RPC message with exactly the headers a correct client sends, for the tests that then
-bend one of them; ``answer_of`` reads the reply, JSON or event stream. ``Turns`` tells whether something held the event
-loop.
+bend one of them; ``answer_of`` reads the reply, JSON or event stream. ``until`` waits for what no event tells, and
+``Turns`` tells whether something held the event loop.
 """
 
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, Literal, Self
 
@@ -146,6 +146,13 @@ async def serve(
         await asyncio.wait({running})
         bound.close()
     await running
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait for what no event tells."""
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 class Turns:

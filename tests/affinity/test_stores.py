@@ -12,7 +12,7 @@ from mcp_middleware.storage import MemorySessions, RedisConnection, RedisSession
 from mcp_middleware.storage.redis_sessions import _LEAVE_PLACE
 from mcp_middleware.testing import FakeClock
 from tests.storage.redis_server import RedisServer, running_redis
-from tests.support import headers_for
+from tests.support import headers_for, until
 
 from .test_middleware import ALICE, MALLORY, URL, Server, Stack
 
@@ -194,11 +194,7 @@ async def test_a_stream_that_stays_open_keeps_its_session(replicas: Replicas) ->
     with replicas.redis.client() as client:
         (key,) = client.keys("*:places:*")
         first = client.zscore(key, use.name)
-        while True:
-            later = client.zscore(key, use.name)
-            if later is not None and later > first:
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: (client.zscore(key, use.name) or 0) > first)
     store_of(stack).table.leave(use, use.used)
 
 

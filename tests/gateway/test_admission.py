@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 
 from examples.authorization_server import Client
-from tests.support import headers_for, message, post
+from tests.support import headers_for, message, post, until
 
 from .forwarding import Caller, RawServer, raw_server
 from .gateways import CI, OTHER, SCOPES, Running, gateway
@@ -42,9 +42,7 @@ class Scene:
 
     async def over(self) -> None:
         """Wait until nothing is under way any more."""
-        async with asyncio.timeout(20):
-            while self.held != (0, 0, 0):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: self.held == (0, 0, 0))
 
 
 @asynccontextmanager

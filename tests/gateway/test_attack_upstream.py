@@ -15,7 +15,7 @@ from mcp_middleware.exchange import Exchange, Receive, Scope, Send
 from mcp_middleware.member import Bounds, Member
 from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.types import Era
-from tests.support import Turns, answer_of, headers_for, listener, message, messages_of, origin_of, post, serve
+from tests.support import Turns, answer_of, headers_for, listener, message, messages_of, origin_of, post, serve, until
 
 from .forwarding import Caller, gateway, raw_server
 from .gateways import gateway as whole_gateway
@@ -142,8 +142,8 @@ async def test_a_caller_who_reads_late_loses_nothing_and_makes_nobody_hold_it() 
         lines = [f"{name}: {value}" for name, value in headers_for(body).items()]
         head = ["POST /mcp HTTP/1.1", f"host: {host}:{port}", *lines, f"content-length: {len(content)}", "", ""]
         writer.write("\r\n".join(head).encode() + content)
-        while not any(connection.paused and connection.ticks > 6 for connection in gate.client._busy):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)  # six ticks are longer than the server may be silent
+        # Six ticks are longer than the server may be silent.
+        await until(lambda: any(connection.paused and connection.ticks > 6 for connection in gate.client._busy))
         assert sent < 3_000
         received = b""
         while not received.endswith(b"0\r\n\r\n"):

@@ -12,7 +12,7 @@ import pytest
 from mcp_middleware.member import Bounds
 from mcp_middleware.resource_server.identity import IDENTITY_HEADERS
 from tests.gateway.forwarding import Caller, gateway, raw_server
-from tests.support import answer_of, headers_for, initialize, message, post
+from tests.support import answer_of, headers_for, initialize, message, post, until
 
 RESULT = b'{"jsonrpc":"2.0","id":1,"result":{"content":[],"resultType":"complete"}}'
 INITIALIZED = b'{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-11-25","capabilities":{},"serverInfo":{}}}'
@@ -397,6 +397,5 @@ async def test_many_streams_can_be_open_and_leave_nothing_behind() -> None:
             for response in responses:
                 assert await anext(response.aiter_raw()) == b": hello\n\n"
                 await response.aclose()
-        while gate.client._busy or len(asyncio.all_tasks()) > before:  # noqa: ASYNC110  # nothing announces it
-            await asyncio.sleep(0.01)
+        await until(lambda: not gate.client._busy and len(asyncio.all_tasks()) <= before)
         assert not gate.client._idle, "what was not read to its end is not used again"

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -14,7 +13,7 @@ from mcp_middleware.gateway import client as wire
 from mcp_middleware.gateway.client import BrokenAnswerError, NoAnswerError, SlowAnswerError
 from tests.gateway.forwarding import Caller, Gateway, dead_origin, gateway, raw_server
 from tests.gateway.test_forwarder import CALL, INITIALIZED, RESULT, answer
-from tests.support import answer_of, headers_for, initialize, listener, message, messages_of, origin_of, post
+from tests.support import answer_of, headers_for, initialize, listener, message, messages_of, origin_of, post, until
 
 
 async def legacy(caller: Caller) -> None:
@@ -38,12 +37,6 @@ async def open_stream(gate: Gateway, method: str, body: Any, headers: dict[str, 
     writer.write("\r\n".join([f"{method} /mcp HTTP/1.1", "host: x", *lines]).encode() + b"\r\n\r\n" + content)
     await writer.drain()
     return writer
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until the forwarder's loop, which is this one, has come so far."""
-    while not holds():  # noqa: ASYNC110  # nothing announces it
-        await asyncio.sleep(0.01)
 
 
 async def cut(writer: asyncio.StreamWriter) -> None:

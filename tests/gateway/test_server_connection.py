@@ -17,7 +17,7 @@ from mcp_middleware.gateway import connection
 from mcp_middleware.gateway.client import Endpoint, UpstreamClient, UpstreamConnection
 from mcp_middleware.gateway.connection import Connections, accept
 from mcp_middleware.member import Bounds, Member
-from tests.support import listener
+from tests.support import listener, until
 
 GOOD = b"POST /x/mcp HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
 
@@ -388,11 +388,6 @@ async def test_one_connection_too_many_is_told_so() -> None:
         open_ones[1][1].close()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # what is waited for tells nobody
-        await asyncio.sleep(0.01)
-
-
 async def _drip(writer: asyncio.StreamWriter, piece: bytes) -> None:
     while True:
         writer.write(piece)
@@ -506,8 +501,7 @@ async def test_case_44_connections_that_have_ended_do_not_wait_for_the_garbage_c
             answer.close()
             del ours, answer, reading
             served.go_on.set()
-            while served.open():  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            await until(lambda: not served.open())
             await asyncio.sleep(0)
             left = [type(one) for one in _connections() if not any(one is other for other in before)]
         finally:

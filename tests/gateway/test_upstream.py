@@ -11,6 +11,7 @@ from mcp_middleware.gateway.sections.servers import ServerConfig
 from mcp_middleware.gateway.upstream import MAX_TASKS, Upstream, instance_name
 from tests.certificates import certificate, server_context
 from tests.gateway.forwarding import Caller, dead_origin, raw_server
+from tests.support import until
 
 
 @pytest.mark.parametrize(
@@ -100,8 +101,7 @@ async def test_what_is_down_is_ejected_and_comes_back_by_itself() -> None:
     bound.bind(("127.0.0.1", int(origin.rpartition(":")[2])))
     async with raw_server(answer, bound):
         await asked.wait()
-        while upstream.choose() is None:  # noqa: ASYNC110  # nothing announces it
-            await asyncio.sleep(0)
+        await until(lambda: upstream.choose() is not None)
     await upstream.aclose()
     await client.aclose()
 

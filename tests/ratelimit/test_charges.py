@@ -14,7 +14,7 @@ from mcp_middleware.storage import RedisConnection, RedisStorage
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Rejection, Usage
 from tests.storage.redis_server import running_redis
-from tests.storage.storages import until
+from tests.support import until
 
 from .conftest import INPUT, OUTPUT, BrokenCounter, Characters, Make, Reader, Stack
 

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from mcp_middleware.resource_server import (
 )
 from mcp_middleware.testing import FakeClock
 from tests.resource_server.issuer import RESOURCE, LoopbackIssuer, SigningKey, compact
-from tests.support import serve
+from tests.support import serve, until
 
 SECRET = ClientSecret("gateway", "secret")
 
@@ -62,12 +62,6 @@ async def verifier() -> AsyncIterator[Verifiers]:
     for made in verifiers.made:
         await made.aclose()
     assert not [task for task in asyncio.all_tasks() if "issuers" in task.get_name() or "waiting" in task.get_name()]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.01)
 
 
 def asked(server: LoopbackIssuer, **options: Any) -> Issuer:

@@ -10,6 +10,7 @@ import pytest_asyncio
 from mcp_middleware.resource_server import IssuerUnavailableError, JWTVerifier, allowance, jwks
 from mcp_middleware.testing import FakeClock
 from tests.resource_server.issuer import RESOURCE, LoopbackIssuer, SigningKey
+from tests.support import until
 
 Make = Callable[..., JWTVerifier]
 
@@ -31,12 +32,10 @@ async def make(issuer: LoopbackIssuer) -> AsyncIterator[Make]:
 
 async def fetched(issuer: LoopbackIssuer, times: int) -> None:
     """Wait until the keys have been asked for so often, and what runs then has ended."""
-    async with asyncio.timeout(10):
-        while issuer.jwks_fetches < times:  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.01)
-        running = {task for task in asyncio.all_tasks() if task.get_name().startswith("keys of")}
-        if running:
-            await asyncio.wait(running)
+    await until(lambda: issuer.jwks_fetches >= times)
+    running = {task for task in asyncio.all_tasks() if task.get_name().startswith("keys of")}
+    if running:
+        await asyncio.wait(running)
 
 
 async def test_keys_are_fetched_again_before_their_time_and_nobody_waits(issuer: LoopbackIssuer, make: Make) -> None:
