@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, Literal, Self
 
 import httpx2
+import pytest
 import uvicorn
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
@@ -23,6 +24,9 @@ from mcp_middleware.types import Era
 
 LEGACY: Final = "2025-11-25"
 MODERN: Final = "2026-07-28"
+ERAS: Final[tuple[Era, ...]] = ("legacy", "modern")
+
+each_era = pytest.mark.parametrize("era", ERAS)
 
 TIMEOUT: Final = httpx2.Timeout(10.0, read=30.0)
 """Seconds; a test that waits longer has failed."""

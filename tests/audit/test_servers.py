@@ -22,9 +22,8 @@ from mcp_middleware import (
 )
 from mcp_middleware.audit import AuditLogMiddleware, AuditRecord, AuditTrail, JSONLinesSink
 from mcp_middleware.types import Era
-from tests.support import LEGACY, MODERN, answer_of, connect, headers_for, message, post, serve
+from tests.support import LEGACY, MODERN, answer_of, connect, each_era, headers_for, message, post, serve
 
-ERAS: tuple[Era, ...] = ("legacy", "modern")
 SESSION_KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
@@ -119,7 +118,7 @@ async def site(
 
 
 @pytest.mark.parametrize("suffix", [".db", ".jsonl"])
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 @pytest.mark.parametrize("build", SERVERS)
 async def test_as_many_records_as_messages(build: Any, era: Era, suffix: str, tmp_path: Path) -> None:
     async with site(tmp_path / f"audit{suffix}", build) as at, connect(at.url, era=era) as client:
@@ -147,7 +146,7 @@ async def test_an_unknown_tool_and_an_unknown_method_are_errors(build: Any, tmp_
     assert (other.method, other.outcome, other.error_code) == ("nothing/at-all", "error", unknown["error"]["code"])
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 @pytest.mark.parametrize("build", SERVERS)
 async def test_case_41_a_client_that_leaves_its_stream_is_recorded_once(build: Any, era: Era, tmp_path: Path) -> None:
     async with site(tmp_path / "audit.db", build) as at, httpx2.AsyncClient() as http:

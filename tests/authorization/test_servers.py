@@ -17,9 +17,7 @@ from starlette.middleware import Middleware
 from mcp_middleware.authorization import Policy, ToolAuthorizationMiddleware
 from mcp_middleware.types import Era
 from tests.authorization.servers import KINDS, POLICY, governed, names
-from tests.support import TIMEOUT, answer_of, connect, headers_for, initialize, message, serve, text_of
-
-ERAS: tuple[Era, ...] = ("legacy", "modern")
+from tests.support import ERAS, TIMEOUT, answer_of, connect, each_era, headers_for, initialize, message, serve, text_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -53,7 +51,7 @@ class Raw:
         return await self.http.post(self.url, content=json.dumps(body), headers=sent | dict(headers or {}))
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_case_16_the_official_client_sees_what_is_allowed_and_nothing_else(url: str, era: Era) -> None:
     async with connect(url, token="reader", era=era) as client:
         assert [tool.name for tool in (await client.list_tools()).tools] == ["read_file", "read_log", "echo"]
@@ -66,7 +64,7 @@ async def test_case_16_the_official_client_sees_what_is_allowed_and_nothing_else
         assert (await client.read_resource("file:///srv/public/in/x")).contents
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_case_11_the_official_client_is_told_of_no_hidden_target(url: str, era: Era) -> None:
     async with connect(url, token="reader", era=era) as client:
         for call, code, text in [
@@ -83,7 +81,7 @@ async def test_case_11_the_official_client_is_told_of_no_hidden_target(url: str,
             assert (refused.value.error.code, refused.value.error.message) == (code, text)
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_case_11_hidden_targets_answer_exactly_as_unknown_ones(
     url: str, http: httpx2.AsyncClient, era: Era
 ) -> None:
@@ -119,7 +117,7 @@ async def test_case_11_hidden_prompts_answer_exactly_as_unknown_ones(http: httpx
             assert answers[0] == answers[1]
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_case_11_names_match_byte_for_byte(url: str, http: httpx2.AsyncClient, era: Era) -> None:
     raw = Raw(http, url, era, "reader")
     for name in ("Echo", "ECHO", "xecho", "echo2", "echo ", " echo", "echo\n", "ｅcho", "echo\u200b", "éch"):
@@ -129,7 +127,7 @@ async def test_case_11_names_match_byte_for_byte(url: str, http: httpx2.AsyncCli
         assert answer["error"] == {"code": -32602, "message": f"Unknown tool: {name}"}
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_case_10_a_missing_scope_is_challenged_with_all_scopes(
     url: str, http: httpx2.AsyncClient, era: Era
 ) -> None:
@@ -146,7 +144,7 @@ async def test_case_10_a_missing_scope_is_challenged_with_all_scopes(
     assert answer_of(allowed)["result"]["content"][0]["text"] == "done "
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_case_17_without_a_rule_nothing_is_open(url: str, http: httpx2.AsyncClient, era: Era) -> None:
     raw = Raw(http, url, era, "nobody")
     for method, member in [

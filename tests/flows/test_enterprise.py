@@ -7,7 +7,6 @@ the MCP server is an access token like any other; the identity provider's own pa
 import time
 
 import httpx2
-import pytest
 from authlib.oauth2.drafts.id_jag import IDJAGGrant
 from mcp.client.auth.extensions.identity_assertion import IdentityAssertionOAuthProvider
 
@@ -15,7 +14,7 @@ from mcp_middleware.types import Era
 from tests.authorization_server.running import RunningServer
 from tests.flows.targets import IDENTITY_PROVIDER, IDENTITY_PROVIDER_KEY, Target
 from tests.flows.test_python_client import Storage, connected
-from tests.support import TIMEOUT, post
+from tests.support import TIMEOUT, each_era, post
 
 
 def assertion(agent: str, audience: str, resource: str) -> str:
@@ -37,7 +36,7 @@ def assertion(agent: str, audience: str, resource: str) -> str:
     )
 
 
-@pytest.mark.parametrize("era", ["legacy", "modern"])
+@each_era
 async def test_h3_an_identity_assertion_becomes_a_token_and_steps_up(
     any_target: Target, issuer: RunningServer, era: Era
 ) -> None:

@@ -4,7 +4,6 @@ import base64
 import secrets
 from typing import Any
 
-import pytest
 from starlette.middleware import Middleware
 
 from mcp_middleware import (
@@ -19,10 +18,10 @@ from tests.authorization_server.running import running
 from tests.flows.targets import ACCESS, SCOPES
 from tests.flows.test_python_client import by_secret, connected
 from tests.integration.stack import build_server
-from tests.support import listener, origin_of, serve
+from tests.support import each_era, listener, origin_of, serve
 
 
-@pytest.mark.parametrize("era", ["legacy", "modern"])
+@each_era
 async def test_a_machine_steps_up_and_the_tool_knows_it(era: Era) -> None:
     bound = listener()
     url = f"{origin_of(bound)}/mcp"

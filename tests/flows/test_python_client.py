@@ -40,11 +40,9 @@ from mcp_middleware.types import Era
 from tests.authorization_server.running import Credentials, RunningServer
 from tests.flows.site import Site
 from tests.flows.targets import Target
-from tests.support import MODERN, TIMEOUT, text_of
+from tests.support import MODERN, TIMEOUT, each_era, text_of
 
 CALLBACK = "http://127.0.0.1:33418/callback"
-
-each_era = pytest.mark.parametrize("era", ["legacy", "modern"])
 
 
 class Storage:

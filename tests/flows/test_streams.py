@@ -11,11 +11,9 @@ import pytest
 from mcp_middleware.types import Era
 from tests.authorization_server.running import Credentials, RunningServer
 from tests.flows.targets import Target
-from tests.support import TIMEOUT, answer_of, headers_for, initialize, message, post
+from tests.support import TIMEOUT, answer_of, each_era, headers_for, initialize, message, post
 
 LISTEN = {"notifications": {"toolsListChanged": True}}
-
-each_era = pytest.mark.parametrize("era", ["legacy", "modern"])
 
 
 class Stream:

@@ -25,6 +25,7 @@ from mcp_middleware.types import Era
 from tests import npm
 from tests.authorization_server.running import Credentials, RunningServer
 from tests.flows.targets import Target
+from tests.support import each_era
 
 CALLBACK: Final = "http://127.0.0.1:33418/callback"
 SCRIPT: Final = Path(__file__).with_name("client.mjs")
@@ -122,7 +123,7 @@ async def refused_for_scopes(target: Target) -> list[str | None]:
     return [record.target for record in await target.records() if record.reason == "insufficient_scope"]
 
 
-@pytest.mark.parametrize("era", ["legacy", "modern"])
+@each_era
 async def test_code_with_pkce_and_registration_then_a_step_up(
     home: Path, target: Target, issuer: RunningServer, era: Era
 ) -> None:

@@ -15,7 +15,19 @@ from mcp_middleware.exchange import Exchange, Receive, Scope, Send
 from mcp_middleware.member import Bounds, Member
 from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.types import Era
-from tests.support import Turns, answer_of, headers_for, listener, message, messages_of, origin_of, post, serve, until
+from tests.support import (
+    Turns,
+    answer_of,
+    each_era,
+    headers_for,
+    listener,
+    message,
+    messages_of,
+    origin_of,
+    post,
+    serve,
+    until,
+)
 
 from .forwarding import Caller, gateway, raw_server
 from .gateways import gateway as whole_gateway
@@ -73,7 +85,7 @@ async def test_case_39_framing_without_an_end_is_cut_off(begin: bytes, more: byt
         assert sent < 16 * 1024 * 1024  # what fits into sockets
 
 
-@pytest.mark.parametrize("era", ["legacy", "modern"])
+@each_era
 async def test_case_37_nobody_reads_on_after_an_event_that_is_too_large(era: Era) -> None:
     gone = asyncio.Event()
 

@@ -14,13 +14,10 @@ from starlette.requests import Request
 from mcp_middleware.types import Era
 from tests.integration.stack import build_server
 from tests.storage.redis_server import RedisServer
-from tests.support import LEGACY, answer_of, headers_for, initialize, message, post, serve
+from tests.support import LEGACY, answer_of, each_era, headers_for, initialize, message, post, serve
 
 from .gateways import OTHER, SESSION_KEY, Running, gateway
 from .test_gateway import ECHO, before
-
-ERAS: tuple[Era, ...] = ("legacy", "modern")
-each_era = pytest.mark.parametrize("era", ERAS)
 
 
 class Recorder:

@@ -23,6 +23,7 @@ from tests.integration.stack import build_server
 from tests.support import (
     answer_of,
     connect,
+    each_era,
     headers_for,
     initialize,
     listener,
@@ -36,8 +37,6 @@ from tests.support import (
 
 from .gateways import Running, gateway
 
-ERAS: tuple[Era, ...] = ("legacy", "modern")
-each_era = pytest.mark.parametrize("era", ERAS)
 ECHO = {"name": "echo", "arguments": {"text": "x"}}
 WHOAMI = {"name": "whoami", "arguments": {}}
 CALLER_KEY = "k" * 32

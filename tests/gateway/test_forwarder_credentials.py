@@ -16,7 +16,7 @@ from mcp_middleware.gateway.sections.credentials import CallerConfig, HeaderConf
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.tracing.upstream import ClientSpans
 from mcp_middleware.types import Era
-from tests.support import answer_of, headers_for, initialize, post
+from tests.support import answer_of, each_era, headers_for, initialize, post
 
 from .authority import authority
 from .forwarding import AUDIENCE, Caller, Handler, gateway, raw_server
@@ -58,7 +58,7 @@ async def test_case_8_a_server_gets_a_token_of_its_own_fetched_once_and_never_th
         assert issuer.forms == [{"grant_type": "client_credentials", "scope": "files"}]
 
 
-@pytest.mark.parametrize("era", ["legacy", "modern"])
+@each_era
 async def test_a_401_has_a_new_token_fetched_and_the_same_request_sent_once_more(era: Era) -> None:
     clock = FakeClock(time.time())
     async with (

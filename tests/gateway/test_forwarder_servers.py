@@ -9,7 +9,7 @@ from mcp.server.mcpserver import MCPServer
 
 from mcp_middleware.types import Era
 from tests.gateway.forwarding import gateway
-from tests.support import connect, serve, text_of
+from tests.support import connect, each_era, serve, text_of
 
 
 def fastmcp_app(name: str) -> Any:
@@ -32,7 +32,7 @@ def sdk_app(name: str) -> Any:
     return server.streamable_http_app()
 
 
-@pytest.mark.parametrize("era", ["legacy", "modern"])
+@each_era
 @pytest.mark.parametrize("make", [fastmcp_app, sdk_app])
 async def test_official_clients_are_served_by_either_instance_and_sessions_stay(make: Any, era: Era) -> None:
     async with (

@@ -24,6 +24,7 @@ from tests.support import (
     LEGACY,
     answer_of,
     connect,
+    each_era,
     headers_for,
     initialize,
     message,
@@ -35,8 +36,6 @@ from tests.support import (
 
 from .gateways import OTHER, SCOPES, SESSION_KEY, Running, gateway, sections
 
-ERAS: tuple[Era, ...] = ("legacy", "modern")
-each_era = pytest.mark.parametrize("era", ERAS)
 each_server = pytest.mark.parametrize("kind", KINDS)
 
 ECHO = {"name": "echo", "arguments": {"text": "x"}}

@@ -23,7 +23,7 @@ from mcp_middleware.types import Era
 from tests.authorization_server.running import running as issuing
 from tests.integration.stack import Kind
 from tests.storage.redis_server import RedisServer, running_redis
-from tests.support import TIMEOUT, answer_of, connect, headers_for, initialize, message, post, serve
+from tests.support import TIMEOUT, answer_of, connect, each_era, headers_for, initialize, message, post, serve
 
 from .gateways import CI, OTHER, SCOPES, SESSION_KEY, Running, gateway, sections
 from .processes import Backend, backend, configured
@@ -31,8 +31,6 @@ from .processes import running as process
 from .test_gateway import ECHO, before
 from .test_telemetry import Collector
 
-ERAS: tuple[Era, ...] = ("legacy", "modern")
-each_era = pytest.mark.parametrize("era", ERAS)
 OPEN = {"default": "allow"}
 """Access for everybody, where a test is about limits alone."""
 

@@ -12,15 +12,24 @@ from mcp.shared.exceptions import MCPError
 
 from mcp_middleware.member import ORDER
 from mcp_middleware.types import Era
-from tests.support import answer_of, connect, headers_for, initialize, message, messages_of, post, text_of
+from tests.support import (
+    ERAS,
+    answer_of,
+    connect,
+    each_era,
+    headers_for,
+    initialize,
+    message,
+    messages_of,
+    post,
+    text_of,
+)
 
 from .stack import KINDS, OTHER, SCOPES, Kind, Stack, build_server, governed
 
-ERAS: tuple[Era, ...] = ("legacy", "modern")
 MEMBERS = tuple(stage for stage in ORDER if stage != "edge")  # that one is the gateway's own
 
 each_server = pytest.mark.parametrize("kind", KINDS)
-each_era = pytest.mark.parametrize("era", ERAS)
 
 
 @each_server

@@ -27,7 +27,7 @@ from mcp_middleware.types import Era
 from tests.audit.trails import ListSink
 from tests.ratelimit.conftest import Characters, Make, Stack
 from tests.storage.redis_server import running_redis
-from tests.support import connect, serve
+from tests.support import connect, each_era, serve
 
 PRICES: dict[str, Any] = {
     "currency": "EUR",
@@ -406,7 +406,7 @@ async def test_a_refusal_further_in_gives_a_budget_back(make: Make) -> None:
     assert len(stack.server.received) == 1
 
 
-@pytest.mark.parametrize("era", ["modern", "legacy"])
+@each_era
 async def test_the_official_client_pays_a_real_server_and_the_report_adds_up(
     era: Era, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

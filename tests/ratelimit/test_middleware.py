@@ -9,6 +9,7 @@ from mcp_middleware.errors import RATE_LIMITED, ConfigurationError
 from mcp_middleware.ratelimit import Forecast, Rate
 from mcp_middleware.testing import FakeClock
 from tests.core.asgi import MODERN_META, Call, modern_headers, rpc
+from tests.support import each_era
 
 from .conftest import INPUT, Make, Reader
 
@@ -375,7 +376,7 @@ async def test_limits_change_and_what_was_used_stays_used(make: Make) -> None:
     assert (await successor.call()).headers["ratelimit"] == f'"tokens";r={5000 - INPUT - 100}'
 
 
-@pytest.mark.parametrize("era", ["legacy", "modern"])
+@each_era
 async def test_a_refusal_may_be_a_tool_result_for_agents_that_see_nothing_else(make: Make, era: str) -> None:
     stack = make(requests="1/day", tokens="600/day", refuse_with="tool_result")
     reader = Reader(stack.limiter)

@@ -23,9 +23,8 @@ from mcp_middleware.storage import MemoryStorage
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Era
 from tests.gateway.gateways import CI, gateway
-from tests.support import answer_of, connect, headers_for, message, post, serve, text_of
+from tests.support import answer_of, connect, each_era, headers_for, message, post, serve, text_of
 
-ERAS: tuple[Era, ...] = ("modern", "legacy")
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
@@ -133,7 +132,7 @@ async def refusal(client: Client, tool: str, arguments: dict[str, Any]) -> MCPEr
     return refused.value
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_case_28_the_official_client_sees_the_refusal_and_succeeds_after_it(
     run: Callable[..., Any], era: Era
 ) -> None:
@@ -147,7 +146,7 @@ async def test_case_28_the_official_client_sees_the_refusal_and_succeeds_after_i
         assert text_of(await client.call_tool("write", {"words": 2})) == "word word "
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_case_29_a_client_connects_and_says_goodbye_when_nothing_is_left(
     run: Callable[..., Any], era: Era
 ) -> None:
@@ -160,7 +159,7 @@ async def test_case_29_a_client_connects_and_says_goodbye_when_nothing_is_left(
                     await client.list_tools()
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_long_answers_use_up_the_tokens(run: Callable[..., Any], era: Era) -> None:
     limits = {"requests": "1000/minute", "tokens": "1000/minute", "initial_output_tokens": 10}
     async with run(**limits) as server, connect(server.url, era=era) as client:
@@ -174,7 +173,7 @@ async def test_long_answers_use_up_the_tokens(run: Callable[..., Any], era: Era)
         await client.call_tool("write", {"words": 1})
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_case_28_arguments_that_never_fit_are_refused_for_good(run: Callable[..., Any], era: Era) -> None:
     async with run(tokens="1000/minute") as server, connect(server.url, era=era) as client:
         error = await refusal(client, "write", {"words": 1, "padding": "long " * 2000})
@@ -183,7 +182,7 @@ async def test_case_28_arguments_that_never_fit_are_refused_for_good(run: Callab
         assert "retryAfterMs" not in error.error.data
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_the_official_client_takes_a_refusal_as_what_the_tool_says(run: Callable[..., Any], era: Era) -> None:
     async with (
         run(tools={"write": {"requests": "1/minute"}}, refuse_with="tool_result") as server,
@@ -199,7 +198,7 @@ async def test_the_official_client_takes_a_refusal_as_what_the_tool_says(run: Ca
         assert not (await client.call_tool("write", {"words": 2})).is_error
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_an_agent_has_no_more_calls_open_than_allowed(run: Callable[..., Any], era: Era) -> None:
     async with (
         run(concurrency=1) as server,
@@ -215,7 +214,7 @@ async def test_an_agent_has_no_more_calls_open_than_allowed(run: Callable[..., A
 
 
 @pytest.mark.parametrize("cut", [False, True])
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 async def test_a_stream_that_tells_much_before_its_answer_is_charged_for_it(
     run: Callable[..., Any], era: Era, cut: bool
 ) -> None:

@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 import httpx2
-import pytest
 
 from mcp_middleware.authorization import Policy
 from mcp_middleware.exchange import Exchange
@@ -13,10 +12,10 @@ from mcp_middleware.resource_server import OAuthResourceServerMiddleware
 from mcp_middleware.types import Rejection
 from tests.resource_server.issuer import RESOURCE, LoopbackIssuer
 from tests.resource_server.test_scopes import BASE, ORIGIN, Server, governed
-from tests.support import headers_for, message
+from tests.support import each_era, headers_for, message
 
 
-@pytest.mark.parametrize("era", ["legacy", "modern"])
+@each_era
 async def test_a15_what_a_client_says_of_itself_changes_nothing(issuer: LoopbackIssuer, era: Any) -> None:
     """Neither rule nor limit nor record is about the name and version that a client gives itself."""
     policy = Policy.from_mapping({"rules": [{"agents": ["trusted"], "tools": ["echo"]}]})

@@ -27,7 +27,7 @@ from mcp_middleware.resource_server import OAuthResourceServerMiddleware
 from mcp_middleware.resource_server.scopes import ScopeHierarchy
 from mcp_middleware.types import Decision, Era, Principal
 from tests.resource_server.issuer import RESOURCE, LoopbackIssuer
-from tests.support import headers_for, message
+from tests.support import each_era, headers_for, message
 
 ORIGIN = "https://files.example.com"
 POLICY = """
@@ -136,9 +136,6 @@ def challenged(answer: httpx2.Response) -> str | None:
     metadata = extract_field_from_www_auth(answer, "resource_metadata")
     assert metadata == f"{ORIGIN}/.well-known/oauth-protected-resource/mcp"
     return extract_field_from_www_auth(answer, "scope")
-
-
-each_era = pytest.mark.parametrize("era", ["legacy", "modern"])
 
 
 @each_era

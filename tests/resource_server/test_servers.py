@@ -20,9 +20,8 @@ from starlette.middleware import Middleware
 from mcp_middleware.resource_server import OAuthResourceServerMiddleware
 from mcp_middleware.types import Era
 from tests.resource_server.issuer import LoopbackIssuer
-from tests.support import connect, initialize, listener, messages_of, origin_of, post, serve, text_of
+from tests.support import connect, each_era, initialize, listener, messages_of, origin_of, post, serve, text_of
 
-BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 BOTH_SERVERS = pytest.mark.parametrize("kind", ["fastmcp", "sdk"])
 
 
@@ -56,7 +55,7 @@ async def served(kind: str, *issuers: LoopbackIssuer) -> AsyncIterator[str]:
 
 
 @BOTH_SERVERS
-@BOTH_ERAS
+@each_era
 async def test_a_tool_sees_its_caller(issuer: LoopbackIssuer, kind: str, era: Era) -> None:
     """B13: get_access_token() of FastMCP in FastMCP, of the SDK in both."""
     async with served(kind, issuer) as url:

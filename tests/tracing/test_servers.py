@@ -14,13 +14,12 @@ from opentelemetry.trace import SpanKind, format_span_id
 
 from mcp_middleware.tracing import TraceContextMiddleware
 from mcp_middleware.types import Era
-from tests.support import connect, serve, text_of
+from tests.support import connect, each_era, serve, text_of
 
 from .conftest import Telemetry
 
 OURS = "mcp_middleware"
 SERVERS = ["fastmcp", "sdk"]
-ERAS: list[Era] = ["legacy", "modern"]
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def call_spans(telemetry: Telemetry) -> tuple[list[ReadableSpan], list[ReadableS
     return client, ours, server
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 @pytest.mark.parametrize("kind", SERVERS)
 async def test_client_then_ours_then_the_servers(
     sdk: Telemetry, kind: str, era: Era, caplog: pytest.LogCaptureFixture
@@ -101,7 +100,7 @@ async def test_client_then_ours_then_the_servers(
     assert trace_id == f"{ours[-1].context.trace_id:032x}"
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 @pytest.mark.parametrize("kind", SERVERS)
 async def test_with_asgi_instrumentation_around(sdk: Telemetry, kind: str, era: Era) -> None:
     """The HTTP span stays what it is; the MCP span has the message's parent, and a link to the HTTP span."""
@@ -116,7 +115,7 @@ async def test_with_asgi_instrumentation_around(sdk: Telemetry, kind: str, era: 
     assert {found.context.trace_id for found in servers} == {span.context.trace_id}
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 @pytest.mark.parametrize("kind", SERVERS)
 async def test_errors_of_real_servers(sdk: Telemetry, kind: str, era: Era) -> None:
     """Both servers answer an unknown tool as one that failed; the list tells them apart."""
@@ -147,7 +146,7 @@ async def test_a_legacy_session_is_one_session(sdk: Telemetry, kind: str) -> Non
     assert point.count == 1
 
 
-@pytest.mark.parametrize("era", ERAS)
+@each_era
 @pytest.mark.parametrize("kind", SERVERS)
 async def test_without_an_sdk_everything_works(kind: str, era: Era) -> None:
     async with serve(TraceContextMiddleware(build(kind))) as url, connect(f"{url}/mcp", era=era) as client:
