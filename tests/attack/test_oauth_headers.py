@@ -4,8 +4,7 @@ import httpx2
 import pytest
 
 from mcp_middleware.gateway.sections.credentials import CallerConfig, HeaderConfig
-from tests.gateway.forwarding import gateway, raw_server
-from tests.gateway.test_forwarder import CALL, answer, head_of
+from tests.gateway.forwarding import CALL, answer, gateway, head_of, raw_server
 from tests.support import post
 
 KEY = "k" * 32

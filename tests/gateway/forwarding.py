@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,10 @@ from tests.support import listener, origin_of, serve
 
 AUDIENCE = "https://gateway.example/files/mcp"
 KEY = base64.b64encode(os.urandom(32)).decode()
+
+CALL: dict[str, Any] = {"name": "echo", "arguments": {"text": "hi"}}
+RESULT = b'{"jsonrpc":"2.0","id":1,"result":{"content":[],"resultType":"complete"}}'
+INITIALIZED = b'{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-11-25","capabilities":{},"serverInfo":{}}}'
 
 Handler = Callable[["Caller"], Awaitable[None]]
 
@@ -233,12 +237,20 @@ async def raw_server(handler: Handler, bound: socket.socket | None = None) -> As
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def answer(caller: Caller) -> None:
+    """The handler of a server that always succeeds."""
+    await caller.send_json(RESULT)
+
+
+def head_of(caller: Caller) -> list[tuple[bytes, bytes]]:
+    """The headers of a request, as they came."""
+    lines = [line.partition(b": ") for line in caller.head.split(b"\r\n")[1:-2]]
+    return [(name, value) for name, _, value in lines]
+
+
 def dead_origin() -> str:
     """An origin at which nobody listens."""
     bound = listener()
     origin = origin_of(bound)
     bound.close()
     return origin
-
-
-__all__ = ["AsyncExitStack", "Caller", "Gateway", "RawServer", "Seen", "dead_origin", "gateway", "raw_server"]

@@ -23,6 +23,9 @@ SCOPES = frozenset({"mcp:use", "files:write"})
 CI = Client(client_id="ci-1", scopes=SCOPES)
 OTHER = Client(client_id="other", scopes=SCOPES)
 
+ECHO = {"name": "echo", "arguments": {"text": "x"}}
+"""What ``tools/call`` asks of a server of ``build_server``."""
+
 SESSION_KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 
 ACCESS = {

@@ -13,10 +13,9 @@ import httpx2
 from examples.authorization_server import Client
 from tests.support import headers_for, message, post, until
 
-from .forwarding import Caller, RawServer, raw_server
+from .forwarding import CALL, Caller, RawServer, raw_server
 from .gateways import CI, OTHER, SCOPES, Running, gateway
 
-CALL = {"name": "echo", "arguments": {}}
 SLOW = {"name": "echo", "arguments": {"slow": True}}
 KIB = 1024
 AGENTS = [Client(client_id=f"agent-{number}", scopes=SCOPES) for number in range(5)]

@@ -14,10 +14,10 @@ from mcp_middleware.gateway.sections.servers import ServerConfig
 from mcp_middleware.gateway.upstream import MAX_TASK_NAME, Upstream
 from tests.support import headers_for, initialize, message, post
 
-from .gateways import SESSION_KEY, sections
+from .gateways import ECHO, SESSION_KEY, sections
 from .processes import configured, free_port
 from .test_cases import recorded
-from .test_gateway import ECHO, before
+from .test_gateway import before
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

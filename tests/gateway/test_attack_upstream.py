@@ -29,7 +29,7 @@ from tests.support import (
     until,
 )
 
-from .forwarding import Caller, gateway, raw_server
+from .forwarding import CALL, RESULT, Caller, gateway, raw_server
 from .gateways import gateway as whole_gateway
 
 
@@ -39,8 +39,6 @@ class Narrow(Member):
     stage = "limiter"
 
 
-CALL = {"name": "echo", "arguments": {}}
-RESULT = b'{"jsonrpc":"2.0","id":1,"result":{"content":[]}}'
 JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 CHUNKED = JSON + b"transfer-encoding: chunked\r\n\r\n"
 LENGTH = b"content-length: %d\r\n\r\n" % len(RESULT)
@@ -253,7 +251,10 @@ async def test_chunks_of_one_byte_are_no_flood() -> None:
         await caller.send(b"0\r\n\r\n")
 
     async with raw_server(crumble) as server, gateway(server.origin) as gate, httpx2.AsyncClient() as http:
-        assert answer_of(await post(http, gate.url, "tools/call", CALL))["result"] == {"content": []}
+        assert answer_of(await post(http, gate.url, "tools/call", CALL))["result"] == {
+            "content": [],
+            "resultType": "complete",
+        }
 
 
 @pytest.mark.parametrize("head", [b"x-more: y\r\n", b"\r\nHTTP/1.1 102 Processing\r\n"], ids=["headers", "interim"])

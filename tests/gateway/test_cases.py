@@ -16,8 +16,8 @@ from tests.integration.stack import build_server
 from tests.storage.redis_server import RedisServer
 from tests.support import LEGACY, answer_of, each_era, headers_for, initialize, message, post, serve
 
-from .gateways import OTHER, SESSION_KEY, Running, gateway
-from .test_gateway import ECHO, before
+from .gateways import ECHO, OTHER, SESSION_KEY, Running, gateway
+from .test_gateway import before
 
 
 class Recorder:

@@ -35,9 +35,8 @@ from tests.support import (
     text_of,
 )
 
-from .gateways import Running, gateway
+from .gateways import ECHO, Running, gateway
 
-ECHO = {"name": "echo", "arguments": {"text": "x"}}
 WHOAMI = {"name": "whoami", "arguments": {}}
 CALLER_KEY = "k" * 32
 

@@ -11,21 +11,8 @@ import pytest
 
 from mcp_middleware.member import Bounds
 from mcp_middleware.resource_server.identity import IDENTITY_HEADERS
-from tests.gateway.forwarding import Caller, gateway, raw_server
+from tests.gateway.forwarding import CALL, INITIALIZED, RESULT, Caller, answer, gateway, head_of, raw_server
 from tests.support import answer_of, headers_for, initialize, message, post, until
-
-RESULT = b'{"jsonrpc":"2.0","id":1,"result":{"content":[],"resultType":"complete"}}'
-INITIALIZED = b'{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-11-25","capabilities":{},"serverInfo":{}}}'
-CALL: dict[str, Any] = {"name": "echo", "arguments": {"text": "hi"}}
-
-
-async def answer(caller: Caller) -> None:
-    await caller.send_json(RESULT)
-
-
-def head_of(caller: Caller) -> list[tuple[bytes, bytes]]:
-    lines = [line.partition(b": ") for line in caller.head.split(b"\r\n")[1:-2]]
-    return [(name, value) for name, _, value in lines]
 
 
 async def test_a_call_goes_on_and_its_answer_comes_back() -> None:

@@ -19,8 +19,7 @@ from mcp_middleware.types import Era
 from tests.support import answer_of, each_era, headers_for, initialize, post
 
 from .authority import authority
-from .forwarding import AUDIENCE, Caller, Handler, gateway, raw_server
-from .test_forwarder import CALL, INITIALIZED, RESULT, answer, head_of
+from .forwarding import AUDIENCE, CALL, INITIALIZED, RESULT, Caller, Handler, answer, gateway, head_of, raw_server
 
 UNAUTHORIZED = b"401 Unauthorized"
 AGED = 60.0

@@ -11,8 +11,17 @@ import pytest
 from mcp_middleware.errors import UNAVAILABLE
 from mcp_middleware.gateway import client as wire
 from mcp_middleware.gateway.client import BrokenAnswerError, NoAnswerError, SlowAnswerError
-from tests.gateway.forwarding import Caller, Gateway, dead_origin, gateway, raw_server
-from tests.gateway.test_forwarder import CALL, INITIALIZED, RESULT, answer
+from tests.gateway.forwarding import (
+    CALL,
+    INITIALIZED,
+    RESULT,
+    Caller,
+    Gateway,
+    answer,
+    dead_origin,
+    gateway,
+    raw_server,
+)
 from tests.support import answer_of, headers_for, initialize, listener, message, messages_of, origin_of, post, until
 
 

@@ -12,8 +12,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from mcp_middleware import TraceContextMiddleware
 from mcp_middleware.tracing.upstream import ClientSpans
-from tests.gateway.forwarding import Caller, dead_origin, gateway, raw_server
-from tests.gateway.test_forwarder import CALL, answer, head_of
+from tests.gateway.forwarding import CALL, Caller, answer, dead_origin, gateway, head_of, raw_server
 from tests.support import post
 
 

@@ -34,11 +34,9 @@ from tests.support import (
     text_of,
 )
 
-from .gateways import OTHER, SCOPES, SESSION_KEY, Running, gateway, sections
+from .gateways import ECHO, OTHER, SCOPES, SESSION_KEY, Running, gateway, sections
 
 each_server = pytest.mark.parametrize("kind", KINDS)
-
-ECHO = {"name": "echo", "arguments": {"text": "x"}}
 
 
 def located(name: str) -> Any:

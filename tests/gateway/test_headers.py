@@ -12,11 +12,8 @@ from mcp_middleware.gateway.headers import for_caller, for_server, passing
 from mcp_middleware.responses import NOSNIFF
 from tests.support import answer_of, headers_for, message, post
 
-from .forwarding import Caller, gateway, raw_server
+from .forwarding import CALL, RESULT, Caller, answer, gateway, raw_server
 from .gateways import gateway as whole_gateway
-
-CALL = {"name": "echo", "arguments": {}}
-RESULT = b'{"jsonrpc":"2.0","id":1,"result":{"content":[]}}'
 
 INVENTED = [
     "Proxy", "Content_Type", "X-Userid", "X-Account-Id", "X-Id-Token", "X-Access-Token", "X-Jwt-Assertion",
@@ -25,10 +22,6 @@ INVENTED = [
     "X-Vouch-User", "X-Apigateway-Api-Userinfo", "X-Endpoint-Api-Userinfo", "X-Credential-Identifier", "X-Principal",
     "X-Identity", "X-Scopes", "X-Sub", "X-Token", "X-Nobody-Has-Heard-Of", "Referer", "Cookie", "Via", "X-Request-Id",
 ]  # fmt: skip
-
-
-async def answer(caller: Caller) -> None:
-    await caller.send_json(RESULT)
 
 
 async def test_case_8_what_nobody_named_never_reaches_a_server_nor_does_the_callers_token(tmp_path: Path) -> None:

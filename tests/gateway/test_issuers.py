@@ -29,11 +29,10 @@ from tests.integration.stack import build_server
 from tests.support import answer_of, connect, initialize, post, serve, text_of
 
 from .authority import authority
-from .gateways import SESSION_KEY, Running, gateway
+from .gateways import ECHO, SESSION_KEY, Running, gateway
 from .processes import Process, backend, client, configured, free_port
 from .processes import running as process
 
-ECHO = {"name": "echo", "arguments": {"text": "x"}}
 ELSEWHERE = "http://127.0.0.1:9/elsewhere"
 
 

@@ -25,10 +25,10 @@ from tests.integration.stack import Kind
 from tests.storage.redis_server import RedisServer, running_redis
 from tests.support import TIMEOUT, answer_of, connect, each_era, headers_for, initialize, message, post, serve
 
-from .gateways import CI, OTHER, SCOPES, SESSION_KEY, Running, gateway, sections
+from .gateways import CI, ECHO, OTHER, SCOPES, SESSION_KEY, Running, gateway, sections
 from .processes import Backend, backend, configured
 from .processes import running as process
-from .test_gateway import ECHO, before
+from .test_gateway import before
 from .test_telemetry import Collector
 
 OPEN = {"default": "allow"}

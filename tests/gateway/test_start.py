@@ -15,9 +15,9 @@ from mcp_middleware.gateway.config import from_mapping
 from tests.support import post
 
 from .authority import authority
+from .gateways import ECHO
 from .processes import END, Process, client, configured, free_port
 
-ECHO = {"name": "echo", "arguments": {"text": "x"}}
 NOWHERE = {"files": "http://127.0.0.1:9"}
 
 

@@ -18,9 +18,8 @@ from tests.support import post, serve
 
 from .authority import authority
 from .forwarding import raw_server
-from .gateways import gateway
+from .gateways import ECHO, gateway
 from .test_forwarder_credentials import accepting
-from .test_gateway import ECHO
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
