@@ -38,6 +38,9 @@ MODERN_META: Final[Mapping[str, Any]] = {
 }
 """What 2026-07-28 requires in ``params._meta`` of every request (basic/index)."""
 
+SESSION_KEY: Final = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+"""A key to seal sessions with, for the tests to which it does not matter which."""
+
 _NAMED: Final = {
     "tools/call": "name",
     "prompts/get": "name",

@@ -22,9 +22,7 @@ from mcp_middleware import (
 )
 from mcp_middleware.audit import AuditLogMiddleware, AuditRecord, AuditTrail, JSONLinesSink
 from mcp_middleware.types import Era
-from tests.support import LEGACY, MODERN, answer_of, connect, each_era, headers_for, message, post, serve
-
-SESSION_KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+from tests.support import LEGACY, MODERN, SESSION_KEY, answer_of, connect, each_era, headers_for, message, post, serve
 
 
 class Slow:

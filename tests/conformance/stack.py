@@ -1,7 +1,5 @@
 """All six members around the fixture, as a user would list them, with a real issuer beside it."""
 
-import base64
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from mcp_middleware import (
 )
 from tests.authorization_server.running import mint
 from tests.conformance import fixture
-from tests.support import listener, origin_of, serve
+from tests.support import SESSION_KEY, listener, origin_of, serve
 
 SCOPES = frozenset({"mcp:use"})
 SUITE = Client(client_id="conformance-suite", scopes=SCOPES)
@@ -52,9 +50,7 @@ async def governed(directory: Path) -> AsyncIterator[Governed]:
             OAuthResourceServerMiddleware(
                 RateLimitMiddleware(
                     ToolAuthorizationMiddleware(
-                        SessionAffinityMiddleware(
-                            fixture.build(), keys=[base64.b64encode(secrets.token_bytes(32)).decode()]
-                        ),
+                        SessionAffinityMiddleware(fixture.build(), keys=[SESSION_KEY]),
                         policy=Policy.from_mapping(EVERYTHING),
                     ),
                     requests="100000/minute",

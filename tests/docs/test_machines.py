@@ -1,6 +1,5 @@
 """The client of the page on machines, against the development authorization server: from the URL of a server alone."""
 
-import base64
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from mcp_middleware.resource_server import OAuthResourceServerMiddleware
 from mcp_middleware.types import Principal
 from tests.authorization_server.running import RunningServer, running
 from tests.docs.blocks import ROOT, blocks_of
-from tests.support import listener, origin_of, serve
+from tests.support import SESSION_KEY, listener, origin_of, serve
 
 PAGE = ROOT / "docs" / "authentication" / "machines.md"
 
@@ -83,7 +82,7 @@ def test_the_pages_rule_stops_the_pages_machine(tmp_path: Path) -> None:
     allowed = []
     for text in (block.code, block.code.replace("  rules:\n", f"  rules:\n    - {brake}\n")):
         (tmp_path / "gateway.yaml").write_text(text)
-        policy = load(tmp_path / "gateway.yaml", environ={"SESSION_KEY": base64.b64encode(bytes(32)).decode()}).policies
+        policy = load(tmp_path / "gateway.yaml", environ={"SESSION_KEY": SESSION_KEY}).policies
         assert policy["files"] is not None
         allowed.append(policy["files"].authorize(nightly, asked).allowed)
     assert allowed == [True, False]

@@ -12,12 +12,11 @@ import pytest
 
 from tests.docs.blocks import ROOT, blocks_of
 from tests.gateway.processes import backend, client, free_port, running
-from tests.support import headers_for, initialize, post
+from tests.support import SESSION_KEY, headers_for, initialize, post
 
 NGINX = shutil.which("nginx", path="/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin")
 PAGE = ROOT / "docs" / "gateway" / "operations.md"
 HOST = {"host": "mcp.example.com"}
-KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 AROUND = """
 daemon off;
@@ -78,7 +77,7 @@ async def test_the_page_s_nginx_balances_sessions_and_passes_streams(tmp_path: P
     homes = [tmp_path / "one", tmp_path / "other"]
     for home in homes:
         home.mkdir()
-    shared: dict[str, Any] = {"public_url": f"https://{HOST['host']}", "sessions": {"keys": [KEY]}}
+    shared: dict[str, Any] = {"public_url": f"https://{HOST['host']}", "sessions": {"keys": [SESSION_KEY]}}
     async with (
         backend() as server,
         running(homes[0], {"files": server.origin}, **shared) as one,

@@ -15,6 +15,7 @@ from mcp_middleware.resource_server import Issuer
 from mcp_middleware.resource_server.claims import identity_of
 from mcp_middleware.resource_server.tokens import check_claims, check_header
 from tests.docs.blocks import ROOT, Block, blocks_of
+from tests.support import SESSION_KEY
 
 PROVIDERS = ("keycloak", "auth0", "entra", "okta", "cognito", "google")
 PAGES = [ROOT / "docs" / "authentication" / f"{name}.md" for name in PROVIDERS]
@@ -30,7 +31,7 @@ def block(page: Path, title: str) -> Block:
 
 
 def configuration(page: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setenv("SESSION_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
+    monkeypatch.setenv("SESSION_KEY", SESSION_KEY)
     file = directory / "gateway.yaml"
     file.write_text(block(page, "gateway.yaml").code)
     return load(file)

@@ -24,6 +24,7 @@ from mcp_middleware.gateway.cli import _parser as gateway_parser
 from mcp_middleware.gateway.cli import main
 from mcp_middleware.gateway.schema import schema
 from tests.docs.blocks import PAGES, Block, blocks_of, write_files
+from tests.support import SESSION_KEY
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 PYTHON_BLOCKS = [block for block in BLOCKS if block.language in ("python", "py")]
@@ -37,9 +38,8 @@ sessions: {keys: ["${SESSION_KEY}"]}
 """
 """What makes a whole file of the section that a block has."""
 
-KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 ENVIRONMENT = {
-    "SESSION_KEY": KEY,
+    "SESSION_KEY": SESSION_KEY,
     "FILES_KEY": "a-secret",
     "GATEWAY_SECRET": "another-secret",
     "REDIS_URL": "redis://127.0.0.1:6379/0",
@@ -98,7 +98,7 @@ def test_the_gateway_accepts_its_configuration(
     file = tmp_path / "gateway.yaml"
     file.write_text(code)
     for name in re.findall(r"file: (session_key\w*)", code):
-        (tmp_path / name).write_text(KEY)
+        (tmp_path / name).write_text(SESSION_KEY)
     for name in re.findall(r"file: (\w+\.pem)", code):
         (tmp_path / name).write_text(private_key())
     for name in re.findall(r"\$\{(\w+)\}", code):

@@ -2,8 +2,6 @@
 tokens of one authorization server."""
 
 import asyncio
-import base64
-import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,7 +28,7 @@ from mcp_middleware.resource_server import ClientSecret, Introspection, Issuer
 from tests.authorization_server.running import RunningServer, running
 from tests.gateway.gateways import sections
 from tests.integration.stack import build_server
-from tests.support import listener, origin_of, serve
+from tests.support import SESSION_KEY, listener, origin_of, serve
 
 ACCESS = {
     "default": "deny",
@@ -84,7 +82,7 @@ def in_process(url: str, issuer: str | Issuer, kept: Kept, scopes: Sequence[str]
     """The members as the documentation lists them, round an unchanged server of the official SDK."""
     app = build_server("sdk")
     app = ToolAuthorizationMiddleware(app, policy=Policy.from_mapping(ACCESS))
-    app = SessionAffinityMiddleware(app, keys=[base64.b64encode(secrets.token_bytes(32))])
+    app = SessionAffinityMiddleware(app, keys=[SESSION_KEY])
     app = RateLimitMiddleware(app, requests="100000/minute", tokens="100000000/minute")
     app = OAuthResourceServerMiddleware(app, resource=url, issuers=[issuer], scopes=scopes)
     return AuditLogMiddleware(TraceContextMiddleware(app), sink=kept)

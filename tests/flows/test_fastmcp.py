@@ -1,7 +1,5 @@
 """The same flow to a FastMCP server that has the members as its own middleware."""
 
-import base64
-import secrets
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -18,7 +16,7 @@ from tests.authorization_server.running import running
 from tests.flows.targets import ACCESS, SCOPES
 from tests.flows.test_python_client import by_secret, connected
 from tests.integration.stack import build_server
-from tests.support import each_era, listener, origin_of, serve
+from tests.support import SESSION_KEY, each_era, listener, origin_of, serve
 
 
 @each_era
@@ -30,7 +28,7 @@ async def test_a_machine_steps_up_and_the_tool_knows_it(era: Era) -> None:
             Middleware(OAuthResourceServerMiddleware, resource=url, issuers=[issuer.issuer], scopes=["mcp:use"]),
             Middleware(RateLimitMiddleware, requests="1000/minute", tokens="1000000/minute"),
             Middleware(ToolAuthorizationMiddleware, policy=Policy.from_mapping(ACCESS)),
-            Middleware(SessionAffinityMiddleware, keys=[base64.b64encode(secrets.token_bytes(32))]),
+            Middleware(SessionAffinityMiddleware, keys=[SESSION_KEY]),
         ]
         async with serve(build_server("fastmcp", middleware=members), bound=bound):
             agent_of = issuer.add_client()

@@ -1,8 +1,6 @@
 """A forwarder between real sockets: servers that misbehave byte by byte behind it, and what the members saw."""
 
 import asyncio
-import base64
-import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,10 +20,9 @@ from mcp_middleware.member import ASGIApp, Bounds, Member
 from mcp_middleware.oauth import OAuthHTTPClient
 from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.types import Clock, Rejection
-from tests.support import listener, origin_of, serve
+from tests.support import SESSION_KEY, listener, origin_of, serve
 
 AUDIENCE = "https://gateway.example/files/mcp"
-KEY = base64.b64encode(os.urandom(32)).decode()
 
 CALL: dict[str, Any] = {"name": "echo", "arguments": {"text": "hi"}}
 RESULT = b'{"jsonrpc":"2.0","id":1,"result":{"content":[],"resultType":"complete"}}'
@@ -127,7 +124,7 @@ async def gateway(
         bounds=bounds,
     )
     if members:
-        app = Recorder(SessionAffinityMiddleware(around(app), keys=[KEY], instances=upstream), seen)
+        app = Recorder(SessionAffinityMiddleware(around(app), keys=[SESSION_KEY], instances=upstream), seen)
     async with serve(_quiet(app)) as origin:
         yield Gateway(origin + "/mcp", upstream, client, draining, seen)
     await made.aclose()

@@ -1,7 +1,5 @@
 """A whole gateway on real sockets: an issuer, MCP servers behind it, and the gateway of a configuration."""
 
-import base64
-import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from mcp_middleware.audit.record import AuditRecord
 from mcp_middleware.gateway.app import Gateway, create_app
 from mcp_middleware.gateway.config import from_mapping
 from tests.authorization_server.running import RunningServer, mint
-from tests.support import TIMEOUT, listener, origin_of, serve
+from tests.support import SESSION_KEY, TIMEOUT, listener, origin_of, serve
 
 SCOPES = frozenset({"mcp:use", "files:write"})
 CI = Client(client_id="ci-1", scopes=SCOPES)
@@ -25,8 +23,6 @@ OTHER = Client(client_id="other", scopes=SCOPES)
 
 ECHO = {"name": "echo", "arguments": {"text": "x"}}
 """What ``tools/call`` asks of a server of ``build_server``."""
-
-SESSION_KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 
 ACCESS = {
     "default": "deny",

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from mcp_middleware.types import Era
 from tests.integration.stack import build_server
 from tests.storage.redis_server import RedisServer
-from tests.support import LEGACY, answer_of, each_era, headers_for, initialize, message, post, serve
+from tests.support import LEGACY, SESSION_KEY, answer_of, each_era, headers_for, initialize, message, post, serve
 
-from .gateways import ECHO, OTHER, SESSION_KEY, Running, gateway
+from .gateways import ECHO, OTHER, Running, gateway
 from .test_gateway import before
 
 

@@ -1,8 +1,6 @@
 """The gateway's file: what it says, and what is said of one that is wrong."""
 
-import base64
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,10 @@ from mcp_middleware.message import Request, parse
 from mcp_middleware.ratelimit import AgentLimits, Rate
 from mcp_middleware.resource_server import Issuer
 from mcp_middleware.types import Principal
+from tests.support import SESSION_KEY
 
-KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 SECRET = "a-secret-that-nobody-may-see"
-ENVIRON = {"FILES_KEY": SECRET, "SESSION_KEY": KEY}
+ENVIRON = {"FILES_KEY": SECRET, "SESSION_KEY": SESSION_KEY}
 
 CONTRACT = """\
 listen: 127.0.0.1:8080
@@ -92,7 +90,7 @@ def test_the_contracts_file_is_read_as_it_stands(tmp_path: Path) -> None:
     assert config.limits is not None
     assert (config.limits.requests, config.limits.tokens) == (Rate("60/minute"), Rate("50000/minute"))
     assert config.limits.agents == {"batch-*": AgentLimits(Rate("600/minute"), Rate("1000000/minute"))}
-    assert config.sessions.keys == (KEY,)
+    assert config.sessions.keys == (SESSION_KEY,)
     assert (config.sessions.idle, config.sessions.lifetime, config.sessions.per_agent) == (1800, 43_200, 100)
     assert config.tracing is not None
     assert config.tracing.otlp == "http://127.0.0.1:4318"
@@ -116,7 +114,7 @@ def test_nothing_secret_is_in_a_repr(tmp_path: Path) -> None:
     text = CONTRACT.replace("state: memory", "state: redis://user:hunter2@127.0.0.1:6379/1")
     text = text.replace("otlp: http://127.0.0.1:4318", 'otlp: http://127.0.0.1:4318, headers: {x-key: "${FILES_KEY}"}')
     config = load(written(tmp_path, text), environ=ENVIRON)
-    assert not any(secret in repr(config) for secret in (SECRET, KEY, "hunter2"))
+    assert not any(secret in repr(config) for secret in (SECRET, SESSION_KEY, "hunter2"))
     assert config.state_name == "redis://127.0.0.1:6379/1"
 
 
@@ -160,7 +158,7 @@ def test_the_environment_is_read_in_any_string(tmp_path: Path) -> None:
 
 
 def test_secrets_are_read_from_files(tmp_path: Path) -> None:
-    (tmp_path / "key").write_text(KEY + "\n")
+    (tmp_path / "key").write_text(SESSION_KEY + "\n")
     (tmp_path / "api").write_text(SECRET + "\r\n")
     (tmp_path / "redis").write_text("redis://127.0.0.1/2")
     text = """\
@@ -171,7 +169,7 @@ state: {file: redis}
 """
     config = loaded(tmp_path, text, WHICH="api")
     assert config.servers["a"].headers == {"x-key": SECRET}
-    assert config.sessions.keys == (KEY,)
+    assert config.sessions.keys == (SESSION_KEY,)
     assert config.state == "redis://127.0.0.1/2"
     assert set(config.files) == {tmp_path / name for name in ("key", "api", "redis")}
 
@@ -224,7 +222,10 @@ ISSUERS = "{issuers: [https://login.example.com]}"
         ),
         ("sessions: {keys: [{file: /dev/zero}]}", "must name a file of at most 65536 bytes"),
         ("sessions: {keys: [{files: gone}]}", "sessions.keys[0].files is no key of this place; did you mean file?"),
-        (f"sessions: {{keys: ['{KEY}', '{KEY}']}}", "sessions.keys[1] repeats sessions.keys[0]; keep one"),
+        (
+            f"sessions: {{keys: ['{SESSION_KEY}', '{SESSION_KEY}']}}",
+            "sessions.keys[1] repeats sessions.keys[0]; keep one",
+        ),
         ("sessions: {idle: 0}", "sessions.idle is 0 (a number); it must be a duration above 0"),
         ("sessions: {idle: 5 m}", "sessions.idle is '5 m'; it must be a duration above 0"),
         ("sessions: {idle: 999d}", "sessions.idle is '999d'; it must be a duration above 0 and of at most 366d"),
@@ -425,12 +426,14 @@ def test_several_workers_need_a_key_and_a_shared_count(tmp_path: Path) -> None:
         "it must be 1, or state be a Redis URL, or limits.mode and sessions.per_agent be off: each worker would count "
         "by itself",
     ]
-    key = f"sessions: {{keys: ['{KEY}'], per_agent: off}}\nworkers: 2\n"
+    key = f"sessions: {{keys: ['{SESSION_KEY}'], per_agent: off}}\nworkers: 2\n"
     config = loaded(tmp_path, SMALL + key)
     assert (config.workers, config.sessions.per_agent) == (2, None)
     assert any(warning.startswith("workers do not share") for warning in config.warnings)
     assert loaded(tmp_path, SMALL + key + "limits: {mode: off}\n").workers == 2
-    shared = f"sessions: {{keys: ['{KEY}']}}\nworkers: 2\nstate: redis://127.0.0.1\nlimits: {{requests: 1/second}}\n"
+    shared = (
+        f"sessions: {{keys: ['{SESSION_KEY}']}}\nworkers: 2\nstate: redis://127.0.0.1\nlimits: {{requests: 1/second}}\n"
+    )
     assert loaded(tmp_path, SMALL + shared).workers == 2
 
 

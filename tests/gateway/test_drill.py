@@ -25,9 +25,20 @@ from mcp_middleware.audit.query import AuditTrail
 from mcp_middleware.types import Era
 from tests.authorization_server.running import mint
 from tests.integration.stack import KINDS
-from tests.support import answer_of, connect, headers_for, initialize, listener, message, origin_of, serve, text_of
+from tests.support import (
+    SESSION_KEY,
+    answer_of,
+    connect,
+    headers_for,
+    initialize,
+    listener,
+    message,
+    origin_of,
+    serve,
+    text_of,
+)
 
-from .gateways import CI, SESSION_KEY, sections
+from .gateways import CI, sections
 
 CALLS = 10_000
 WORKERS = 24

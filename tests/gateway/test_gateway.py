@@ -22,6 +22,7 @@ from mcp_middleware.types import Era
 from tests.integration.stack import KINDS, Kind, build_server
 from tests.support import (
     LEGACY,
+    SESSION_KEY,
     answer_of,
     connect,
     each_era,
@@ -34,7 +35,7 @@ from tests.support import (
     text_of,
 )
 
-from .gateways import ECHO, OTHER, SCOPES, SESSION_KEY, Running, gateway, sections
+from .gateways import ECHO, OTHER, SCOPES, Running, gateway, sections
 
 each_server = pytest.mark.parametrize("kind", KINDS)
 

@@ -23,9 +23,20 @@ from mcp_middleware.types import Era
 from tests.authorization_server.running import running as issuing
 from tests.integration.stack import Kind
 from tests.storage.redis_server import RedisServer, running_redis
-from tests.support import TIMEOUT, answer_of, connect, each_era, headers_for, initialize, message, post, serve
+from tests.support import (
+    SESSION_KEY,
+    TIMEOUT,
+    answer_of,
+    connect,
+    each_era,
+    headers_for,
+    initialize,
+    message,
+    post,
+    serve,
+)
 
-from .gateways import CI, ECHO, OTHER, SCOPES, SESSION_KEY, Running, gateway, sections
+from .gateways import CI, ECHO, OTHER, SCOPES, Running, gateway, sections
 from .processes import Backend, backend, configured
 from .processes import running as process
 from .test_gateway import before

@@ -20,9 +20,8 @@ from mcp_middleware.gateway.app import create_app
 from mcp_middleware.gateway.config import load
 from mcp_middleware.gateway.server import Worker
 from tests.certificates import certificate
-from tests.support import initialize, listener, post
+from tests.support import SESSION_KEY, initialize, listener, post
 
-from .gateways import SESSION_KEY
 from .processes import Process, backend, client, configured, running
 
 SLOW = {"name": "slow", "arguments": {}}

@@ -1,7 +1,5 @@
 """A governed server over real sockets: all six members, an issuer of their own, and a real MCP server inside."""
 
-import base64
-import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from mcp_middleware import (
 from mcp_middleware.audit.query import AuditTrail
 from mcp_middleware.audit.record import AuditRecord
 from tests.authorization_server.running import mint
-from tests.support import TIMEOUT, listener, origin_of, serve
+from tests.support import SESSION_KEY, TIMEOUT, listener, origin_of, serve
 
 POLICY = """
 default: deny
@@ -120,7 +118,6 @@ class Stack:
 
 def members_for(resource: str, issuer: str, audit: Path, **limits: Any) -> dict[str, Callable[[Any], Any]]:
     """The six members of the documented stack, outermost first, each waiting for its application."""
-    key = base64.b64encode(secrets.token_bytes(32)).decode()
     limits = {"requests": "1000/minute", "tokens": "100000/minute"} | limits
     return {
         "audit": partial(AuditLogMiddleware, sink=SQLiteSink(audit)),
@@ -130,7 +127,7 @@ def members_for(resource: str, issuer: str, audit: Path, **limits: Any) -> dict[
         ),
         "limiter": partial(RateLimitMiddleware, **limits),
         "authorization": partial(ToolAuthorizationMiddleware, policy=Policy.from_text(POLICY)),
-        "affinity": partial(SessionAffinityMiddleware, keys=[key]),
+        "affinity": partial(SessionAffinityMiddleware, keys=[SESSION_KEY]),
     }
 
 
