@@ -11,9 +11,8 @@ import pytest
 
 from mcp_middleware.affinity import SessionAffinityMiddleware
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.exchange import Exchange
-from mcp_middleware.member import Member
 from mcp_middleware.testing import FakeClock
+from tests.core.recording import Witness
 from tests.support import headers_for, post
 
 from .conftest import ASGIApp, CallerLayer
@@ -43,28 +42,6 @@ class Server:
         body = b'{"jsonrpc":"2.0","id":1,"result":{}}'
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-
-class Witness(Member):
-    """Keeps what a record would say."""
-
-    stage = "audit"
-
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app)
-        self.exchanges: list[Exchange] = []
-
-    async def on_finish(self, exchange: Exchange) -> None:
-        self.exchanges.append(exchange)
-
-    @property
-    def last(self) -> Exchange:
-        return self.exchanges[-1]
-
-    @property
-    def reason(self) -> str | None:
-        rejection = self.last.rejection
-        return rejection.reason if rejection else None
 
 
 class Stack:

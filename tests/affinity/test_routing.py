@@ -13,10 +13,11 @@ from mcp_middleware.errors import INVALID_REQUEST, ConfigurationError
 from mcp_middleware.exchange import exchange_of
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Rejection
+from tests.core.recording import Witness
 from tests.support import headers_for, post
 
 from .conftest import CallerLayer
-from .test_middleware import ALICE, HELLO, MALLORY, URL, Witness
+from .test_middleware import ALICE, HELLO, MALLORY, URL
 
 
 class Fleet:
@@ -78,11 +79,6 @@ class Replica:
 
     async def ping(self, session: str | None, token: str = ALICE) -> int:
         return (await post(self.http, URL, "ping", era="legacy", token=token, session=session)).status_code
-
-    @property
-    def reason(self) -> str | None:
-        rejection = self.witness.last.rejection
-        return rejection.reason if rejection else None
 
 
 @pytest.fixture
@@ -148,7 +144,7 @@ async def test_a_dead_instance_makes_its_sessions_unknown_and_no_others(fleet: F
     for method in ("GET", "DELETE"):
         headers = headers_for(era="legacy", token=ALICE, session=lost)
         assert (await replica.http.request(method, URL, headers=headers)).status_code == 404
-        assert replica.reason == "session_instance_down"
+        assert replica.witness.reason == "session_instance_down"
         assert replica.witness.last.instance is None
     answer = await post(replica.http, URL, "ping", era="legacy", token=ALICE, session=lost)
     unknown = await post(replica.http, URL, "ping", era="legacy", token=ALICE, session="made-up")
@@ -175,7 +171,7 @@ async def test_an_instance_that_was_taken_out_of_the_configuration_is_no_longer_
     session = await replica.open()
     fleet.names = (B,)
     assert await replica.ping(session) == 404
-    assert replica.reason == "session_instance_down"
+    assert replica.witness.reason == "session_instance_down"
 
 
 async def test_sessions_on_a_dead_instance_use_up_no_places(fleet: Fleet, clock: FakeClock, key: str) -> None:
@@ -220,7 +216,7 @@ async def test_case_19_a_stranger_does_not_learn_whether_an_instance_is_down(fle
     session = await replica.open()
     fleet.dead.add(A)
     assert await replica.ping(session, token=MALLORY) == 404
-    assert replica.reason == "session_foreign"
+    assert replica.witness.reason == "session_foreign"
 
 
 async def test_without_any_instance_the_answer_is_the_forwarders(fleet: Fleet, replica: Replica) -> None:
@@ -284,7 +280,7 @@ async def test_an_id_sealed_by_a_single_server_is_not_routed(fleet: Fleet, clock
         opened = await post(http, URL, "initialize", HELLO, era="legacy", token=ALICE)
     replica = Replica(fleet, clock, key)
     assert await replica.ping(opened.headers["mcp-session-id"]) == 404
-    assert replica.reason == "session_instance_down"
+    assert replica.witness.reason == "session_instance_down"
 
 
 def test_instance_and_instances_exclude_each_other(fleet: Fleet, key: str) -> None:

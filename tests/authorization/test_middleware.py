@@ -10,10 +10,11 @@ from mcp_middleware.authorization import Policy, ToolAuthorizationMiddleware
 from mcp_middleware.authorization.lists import MAX_ITEMS
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.exchange import Exchange, Receive, Scope, Send
-from mcp_middleware.member import ASGIApp, Member
+from mcp_middleware.member import Member
 from mcp_middleware.message import Message, Request
 from mcp_middleware.types import ANONYMOUS, Decision, Document, Principal, Rejection
 from tests.core.asgi import MODERN_META, Call, modern_headers, rpc
+from tests.core.recording import Witness
 from tests.support import Turns
 
 METADATA = "https://files.example.com/.well-known/oauth-protected-resource/mcp"
@@ -43,20 +44,6 @@ class Server:
             data = b"event: " + self.event.encode() + b"\ndata: " + body + b"\n\n" if "event" in self.media else body
             await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-
-
-class Witness(Member):
-    """Sees every exchange at its end, as the audit does."""
-
-    stage = "audit"
-
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app)
-        self.exchanges: list[Exchange] = []
-
-    async def on_finish(self, exchange: Exchange) -> None:
-        if not exchange.silent:
-            self.exchanges.append(exchange)
 
 
 class Naming(Member):

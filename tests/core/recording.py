@@ -3,7 +3,7 @@
 from typing import Any
 
 from mcp_middleware.exchange import Exchange
-from mcp_middleware.member import ORDER, Bounds, Member
+from mcp_middleware.member import ORDER, ASGIApp, Bounds, Member
 from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.types import Document, Headers, Rejection
 
@@ -39,6 +39,29 @@ class Recorder(Member):
 
     async def aclose(self) -> None:
         self.log.append(f"{self.stage}.close")
+
+
+class Witness(Member):
+    """Stands where the audit does, and keeps every exchange of which there would be a record."""
+
+    stage = "audit"
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app)
+        self.exchanges: list[Exchange] = []
+
+    async def on_finish(self, exchange: Exchange) -> None:
+        if not exchange.silent:
+            self.exchanges.append(exchange)
+
+    @property
+    def last(self) -> Exchange:
+        return self.exchanges[-1]
+
+    @property
+    def reason(self) -> str | None:
+        rejection = self.last.rejection
+        return rejection.reason if rejection else None
 
 
 def recorder(stage: str) -> type[Recorder]:

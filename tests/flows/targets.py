@@ -25,6 +25,7 @@ from mcp_middleware.audit.record import AuditRecord
 from mcp_middleware.gateway.app import create_app
 from mcp_middleware.gateway.config import from_mapping
 from mcp_middleware.resource_server import ClientSecret, Introspection, Issuer
+from tests.audit.trails import ListSink
 from tests.authorization_server.running import RunningServer, running
 from tests.gateway.gateways import sections
 from tests.integration.stack import build_server
@@ -62,20 +63,10 @@ class Target:
         return self.read()[self._seen :]
 
 
-class Kept:
-    """An audit sink for the stack in process."""
-
-    accepting = True
-
-    def __init__(self) -> None:
-        self.records: list[AuditRecord] = []
-
-    def write(self, record: AuditRecord) -> None:
-        self.records.append(record)
+class Kept(ListSink):
+    """The sink of the stack in process; it is asked to flush as a file's is."""
 
     def flush(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def in_process(url: str, issuer: str | Issuer, kept: Kept, scopes: Sequence[str] = ("mcp:use",)) -> Any:

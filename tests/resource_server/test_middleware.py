@@ -26,7 +26,8 @@ from mcp_middleware.resource_server import (
     JWTVerifier,
     OAuthResourceServerMiddleware,
 )
-from mcp_middleware.types import Principal, Rejection
+from mcp_middleware.types import Rejection
+from tests.core.recording import Witness
 from tests.resource_server.issuer import RESOURCE, LoopbackIssuer
 from tests.support import message
 
@@ -53,24 +54,10 @@ class EchoApp:
         return [value for key, value in self.scopes[-1]["headers"] if key == name]
 
 
-class Watcher(Member):
-    """Stands where the audit log would, and keeps what it sees at the end."""
-
-    stage = "audit"
-
-    def __init__(self, app: Any) -> None:
-        super().__init__(app)
-        self.seen: list[tuple[Principal | None, Rejection | None, str | None]] = []
-
-    async def on_finish(self, exchange: Exchange) -> None:
-        if not exchange.silent:
-            self.seen.append((exchange.principal, exchange.rejection, exchange.resource_metadata))
-
-
 @dataclass
 class Setup:
     echo: EchoApp
-    watcher: Watcher
+    witness: Witness
     http: httpx2.AsyncClient
 
     async def call(self, token: str | None = None, **options: Any) -> httpx2.Response:
@@ -81,7 +68,7 @@ class Setup:
 
     @property
     def rejection(self) -> Rejection | None:
-        return self.watcher.seen[-1][1]
+        return self.witness.last.rejection
 
 
 @asynccontextmanager
@@ -91,9 +78,9 @@ async def guarded(issuer: LoopbackIssuer, **options: Any) -> AsyncIterator[Setup
         options.setdefault("issuers", [issuer.issuer])
     options.setdefault("scopes", ["mcp:use"])
     echo = EchoApp()
-    watcher = Watcher(OAuthResourceServerMiddleware(echo, **options))
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(watcher), base_url=ORIGIN) as http:
-        yield Setup(echo, watcher, http)
+    witness = Witness(OAuthResourceServerMiddleware(echo, **options))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(witness), base_url=ORIGIN) as http:
+        yield Setup(echo, witness, http)
 
 
 async def test_a_remote_server_is_told_nothing(issuer: LoopbackIssuer) -> None:
@@ -109,9 +96,10 @@ async def test_a_good_token_reaches_the_server(issuer: LoopbackIssuer) -> None:
     async with guarded(issuer) as setup:
         token = issuer.token(roles=["admin"])
         assert (await setup.call(token)).status_code == 200
-        principal, rejection, metadata = setup.watcher.seen[-1]
-    assert rejection is None
-    assert metadata == METADATA
+        seen = setup.witness.last
+    assert seen.rejection is None
+    assert seen.resource_metadata == METADATA
+    principal = seen.principal
     assert principal is not None
     assert principal.key == (issuer.issuer, "agent-1", "alice")
     assert principal.scopes == {"mcp:use", "files:read"}
@@ -161,7 +149,7 @@ async def test_case_1_every_path_and_method_needs_a_token(issuer: LoopbackIssuer
             assert setup.rejection is not None
             assert setup.rejection.reason == reason
         assert not setup.echo.scopes
-        assert len(setup.watcher.seen) == len(methods) * len(credentials)
+        assert len(setup.witness.exchanges) == len(methods) * len(credentials)
 
 
 async def test_a_refusal_says_so_in_json_rpc(issuer: LoopbackIssuer) -> None:
@@ -266,7 +254,7 @@ async def test_case_9_the_metadata_is_open_and_keeps_the_configured_resource(iss
         refused = await setup.call(headers={"host": "evil.example", "x-forwarded-host": "evil.example"})
         assert extract_field_from_www_auth(refused, "resource_metadata") == METADATA
     assert not setup.echo.scopes
-    assert len(setup.watcher.seen) == 1  # documents are no messages
+    assert len(setup.witness.exchanges) == 1  # documents are no messages
 
 
 async def test_a_mounted_server_knows_its_own_documents(issuer: LoopbackIssuer) -> None:
@@ -303,7 +291,7 @@ async def test_case_10_a_missing_scope_names_all_at_once(issuer: LoopbackIssuer,
         assert extract_field_from_www_auth(answer, "scope") == "mcp:use mcp:write"
         assert extract_field_from_www_auth(answer, "resource_metadata") == METADATA
         assert "offline_access" not in answer.text + answer.headers["www-authenticate"]
-        principal, rejection, _ = setup.watcher.seen[-1]
+        principal, rejection = setup.witness.last.principal, setup.rejection
         assert principal is not None
         assert principal.client == "agent-1"
         assert rejection is not None
@@ -334,7 +322,7 @@ async def test_case_5_a_wrong_claim_is_refused_and_the_next_good_call_served(
         assert answer.status_code == 401
         assert extract_field_from_www_auth(answer, "error") == "invalid_token"
         assert not setup.echo.scopes
-        principal, rejection, _ = setup.watcher.seen[-1]
+        principal, rejection = setup.witness.last.principal, setup.rejection
         assert principal is None
         assert rejection is not None
         assert rejection.reason == "invalid_token"
@@ -384,7 +372,7 @@ async def test_any_verifier_fits(issuer: LoopbackIssuer) -> None:
     known = AccessToken(token="t", client_id="agent-9", scopes=["mcp:use"], claims={"iss": "https://login.example.com"})
     async with guarded(issuer, **static(known)) as setup:
         assert (await setup.call("opaque")).status_code == 200
-        principal = setup.watcher.seen[-1][0]
+        principal = setup.witness.last.principal
         assert principal is not None
         assert principal.key == ("https://login.example.com", "agent-9", "agent-9")
         assert setup.echo.scopes[-1]["user"].access_token is known
@@ -557,7 +545,7 @@ async def test_what_a_tool_does_to_its_token_stays_in_its_request(issuer: Loopba
         assert setup.echo.scopes[-1]["user"].access_token.scopes == ["mcp:use", "files:read"]
         assert setup.echo.scopes[-1]["user"].access_token.claims["sub"] == "alice"
         assert setup.echo.scopes[-1]["user"].access_token.claims["realm_access"] == {"roles": ["user"]}
-        assert setup.watcher.seen[-1][0] == setup.watcher.seen[0][0]
+        assert setup.witness.last.principal == setup.witness.exchanges[0].principal
 
 
 async def test_a_user_that_another_layer_set_is_not_believed(issuer: LoopbackIssuer) -> None:
@@ -566,11 +554,11 @@ async def test_a_user_that_another_layer_set_is_not_believed(issuer: LoopbackIss
 
         async def outer(scope: Any, receive: Any, send: Any) -> None:
             scope["user"] = AuthenticatedUser(known)
-            await setup.watcher(scope, receive, send)
+            await setup.witness(scope, receive, send)
 
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(outer), base_url=ORIGIN) as http:
             assert (await http.get("/mcp")).status_code == 401
-            assert setup.watcher.seen[-1][0] is None
+            assert setup.witness.last.principal is None
 
 
 async def test_other_connections_pass(issuer: LoopbackIssuer) -> None:

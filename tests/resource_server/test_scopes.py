@@ -1,6 +1,5 @@
 """Scopes: which contain others, and the one challenge that names all that a message needs (B10, H6, case 10)."""
 
-import base64
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,15 +18,15 @@ from mcp_middleware.audit import AuditLogMiddleware
 from mcp_middleware.audit.record import AuditRecord
 from mcp_middleware.authorization import Authorizer, Policy, ToolAuthorizationMiddleware
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.exchange import Exchange
-from mcp_middleware.member import Member
 from mcp_middleware.message import Message
 from mcp_middleware.ratelimit import RateLimitMiddleware
 from mcp_middleware.resource_server import OAuthResourceServerMiddleware
 from mcp_middleware.resource_server.scopes import ScopeHierarchy
 from mcp_middleware.types import Decision, Era, Principal
+from tests.audit.trails import ListSink
+from tests.core.recording import Witness
 from tests.resource_server.issuer import RESOURCE, LoopbackIssuer
-from tests.support import each_era, headers_for, message
+from tests.support import SESSION_KEY, each_era, headers_for, message
 
 ORIGIN = "https://files.example.com"
 POLICY = """
@@ -38,20 +37,6 @@ rules:
   - {effect: deny, tools: ["secret_*"]}
 """
 BASE = "mcp:use"
-
-
-class Records:
-    """An audit sink that keeps its records for the test."""
-
-    accepting = True
-
-    def __init__(self) -> None:
-        self.written: list[AuditRecord] = []
-
-    def write(self, record: AuditRecord) -> None:
-        self.written.append(record)
-
-    def close(self) -> None: ...
 
 
 class Server:
@@ -73,25 +58,12 @@ class Server:
         await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
 
 
-class Callers(Member):
-    """Keeps who called, as the policy sees them."""
-
-    stage = "audit"
-
-    def __init__(self, app: Any) -> None:
-        super().__init__(app)
-        self.principals: list[Principal | None] = []
-
-    async def on_finish(self, exchange: Exchange) -> None:
-        self.principals.append(exchange.principal)
-
-
 @dataclass
 class Governed:
     issuer: LoopbackIssuer
     server: Server
-    records: Records
-    callers: Callers
+    sink: ListSink
+    witness: Witness
     http: httpx2.AsyncClient
 
     async def send(
@@ -106,8 +78,8 @@ class Governed:
 
     @property
     def record(self) -> AuditRecord:
-        (record,) = self.records.written
-        self.records.written.clear()
+        record = self.sink.only
+        self.sink.records.clear()
         return record
 
 
@@ -116,16 +88,16 @@ async def governed(
     issuer: LoopbackIssuer, *, policy: Authorizer | None = None, between: Any = None, **options: Any
 ) -> AsyncIterator[Governed]:
     """All members round a server; ``between`` puts something foreign round what is inside the resource server."""
-    server, records = Server(), Records()
+    server, sink = Server(), ListSink()
     app: Any = ToolAuthorizationMiddleware(server, policy=policy or Policy.from_text(POLICY))
-    app = SessionAffinityMiddleware(app, keys=[base64.b64encode(bytes(32)).decode()], per_agent=1)
+    app = SessionAffinityMiddleware(app, keys=[SESSION_KEY], per_agent=1)
     app = RateLimitMiddleware(app, requests="1000/minute", tokens="100000/minute")
     if between is not None:
         app = between(app)
     app = OAuthResourceServerMiddleware(app, resource=RESOURCE, issuers=[issuer.issuer], scopes=[BASE], **options)
-    callers = Callers(AuditLogMiddleware(app, sink=records))
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(callers), base_url=ORIGIN) as http:
-        yield Governed(issuer, server, records, callers, http)
+    witness = Witness(AuditLogMiddleware(app, sink=sink))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(witness), base_url=ORIGIN) as http:
+        yield Governed(issuer, server, sink, witness, http)
 
 
 def challenged(answer: httpx2.Response) -> str | None:
@@ -236,7 +208,7 @@ async def test_case_10_a_batch_is_refused_as_one(issuer: LoopbackIssuer) -> None
         answers = (await send(BASE)).json()
         assert "result" in answers[0]
         assert "mcp:use files:write" in answers[1]["error"]["message"]
-        assert [record.reason for record in stack.records.written] == [None, "insufficient_scope"]
+        assert [record.reason for record in stack.sink.records] == [None, "insufficient_scope"]
         assert len(stack.server.reached) == 1
 
 
@@ -292,7 +264,7 @@ async def test_f6_few_scopes_are_asked_for_at_first_and_none_alone_allows_anythi
         assert (unknown.status_code, extract_field_from_www_auth(unknown, "scope")) == (401, BASE)
         document = await stack.http.get("/.well-known/oauth-protected-resource/mcp")
         assert document.json()["scopes_supported"] == [BASE]
-        stack.records.written.clear()
+        stack.sink.records.clear()
         for tool in ("secret_1", "of_no_rule"):
             answer = await stack.call(tool, scope="mcp:use files:write files:publish *", era=era)
             assert answer.json()["error"]["message"] == f"Unknown tool: {tool}"
@@ -307,7 +279,7 @@ async def test_case_10_a_greater_scope_contains_the_smaller(issuer: LoopbackIssu
         for _ in range(2):
             answer = await stack.http.post("/mcp", content=json.dumps(body), headers=headers_for(body, token=token))
             assert answer.status_code == 200
-        first, second = stack.callers.principals
+        first, second = (exchange.principal for exchange in stack.witness.exchanges)
         assert first is not None
         assert first.scopes == {"mcp:admin", "mcp:use", "files:all", "files:write"}
         assert first is second  # worked out once for all requests that bear the token
@@ -326,7 +298,8 @@ async def test_widened_tokens_do_not_fill_the_memory(issuer: LoopbackIssuer, mon
             body = message("tools/list")
             answer = await stack.http.post("/mcp", content=json.dumps(body), headers=headers_for(body, token=token))
             assert answer.status_code == 200
-        assert [caller and caller.subject for caller in stack.callers.principals] == [f"user-{n}" for n in range(5)]
+        callers = [exchange.principal for exchange in stack.witness.exchanges]
+        assert [caller and caller.subject for caller in callers] == [f"user-{n}" for n in range(5)]
 
 
 @pytest.mark.parametrize(
