@@ -38,6 +38,13 @@ MODERN_META: Final[Mapping[str, Any]] = {
 }
 """What 2026-07-28 requires in ``params._meta`` of every request (basic/index)."""
 
+HELLO: Final[Mapping[str, Any]] = {
+    "protocolVersion": LEGACY,
+    "capabilities": {},
+    "clientInfo": {"name": "tests", "version": "1"},
+}
+"""The parameters of ``initialize``."""
+
 SESSION_KEY: Final = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 """A key to seal sessions with, for the tests to which it does not matter which."""
 
@@ -281,7 +288,7 @@ async def initialize(
     headers: Mapping[str, str] | None = None,
 ) -> str | None:
     """Open a legacy session by hand, ``notifications/initialized`` included; its id, or None if it has none."""
-    params = {"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "tests", "version": "1"}}
+    params = {**HELLO, "protocolVersion": version}
     response = await post(http, url, "initialize", params, era="legacy", token=token, headers=headers)
     if response.status_code != 200:
         raise RuntimeError(f"initialize was answered {response.status_code}: {response.text}")

@@ -13,14 +13,13 @@ from mcp_middleware.affinity import SessionAffinityMiddleware
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.testing import FakeClock
 from tests.core.recording import Witness
-from tests.support import headers_for, post
+from tests.support import HELLO, headers_for, post
 
 from .conftest import ASGIApp, CallerLayer
 
 URL = "http://testserver/mcp"
 ALICE = "https://login.example.com|agent|alice|1"
 MALLORY = "https://login.example.com|agent|mallory|1"
-HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
 UPSTREAM = b"raw-upstream-id"
 
 

@@ -14,10 +14,10 @@ from mcp_middleware.exchange import exchange_of
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Rejection
 from tests.core.recording import Witness
-from tests.support import headers_for, post
+from tests.support import HELLO, headers_for, post
 
 from .conftest import CallerLayer
-from .test_middleware import ALICE, HELLO, MALLORY, URL
+from .test_middleware import ALICE, MALLORY, URL
 
 
 class Fleet:

@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 
 from mcp_middleware.affinity import SessionAffinityMiddleware
 from mcp_middleware.testing import FakeClock
-from tests.support import ERAS, answer_of, connect, headers_for, initialize, post, serve, text_of
+from tests.support import ERAS, HELLO, answer_of, connect, headers_for, initialize, post, serve, text_of
 
 from .conftest import ASGIApp, CallerLayer, Recorder
 
@@ -27,7 +27,6 @@ STRANGERS = {
     "another issuer": "https://evil.example.com|agent|alice|1",
     "nobody": None,
 }
-HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
 NOT_FOUND = {"code": -32600, "message": "Session not found"}
 
 

@@ -19,7 +19,8 @@ from mcp_middleware import (
     TraceContextMiddleware,
 )
 from mcp_middleware.audit.query import AuditTrail
-from tests.core.asgi import MODERN_META, Call, EchoServer, modern_headers, rpc
+from tests.core.asgi import Call, EchoServer, modern_headers, rpc
+from tests.support import MODERN_META
 
 POLICY = """
 default: deny

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mcp_middleware import Policy, ToolAuthorizationMiddleware
-from tests.core.asgi import MODERN_META, Call, modern_headers, rpc
+from tests.core.asgi import Call, modern_headers, rpc
+from tests.support import MODERN_META
 
 POLICY = Policy.from_text('default: deny\nrules:\n  - {agents: ["*"], tools: ["echo"]}\n')
 LIST = {

@@ -17,7 +17,8 @@ from mcp_middleware.exchange import Exchange, name_session
 from mcp_middleware.member import Bounds, Member
 from mcp_middleware.types import Document, Rejection
 from tests.audit.trails import ListSink
-from tests.core.asgi import MODERN_META, Call, EchoServer, modern_headers, rpc
+from tests.core.asgi import Call, EchoServer, modern_headers, rpc
+from tests.support import MODERN_META
 
 CALL = rpc("tools/call", {"name": "echo", "arguments": {}})
 

@@ -22,7 +22,19 @@ from mcp_middleware import (
 )
 from mcp_middleware.audit import AuditLogMiddleware, AuditRecord, AuditTrail, JSONLinesSink
 from mcp_middleware.types import Era
-from tests.support import LEGACY, MODERN, SESSION_KEY, answer_of, connect, each_era, headers_for, message, post, serve
+from tests.support import (
+    LEGACY,
+    MODERN,
+    SESSION_KEY,
+    answer_of,
+    connect,
+    each_era,
+    headers_for,
+    initialize,
+    message,
+    post,
+    serve,
+)
 
 
 class Slow:
@@ -148,12 +160,7 @@ async def test_an_unknown_tool_and_an_unknown_method_are_errors(build: Any, tmp_
 @pytest.mark.parametrize("build", SERVERS)
 async def test_case_41_a_client_that_leaves_its_stream_is_recorded_once(build: Any, era: Era, tmp_path: Path) -> None:
     async with site(tmp_path / "audit.db", build) as at, httpx2.AsyncClient() as http:
-        session = None
-        if era == "legacy":
-            hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
-            opened = await post(http, at.url, "initialize", hello, era="legacy")
-            session = opened.headers["mcp-session-id"]
-            await post(http, at.url, "notifications/initialized", id=None, era="legacy", session=session)
+        session = await initialize(http, at.url) if era == "legacy" else None
         body = message("tools/call", {"name": "slow", "arguments": {}}, era=era)
         headers = headers_for(body, era=era, session=session)
         call = asyncio.create_task(http.post(at.url, content=json.dumps(body), headers=headers))

@@ -13,9 +13,9 @@ from mcp_middleware.exchange import Exchange, Receive, Scope, Send
 from mcp_middleware.member import Member
 from mcp_middleware.message import Message, Request
 from mcp_middleware.types import ANONYMOUS, Decision, Document, Principal, Rejection
-from tests.core.asgi import MODERN_META, Call, modern_headers, rpc
+from tests.core.asgi import Call, modern_headers, rpc
 from tests.core.recording import Witness
-from tests.support import Turns
+from tests.support import MODERN_META, Turns
 
 METADATA = "https://files.example.com/.well-known/oauth-protected-resource/mcp"
 POLICY = Policy.from_text("""

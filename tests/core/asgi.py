@@ -7,10 +7,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-MODERN_META = {
-    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-    "io.modelcontextprotocol/clientCapabilities": {},
-}
+from tests.support import MODERN
 
 
 def rpc(method: str, params: dict[str, Any] | None = None, request_id: int | str | None = 1) -> dict[str, Any]:
@@ -23,7 +20,7 @@ def rpc(method: str, params: dict[str, Any] | None = None, request_id: int | str
 
 
 def modern_headers(method: str, name: str | None = None) -> dict[str, str]:
-    headers = {"mcp-protocol-version": "2026-07-28", "mcp-method": method}
+    headers = {"mcp-protocol-version": MODERN, "mcp-method": method}
     if name is not None:
         headers["mcp-name"] = name
     return headers

@@ -15,8 +15,9 @@ from mcp_middleware.member import Bounds
 from mcp_middleware.message import parse
 from mcp_middleware.server_message import parse_server_message
 from mcp_middleware.types import Document, Rejection
+from tests.support import MODERN_META
 
-from .asgi import MODERN_META, Call, EchoServer, modern_headers, rpc
+from .asgi import Call, EchoServer, modern_headers, rpc
 from .recording import CALL, Audit, Limiter, Recorder, Refusing
 
 

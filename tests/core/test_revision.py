@@ -11,8 +11,9 @@ from mcp_middleware.errors import HEADER_MISMATCH, INVALID_PARAMS, INVALID_REQUE
 from mcp_middleware.message import Batch, Notification, parse
 from mcp_middleware.revision import Standing, check_headers, decode_header_value
 from mcp_middleware.types import Rejection
+from tests.support import MODERN_META
 
-from .asgi import MODERN_META, rpc
+from .asgi import rpc
 from .test_message import accepted, call
 
 MODERN = {b"mcp-protocol-version": b"2026-07-28", b"mcp-method": b"tools/call", b"mcp-name": b"echo"}

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 
 from examples.authorization_server import Client
-from tests.support import headers_for, message, post, until
+from tests.support import HELLO, headers_for, message, post, until
 
 from .forwarding import CALL, Caller, RawServer, raw_server
 from .gateways import CI, OTHER, SCOPES, Running, gateway
@@ -81,8 +81,7 @@ async def test_case_22_calls_that_wait_leave_a_reserve_and_that_ends_too(tmp_pat
         assert await say({"id": 1, "method": "ping"}) == 200
         assert await say({"method": "notifications/cancelled", "params": {"requestId": 1}}) == 202
         assert await say({"id": 1, "result": {}}) == 202
-        client = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
-        assert await say({"id": 1, "method": "initialize", "params": client}) == 200
+        assert await say({"id": 1, "method": "initialize", "params": HELLO}) == 200
 
         notes = [asyncio.create_task(say({"method": "notifications/slow"})) for _ in range(16)]
         await on.arrived(b"notifications/slow", 16)

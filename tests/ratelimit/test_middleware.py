@@ -8,8 +8,8 @@ import pytest
 from mcp_middleware.errors import RATE_LIMITED, ConfigurationError
 from mcp_middleware.ratelimit import Forecast, Rate
 from mcp_middleware.testing import FakeClock
-from tests.core.asgi import MODERN_META, Call, modern_headers, rpc
-from tests.support import each_era
+from tests.core.asgi import Call, modern_headers, rpc
+from tests.support import MODERN_META, each_era
 
 from .conftest import INPUT, Make, Reader
 

@@ -1,6 +1,7 @@
 """What the tests of tracing send, whom they put in a stack, and what they read of spans."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -17,7 +18,7 @@ OTHER_TRACE, OTHER_SPAN = "a" * 32, "b" * 16
 HEADER = f"00-{OTHER_TRACE}-{OTHER_SPAN}-01"
 
 
-def call(meta: dict[str, Any] | None = None, name: str = "echo", **arguments: Any) -> dict[str, Any]:
+def call(meta: Mapping[str, Any] | None = None, name: str = "echo", **arguments: Any) -> dict[str, Any]:
     params: dict[str, Any] = {"name": name, "arguments": arguments}
     if meta is not None:
         params["_meta"] = meta

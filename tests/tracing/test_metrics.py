@@ -7,7 +7,8 @@ import pytest
 
 from mcp_middleware.tracing import TraceContextMiddleware
 from mcp_middleware.types import Headers
-from tests.core.asgi import MODERN_META, Call, modern_headers, rpc
+from tests.core.asgi import Call, modern_headers, rpc
+from tests.support import MODERN_META
 
 from .calls import Answering, call
 from .conftest import Telemetry, TracedServer

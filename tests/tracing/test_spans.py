@@ -8,21 +8,10 @@ from opentelemetry.trace import StatusCode
 
 from mcp_middleware.tracing import TraceContextMiddleware
 from mcp_middleware.types import Decision, Rejection, Usage
-from tests.core.asgi import MODERN_META, Call, EchoServer, modern_headers, rpc
+from tests.core.asgi import Call, EchoServer, modern_headers, rpc
+from tests.support import MODERN_META
 
-from .calls import (
-    AGENT,
-    HEADER,
-    META,
-    OTHER_SPAN,
-    OTHER_TRACE,
-    Answering,
-    Authorization,
-    Limiter,
-    Resource,
-    call,
-    ids,
-)
+from .calls import AGENT, HEADER, META, OTHER_SPAN, OTHER_TRACE, Answering, Authorization, Limiter, Resource, call, ids
 from .conftest import Telemetry, TracedServer
 
 # Attributes
