@@ -1,20 +1,19 @@
 """The official client and raw requests against real servers of the SDK and of FastMCP, over sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
-import fastmcp
 import httpx2
 import mcp_types
 import pytest
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.server.mcpserver import Context, MCPServer
 from starlette.middleware import Middleware
 
 from mcp_middleware.affinity import SessionAffinityMiddleware
 from mcp_middleware.testing import FakeClock
+from tests.mcp_servers import CONTEXTS, Kind, app_of, each_server, server_of
 from tests.support import ERAS, HELLO, answer_of, connect, headers_for, initialize, post, serve, text_of
 
 from .conftest import ASGIApp, CallerLayer, Recorder
@@ -30,39 +29,25 @@ STRANGERS = {
 NOT_FOUND = {"code": -32600, "message": "Session not found"}
 
 
-def sdk_app(**options: Any) -> ASGIApp:
-    server = MCPServer("sdk")
+def app(kind: Kind, *middleware: Middleware, **options: Any) -> ASGIApp:
+    server = server_of(kind)
 
     @server.tool()
     async def echo(text: str) -> str:
         return text
 
-    @server.tool()
-    async def announce(ctx: Context) -> str:
+    async def announce(ctx: Any) -> str:
         await ctx.session.send_tool_list_changed()
         return "announced"
 
-    return server.streamable_http_app(**options)
-
-
-def fastmcp_app(**options: Any) -> ASGIApp:
-    server = fastmcp.FastMCP("fast")
-
-    @server.tool
-    async def echo(text: str) -> str:
-        return text
-
-    @server.tool
-    async def announce(ctx: fastmcp.Context) -> str:
-        await ctx.send_notification(mcp_types.ToolListChangedNotification())
-        return "announced"
-
-    return server.http_app(path="/mcp", **options)
+    announce.__annotations__["ctx"] = CONTEXTS[kind]
+    server.tool()(announce)
+    return app_of(server, *middleware, **options)
 
 
 BUILDERS = [
-    pytest.param(lambda: sdk_app(json_response=True), id="sdk-json"),
-    pytest.param(fastmcp_app, id="fastmcp"),
+    pytest.param(lambda: app("sdk", json_response=True), id="sdk-json"),
+    pytest.param(lambda: app("fastmcp"), id="fastmcp"),
 ]
 
 
@@ -100,7 +85,7 @@ async def site(request: pytest.FixtureRequest, key: str, clock: FakeClock) -> As
 
 @pytest.fixture
 async def sdk_site(key: str, clock: FakeClock) -> AsyncIterator[Site]:
-    async for built in build_site(sdk_app(), key, clock):
+    async for built in build_site(app("sdk"), key, clock):
         yield built
 
 
@@ -370,10 +355,10 @@ async def test_a_session_is_good_at_its_own_endpoint_only(sdk_site: Site) -> Non
     assert redirected.status_code == 200
 
 
-@pytest.mark.parametrize("build", [sdk_app, fastmcp_app])
-async def test_a_server_without_sessions_needs_none(build: Callable[..., ASGIApp], key: str, clock: FakeClock) -> None:
+@each_server
+async def test_a_server_without_sessions_needs_none(kind: Kind, key: str, clock: FakeClock) -> None:
     """And its initialize keeps no place of the agent's."""
-    async for site in build_site(build(stateless_http=True), key, clock):
+    async for site in build_site(app(kind, stateless_http=True), key, clock):
         for _ in range(5):
             assert await initialize(site.http, site.url, token=ALICE) is None
         assert (await site.call(None)).status_code == 200
@@ -382,8 +367,7 @@ async def test_a_server_without_sessions_needs_none(build: Callable[..., ASGIApp
 
 
 async def test_fastmcp_takes_it_as_its_middleware(key: str) -> None:
-    app = fastmcp_app(middleware=[Middleware(SessionAffinityMiddleware, keys=[key])])
-    async with serve(app) as origin:
+    async with serve(app("fastmcp", Middleware(SessionAffinityMiddleware, keys=[key]))) as origin:
         for era in ERAS:
             async with connect(origin + "/mcp", era=era) as client:
                 assert text_of(await client.call_tool("echo", {"text": "hi"})) == "hi"

@@ -7,10 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import fastmcp
 import httpx2
 import pytest
-from mcp.server.mcpserver import MCPServer
 
 from mcp_middleware import (
     Policy,
@@ -22,6 +20,7 @@ from mcp_middleware import (
 )
 from mcp_middleware.audit import AuditLogMiddleware, AuditRecord, AuditTrail, JSONLinesSink
 from mcp_middleware.types import Era
+from tests.mcp_servers import Kind, app_of, each_server, server_of
 from tests.support import (
     LEGACY,
     MODERN,
@@ -49,23 +48,8 @@ class Slow:
         return "never"
 
 
-def fastmcp_app(slow: Slow) -> Any:
-    server = fastmcp.FastMCP("fast")
-
-    @server.tool
-    async def echo(text: str) -> str:
-        return text
-
-    @server.tool
-    async def broken() -> str:
-        raise fastmcp.exceptions.ToolError("broken")
-
-    server.tool(slow.__call__, name="slow")
-    return server.http_app(path="/mcp")
-
-
-def sdk_app(slow: Slow) -> Any:
-    server = MCPServer("sdk")
+def app(kind: Kind, slow: Slow) -> Any:
+    server = server_of(kind)
 
     @server.tool()
     async def echo(text: str) -> str:
@@ -76,10 +60,7 @@ def sdk_app(slow: Slow) -> Any:
         raise ValueError("broken")
 
     server.tool(name="slow")(slow.__call__)
-    return server.streamable_http_app()
-
-
-SERVERS = [fastmcp_app, sdk_app]
+    return app_of(server)
 
 
 class Counting:
@@ -116,12 +97,10 @@ class Site:
 
 
 @asynccontextmanager
-async def site(
-    path: Path, build: Callable[[Slow], Any], wrap: Callable[[Any], Any] = lambda app: app
-) -> AsyncIterator[Site]:
+async def site(path: Path, kind: Kind, wrap: Callable[[Any], Any] = lambda app: app) -> AsyncIterator[Site]:
     made = Site(path, Slow())
     sink = SQLiteSink(path) if path.suffix == ".db" else JSONLinesSink(path)
-    made.counting = Counting(AuditLogMiddleware(wrap(build(made.slow)), sink=sink))
+    made.counting = Counting(AuditLogMiddleware(wrap(app(kind, made.slow)), sink=sink))
     async with serve(made.counting) as origin:
         made.url = f"{origin}/mcp"
         yield made
@@ -129,9 +108,9 @@ async def site(
 
 @pytest.mark.parametrize("suffix", [".db", ".jsonl"])
 @each_era
-@pytest.mark.parametrize("build", SERVERS)
-async def test_as_many_records_as_messages(build: Any, era: Era, suffix: str, tmp_path: Path) -> None:
-    async with site(tmp_path / f"audit{suffix}", build) as at, connect(at.url, era=era) as client:
+@each_server
+async def test_as_many_records_as_messages(kind: Kind, era: Era, suffix: str, tmp_path: Path) -> None:
+    async with site(tmp_path / f"audit{suffix}", kind) as at, connect(at.url, era=era) as client:
         await client.list_tools()
         await client.call_tool("echo", {"text": "hello"})
         await client.call_tool("broken", {})
@@ -146,9 +125,9 @@ async def test_as_many_records_as_messages(build: Any, era: Era, suffix: str, tm
     assert (sessions == {None}) == (era == "modern")
 
 
-@pytest.mark.parametrize("build", SERVERS)
-async def test_an_unknown_tool_and_an_unknown_method_are_errors(build: Any, tmp_path: Path) -> None:
-    async with site(tmp_path / "audit.db", build) as at, httpx2.AsyncClient() as http:
+@each_server
+async def test_an_unknown_tool_and_an_unknown_method_are_errors(kind: Kind, tmp_path: Path) -> None:
+    async with site(tmp_path / "audit.db", kind) as at, httpx2.AsyncClient() as http:
         await post(http, at.url, "tools/call", {"name": "nothing", "arguments": {}})
         unknown = answer_of(await post(http, at.url, "nothing/at-all"))
     call, other = at.records
@@ -157,9 +136,9 @@ async def test_an_unknown_tool_and_an_unknown_method_are_errors(build: Any, tmp_
 
 
 @each_era
-@pytest.mark.parametrize("build", SERVERS)
-async def test_case_41_a_client_that_leaves_its_stream_is_recorded_once(build: Any, era: Era, tmp_path: Path) -> None:
-    async with site(tmp_path / "audit.db", build) as at, httpx2.AsyncClient() as http:
+@each_server
+async def test_case_41_a_client_that_leaves_its_stream_is_recorded_once(kind: Kind, era: Era, tmp_path: Path) -> None:
+    async with site(tmp_path / "audit.db", kind) as at, httpx2.AsyncClient() as http:
         session = await initialize(http, at.url) if era == "legacy" else None
         body = message("tools/call", {"name": "slow", "arguments": {}}, era=era)
         headers = headers_for(body, era=era, session=session)
@@ -175,8 +154,8 @@ async def test_case_41_a_client_that_leaves_its_stream_is_recorded_once(build: A
 POLICY = {"default": "deny", "rules": [{"agents": ["*"], "tools": ["echo"]}]}
 
 
-@pytest.mark.parametrize("build", SERVERS)
-async def test_a_record_says_what_the_other_members_did(build: Any, tmp_path: Path) -> None:
+@each_server
+async def test_a_record_says_what_the_other_members_did(kind: Kind, tmp_path: Path) -> None:
     def stack(app: Any) -> Any:
         app = SessionAffinityMiddleware(app, keys=[SESSION_KEY])
         app = ToolAuthorizationMiddleware(app, policy=Policy.from_mapping(POLICY))
@@ -184,7 +163,7 @@ async def test_a_record_says_what_the_other_members_did(build: Any, tmp_path: Pa
         return TraceContextMiddleware(app)
 
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    async with site(tmp_path / "audit.db", build, stack) as at, httpx2.AsyncClient() as http:
+    async with site(tmp_path / "audit.db", kind, stack) as at, httpx2.AsyncClient() as http:
         traced = {"name": "echo", "arguments": {"text": "hi"}, "_meta": {"traceparent": parent}}
         await post(http, at.url, "tools/call", traced)
         await post(http, at.url, "tools/call", {"name": "broken", "arguments": {}})
@@ -204,7 +183,7 @@ async def test_the_session_in_the_trail_is_the_one_affinity_names(tmp_path: Path
     def stack(app: Any) -> Any:
         return SessionAffinityMiddleware(app, keys=[SESSION_KEY])
 
-    async with site(tmp_path / "audit.db", fastmcp_app, stack) as at, connect(at.url, era="legacy") as client:
+    async with site(tmp_path / "audit.db", "fastmcp", stack) as at, connect(at.url, era="legacy") as client:
         await client.call_tool("echo", {"text": "hello"})
     assert len(at.records) == len(at.counting.requests)
     sessions = {one.session for one in at.records}

@@ -3,16 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from fastmcp import FastMCP
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
-from mcp.server.mcpserver import MCPServer
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mcp_middleware.authorization import Authorizer, ToolAuthorizationMiddleware
-
-KINDS: Final = ("fastmcp", "sdk")
+from tests.mcp_servers import Kind, app_of, server_of
 
 POLICY: Final = """
 default: deny
@@ -47,19 +44,12 @@ class Authenticated:
         await self.app(scope, receive, send)
 
 
-def governed(kind: str, policy: Authorizer, **options: Any) -> ASGIApp:
+def governed(kind: Kind, policy: Authorizer, **options: Any) -> ASGIApp:
     """A server of that kind under tool authorization, with its endpoint at ``/mcp``."""
-    if kind == "fastmcp":
-        fast = FastMCP("governed")
-        _furnish(fast)
-        return fast.http_app(
-            path="/mcp",
-            middleware=[Middleware(Authenticated), Middleware(ToolAuthorizationMiddleware, policy=policy)],
-            **options,
-        )
-    sdk = MCPServer("governed")
-    _furnish(sdk)
-    return Authenticated(ToolAuthorizationMiddleware(sdk.streamable_http_app(**options), policy=policy))
+    server = server_of(kind)
+    _furnish(server)
+    members = Middleware(Authenticated), Middleware(ToolAuthorizationMiddleware, policy=policy)
+    return app_of(server, *members, **options)
 
 
 def _furnish(server: Any) -> None:

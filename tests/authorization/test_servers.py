@@ -16,7 +16,8 @@ from starlette.middleware import Middleware
 
 from mcp_middleware.authorization import Policy, ToolAuthorizationMiddleware
 from mcp_middleware.types import Era
-from tests.authorization.servers import KINDS, POLICY, governed, names
+from tests.authorization.servers import POLICY, governed, names
+from tests.mcp_servers import KINDS, Kind, each_server
 from tests.support import ERAS, TIMEOUT, answer_of, connect, each_era, headers_for, initialize, message, serve, text_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -176,9 +177,9 @@ async def test_case_17_without_a_rule_nothing_is_open(url: str, http: httpx2.Asy
 
 
 @pytest.mark.parametrize("json_response", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@each_server
 async def test_case_16_lists_are_filtered_in_json_and_in_event_streams(
-    kind: str, json_response: bool, http: httpx2.AsyncClient
+    kind: Kind, json_response: bool, http: httpx2.AsyncClient
 ) -> None:
     app = governed(kind, Policy.from_text(POLICY), json_response=json_response)
     async with serve(app) as origin:

@@ -6,11 +6,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from fastmcp import FastMCP
 from fastmcp.server.dependencies import get_access_token as fastmcp_access_token
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.server import MCPServer
 from mcp.server.auth.middleware.auth_context import get_access_token as sdk_access_token
 from starlette.middleware import Middleware
 
@@ -19,45 +17,40 @@ from mcp_middleware.oauth import ClientSecret
 from mcp_middleware.resource_server import OAuthResourceServerMiddleware
 from mcp_middleware.types import Era
 from tests.authorization_server.running import RunningServer, running
+from tests.mcp_servers import Kind, app_of, server_of
 from tests.support import connect, listener, origin_of, serve, text_of
+
+
+def _protected(server: Any, url: str, issuer: str) -> Any:
+    return app_of(server, Middleware(OAuthResourceServerMiddleware, resource=url, issuers=[issuer]))
 
 
 def _mailbox(url: str, issuer: str) -> Any:
     """Tells who calls it, and with which token."""
-    server = FastMCP("mail")
+    server = server_of("fastmcp")
 
-    @server.tool
+    @server.tool()
     def whoami() -> str:
         token = fastmcp_access_token()
         assert token is not None
         return f"{token.subject} by {token.client_id} with {token.token}"
 
-    options: dict[str, Any] = {"resource": url, "issuers": [issuer]}
-    return server.http_app(path="/mcp", middleware=[Middleware(OAuthResourceServerMiddleware, **options)])
+    return _protected(server, url, issuer)
 
 
-def _assistant(kind: str, url: str, issuer: str, ask: Callable[[Any], Any]) -> Any:
+def _assistant(kind: Kind, url: str, issuer: str, ask: Callable[[Any], Any]) -> Any:
     """Asks the mailbox who calls, for its own caller."""
-    options: dict[str, Any] = {"resource": url, "issuers": [issuer]}
-    if kind == "fastmcp":
-        fast = FastMCP("assistant")
+    server = server_of(kind)
 
-        @fast.tool
-        async def asked() -> str:
-            return str(await ask(fastmcp_access_token()))
+    @server.tool()
+    async def asked() -> str:
+        return str(await ask(fastmcp_access_token() if kind == "fastmcp" else sdk_access_token()))
 
-        return fast.http_app(path="/mcp", middleware=[Middleware(OAuthResourceServerMiddleware, **options)])
-    sdk = MCPServer("assistant")
-
-    @sdk.tool(name="asked")
-    async def asked_by_the_sdk() -> str:
-        return str(await ask(sdk_access_token()))
-
-    return OAuthResourceServerMiddleware(sdk.streamable_http_app(), **options)
+    return _protected(server, url, issuer)
 
 
 @asynccontextmanager
-async def served(kind: str, grant: str) -> AsyncIterator[tuple[str, RunningServer]]:
+async def served(kind: Kind, grant: str) -> AsyncIterator[tuple[str, RunningServer]]:
     """The URL of an assistant before a mailbox, and their authorization server."""
     assistant, mail = listener(), listener()
     assistant_url, mail_url = f"{origin_of(assistant)}/mcp", f"{origin_of(mail)}/mcp"
@@ -85,7 +78,7 @@ async def served(kind: str, grant: str) -> AsyncIterator[tuple[str, RunningServe
 
 
 @pytest.mark.parametrize(("kind", "era"), [("fastmcp", "modern"), ("sdk", "legacy")])
-async def test_case_8_a_tool_acts_for_its_caller_with_a_token_of_its_own(kind: str, era: Era) -> None:
+async def test_case_8_a_tool_acts_for_its_caller_with_a_token_of_its_own(kind: Kind, era: Era) -> None:
     """F1: the mailbox sees the caller and the assistant, and never the token that the assistant was called with."""
     async with served(kind, "exchange") as (url, issuer):
         agent = issuer.add_client("agent")

@@ -30,7 +30,7 @@ async def test_a_machine_steps_up_and_the_tool_knows_it(era: Era) -> None:
             Middleware(ToolAuthorizationMiddleware, policy=Policy.from_mapping(ACCESS)),
             Middleware(SessionAffinityMiddleware, keys=[SESSION_KEY]),
         ]
-        async with serve(build_server("fastmcp", middleware=members), bound=bound):
+        async with serve(build_server("fastmcp", *members), bound=bound):
             agent_of = issuer.add_client()
             async with connected(url, by_secret(url, agent_of, issuer.issuer), era) as agent:
                 assert await agent.call("whoami") == f"{agent_of.client_id} {agent_of.client_id}"

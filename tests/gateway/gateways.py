@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from starlette.types import ASGIApp
 
 from examples.authorization_server import AuthorizationServer, Client
 from examples.authorization_server import create_app as authorization_server
@@ -15,6 +16,7 @@ from mcp_middleware.audit.record import AuditRecord
 from mcp_middleware.gateway.app import Gateway, create_app
 from mcp_middleware.gateway.config import from_mapping
 from tests.authorization_server.running import RunningServer, mint
+from tests.mcp_servers import Kind, app_of, server_of
 from tests.support import SESSION_KEY, TIMEOUT, listener, origin_of, serve
 
 SCOPES = frozenset({"mcp:use", "files:write"})
@@ -34,6 +36,17 @@ ACCESS = {
         {"effect": "deny", "agents": ["*"], "tools": ["admin_*"]},
     ],
 }
+
+
+def located(name: str, kind: Kind = "sdk") -> ASGIApp:
+    """A server that says which instance it is."""
+    server = server_of(kind)
+
+    @server.tool()
+    def where() -> str:
+        return name
+
+    return app_of(server)
 
 
 @dataclass(slots=True)

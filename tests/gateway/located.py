@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastmcp import FastMCP
-from mcp.server.mcpserver import MCPServer
+
+from tests.mcp_servers import app_of, server_of
 
 
-def build(kind: str, name: str, seen: Path) -> Any:
-    server: FastMCP | MCPServer = FastMCP("located") if kind == "fastmcp" else MCPServer("located")
+def build(kind: Any, name: str, seen: Path) -> Any:
+    server = server_of(kind)
     note = os.open(seen, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     @server.tool()
@@ -20,7 +20,7 @@ def build(kind: str, name: str, seen: Path) -> Any:
         os.write(note, f"{text}\n".encode())
         return f"{name}:{os.getpid()} {text}"
 
-    return server.http_app(path="/mcp") if isinstance(server, FastMCP) else server.streamable_http_app()
+    return app_of(server)
 
 
 def main() -> None:

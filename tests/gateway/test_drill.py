@@ -24,7 +24,7 @@ from examples.authorization_server import AuthorizationServer, create_app
 from mcp_middleware.audit.query import AuditTrail
 from mcp_middleware.types import Era
 from tests.authorization_server.running import mint
-from tests.integration.stack import KINDS
+from tests.mcp_servers import KINDS
 from tests.support import (
     SESSION_KEY,
     answer_of,

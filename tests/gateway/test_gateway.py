@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx2
 import pytest
-from mcp.server.mcpserver import MCPServer
 from mcp.shared.exceptions import MCPError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -19,7 +18,8 @@ from mcp_middleware.gateway.app import create_app
 from mcp_middleware.gateway.banner import capabilities
 from mcp_middleware.gateway.config import from_mapping
 from mcp_middleware.types import Era
-from tests.integration.stack import KINDS, Kind, build_server
+from tests.integration.stack import build_server
+from tests.mcp_servers import Kind, each_server
 from tests.support import (
     LEGACY,
     SESSION_KEY,
@@ -35,20 +35,7 @@ from tests.support import (
     text_of,
 )
 
-from .gateways import ECHO, OTHER, SCOPES, Running, gateway, sections
-
-each_server = pytest.mark.parametrize("kind", KINDS)
-
-
-def located(name: str) -> Any:
-    """An SDK server that says which instance it is."""
-    server = MCPServer("located")
-
-    @server.tool()
-    def where() -> str:
-        return name
-
-    return server.streamable_http_app()
+from .gateways import ECHO, OTHER, SCOPES, Running, gateway, located, sections
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from mcp_middleware.gateway.config import from_mapping
 from mcp_middleware.ratelimit import EstimatingCounter, ExactCounter
 from mcp_middleware.types import Era
 from tests.authorization_server.running import running as issuing
-from tests.integration.stack import Kind
+from tests.mcp_servers import Kind
 from tests.storage.redis_server import RedisServer, running_redis
 from tests.support import (
     SESSION_KEY,

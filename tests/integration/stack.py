@@ -5,11 +5,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx2
-from fastmcp import FastMCP
-from mcp.server.mcpserver import MCPServer
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from examples.authorization_server import AuthorizationServer, Client, create_app
 from mcp_middleware import (
@@ -25,6 +25,7 @@ from mcp_middleware import (
 from mcp_middleware.audit.query import AuditTrail
 from mcp_middleware.audit.record import AuditRecord
 from tests.authorization_server.running import mint
+from tests.mcp_servers import Kind, app_of, server_of
 from tests.support import SESSION_KEY, TIMEOUT, listener, origin_of, serve
 
 POLICY = """
@@ -40,13 +41,10 @@ SCOPES = frozenset({"mcp:use", "files:write"})
 CI = Client(client_id="ci-1", scopes=SCOPES)
 OTHER = Client(client_id="other", scopes=SCOPES)
 
-Kind = Literal["fastmcp", "sdk"]
-KINDS: tuple[Kind, ...] = ("fastmcp", "sdk")
 
-
-def build_server(kind: Kind, *, middleware: Sequence[Any] = ()) -> Any:
+def build_server(kind: Kind, *middleware: Middleware) -> ASGIApp:
     """A real MCP server with tools that some may use and some may not, as its ASGI application."""
-    server: FastMCP | MCPServer = FastMCP("tests") if kind == "fastmcp" else MCPServer("tests")
+    server = server_of(kind)
 
     @server.tool()
     def echo(text: str) -> str:
@@ -89,12 +87,7 @@ def build_server(kind: Kind, *, middleware: Sequence[Any] = ()) -> Any:
     def secret() -> str:
         return "secret"
 
-    if isinstance(server, FastMCP):
-        return server.http_app(path="/mcp", middleware=list(middleware))
-    app: Any = server.streamable_http_app()
-    for entry in reversed(middleware):
-        app = entry.cls(app, *entry.args, **entry.kwargs)
-    return app
+    return app_of(server, *middleware)
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from mcp.shared.exceptions import MCPError
 
 from mcp_middleware.member import ORDER
 from mcp_middleware.types import Era
+from tests.mcp_servers import Kind, each_server
 from tests.support import (
     ERAS,
     answer_of,
@@ -25,11 +26,9 @@ from tests.support import (
     text_of,
 )
 
-from .stack import KINDS, OTHER, SCOPES, Kind, Stack, build_server, governed
+from .stack import OTHER, SCOPES, Stack, build_server, governed
 
 MEMBERS = tuple(stage for stage in ORDER if stage != "edge")  # that one is the gateway's own
-
-each_server = pytest.mark.parametrize("kind", KINDS)
 
 
 @each_server

@@ -2,20 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import fastmcp
 import httpx2
 import pytest
-from fastmcp import FastMCP
 from mcp.client import Client
-from mcp.server import mcpserver
-from mcp.server.mcpserver import MCPServer
 from mcp.shared.exceptions import MCPError
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from mcp_middleware.errors import RATE_LIMITED
 from mcp_middleware.ratelimit import RateLimitMiddleware
@@ -23,12 +20,13 @@ from mcp_middleware.storage import MemoryStorage
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Era
 from tests.gateway.gateways import CI, gateway
+from tests.mcp_servers import CONTEXTS, KINDS, Kind, app_of, server_of
 from tests.support import answer_of, connect, each_era, headers_for, message, post, serve, text_of
 
-Application = Callable[[Any, Any, Any], Awaitable[None]]
 
+def limited(kind: Kind, entered: asyncio.Event, options: dict[str, Any]) -> ASGIApp:
+    server = server_of(kind)
 
-def add_tools(server: FastMCP | MCPServer, entered: asyncio.Event) -> None:
     @server.tool()
     def write(words: int) -> str:
         """Write that many words."""
@@ -51,36 +49,21 @@ def add_tools(server: FastMCP | MCPServer, entered: asyncio.Event) -> None:
         """Greet somebody."""
         return f"Say hello to {name}."
 
-
-def add_talker(server: FastMCP | MCPServer, context: type) -> None:
     async def talk(times: int, ctx: Any) -> str:
         """Tell much before the answer."""
         for number in range(times):
             await ctx.report_progress(number, times, "word " * 400)
         return "done"
 
-    talk.__annotations__["ctx"] = context
+    talk.__annotations__["ctx"] = CONTEXTS[kind]
     server.tool()(talk)
-
-
-def fastmcp_app(entered: asyncio.Event, options: dict[str, Any]) -> Application:
-    server = FastMCP("limited")
-    add_tools(server, entered)
-    add_talker(server, fastmcp.Context)
-    return server.http_app(path="/mcp", middleware=[Middleware(RateLimitMiddleware, **options)])
-
-
-def sdk_app(entered: asyncio.Event, options: dict[str, Any]) -> Application:
-    server = MCPServer("limited")
-    add_tools(server, entered)
-    add_talker(server, mcpserver.Context)
-    return RateLimitMiddleware(server.streamable_http_app(), **options)
+    return app_of(server, Middleware(RateLimitMiddleware, **options))
 
 
 class Posts:
     """Knows when no POST is being served any more: an answer may arrive just before it is settled."""
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.open = 0
         self.changed = asyncio.Condition()
@@ -112,14 +95,14 @@ class Running:
         self.settled = posts.settled
 
 
-@pytest.fixture(params=[fastmcp_app, sdk_app], ids=["fastmcp", "sdk"])
+@pytest.fixture(params=KINDS)
 def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Serves one of the two servers behind a limiter with the given options."""
 
     @asynccontextmanager
     async def running(**options: Any) -> AsyncIterator[Running]:
         clock, entered = FakeClock(), asyncio.Event()
-        posts = Posts(request.param(entered, {"storage": MemoryStorage(clock=clock), **options}))
+        posts = Posts(limited(request.param, entered, {"storage": MemoryStorage(clock=clock), **options}))
         async with serve(posts, drain=0.1) as origin:
             yield Running(f"{origin}/mcp", clock, entered, posts)
 

@@ -9,20 +9,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
-import pytest
-from fastmcp import FastMCP
 from fastmcp.server.dependencies import get_access_token as fastmcp_access_token
-from mcp.server import MCPServer
 from mcp.server.auth.middleware.auth_context import get_access_token as sdk_access_token
 from mcp.server.auth.provider import AccessToken
 from starlette.middleware import Middleware
 
 from mcp_middleware.resource_server import OAuthResourceServerMiddleware
 from mcp_middleware.types import Era
+from tests.mcp_servers import Kind, app_of, each_server, server_of
 from tests.resource_server.issuer import LoopbackIssuer
 from tests.support import connect, each_era, initialize, listener, messages_of, origin_of, post, serve, text_of
-
-BOTH_SERVERS = pytest.mark.parametrize("kind", ["fastmcp", "sdk"])
 
 
 def whoami() -> str:
@@ -36,27 +32,20 @@ def _shown(token: AccessToken | None) -> str:
 
 
 @asynccontextmanager
-async def served(kind: str, *issuers: LoopbackIssuer) -> AsyncIterator[str]:
+async def served(kind: Kind, *issuers: LoopbackIssuer) -> AsyncIterator[str]:
     """The URL of a protected server; it is the resource."""
     bound = listener()
     url = f"{origin_of(bound)}/mcp"
     options: dict[str, Any] = {"resource": url, "issuers": [one.issuer for one in issuers], "scopes": ["mcp:use"]}
-    app: Any
-    if kind == "fastmcp":
-        fast = FastMCP("whoami")
-        fast.tool(whoami)
-        app = fast.http_app(path="/mcp", middleware=[Middleware(OAuthResourceServerMiddleware, **options)])
-    else:
-        sdk = MCPServer("whoami")
-        sdk.tool()(whoami)
-        app = OAuthResourceServerMiddleware(sdk.streamable_http_app(), **options)
-    async with serve(app, bound=bound):
+    server = server_of(kind)
+    server.tool()(whoami)
+    async with serve(app_of(server, Middleware(OAuthResourceServerMiddleware, **options)), bound=bound):
         yield url
 
 
-@BOTH_SERVERS
+@each_server
 @each_era
-async def test_a_tool_sees_its_caller(issuer: LoopbackIssuer, kind: str, era: Era) -> None:
+async def test_a_tool_sees_its_caller(issuer: LoopbackIssuer, kind: Kind, era: Era) -> None:
     """B13: get_access_token() of FastMCP in FastMCP, of the SDK in both."""
     async with served(kind, issuer) as url:
         for caller in ("alice", "bob"):
@@ -67,8 +56,8 @@ async def test_a_tool_sees_its_caller(issuer: LoopbackIssuer, kind: str, era: Er
                     assert text.startswith(f"agent-1 {caller} 1 |")
 
 
-@BOTH_SERVERS
-async def test_case_19_a_session_belongs_to_its_caller(issuer: LoopbackIssuer, kind: str) -> None:
+@each_server
+async def test_case_19_a_session_belongs_to_its_caller(issuer: LoopbackIssuer, kind: Kind) -> None:
     """B13: another subject's session id is answered as an unknown one; a new token of the same caller keeps it."""
     async with (
         serve((other := LoopbackIssuer()).app) as other.url,
@@ -97,8 +86,8 @@ async def test_case_19_a_session_belongs_to_its_caller(issuer: LoopbackIssuer, k
         assert "agent-1 alice 1" not in answer.text
 
 
-@BOTH_SERVERS
-async def test_case_2_two_tokens_on_the_wire(issuer: LoopbackIssuer, kind: str) -> None:
+@each_server
+async def test_case_2_two_tokens_on_the_wire(issuer: LoopbackIssuer, kind: Kind) -> None:
     async with served(kind, issuer) as url:
         host, port = url.split("/")[2].split(":")
         line = f"Authorization: Bearer {issuer.token(aud=url)}\r\n"
@@ -110,8 +99,8 @@ async def test_case_2_two_tokens_on_the_wire(issuer: LoopbackIssuer, kind: str) 
             await writer.wait_closed()
 
 
-@BOTH_SERVERS
-async def test_case_1_no_token_no_server(issuer: LoopbackIssuer, kind: str) -> None:
+@each_server
+async def test_case_1_no_token_no_server(issuer: LoopbackIssuer, kind: Kind) -> None:
     async with served(kind, issuer) as url, httpx2.AsyncClient() as http:
         for method in ("POST", "GET", "DELETE"):
             answer = await http.request(method, url)

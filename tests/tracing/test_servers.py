@@ -5,8 +5,6 @@ from typing import Any
 
 import mcp.shared._otel as sdk_otel
 import pytest
-from fastmcp import FastMCP
-from mcp.server.mcpserver import MCPServer
 from opentelemetry import trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.trace import ReadableSpan
@@ -14,12 +12,12 @@ from opentelemetry.trace import SpanKind, format_span_id
 
 from mcp_middleware.tracing import TraceContextMiddleware
 from mcp_middleware.types import Era
+from tests.mcp_servers import Kind, app_of, each_server, server_of
 from tests.support import connect, each_era, serve, text_of
 
 from .conftest import Telemetry
 
 OURS = "mcp_middleware"
-SERVERS = ["fastmcp", "sdk"]
 
 
 @pytest.fixture
@@ -32,16 +30,11 @@ def sdk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Telemetry]:
     telemetry.close()
 
 
-def build(kind: str) -> Any:
-    if kind == "fastmcp":
-        fast = FastMCP("server")
-        fast.tool(add)
-        fast.tool(where)
-        return fast.http_app(path="/mcp")
-    server = MCPServer("server")
+def build(kind: Kind) -> Any:
+    server = server_of(kind)
     server.tool()(add)
     server.tool()(where)
-    return server.streamable_http_app()
+    return app_of(server)
 
 
 def add(a: int, b: int) -> str:
@@ -76,9 +69,9 @@ def call_spans(telemetry: Telemetry) -> tuple[list[ReadableSpan], list[ReadableS
 
 
 @each_era
-@pytest.mark.parametrize("kind", SERVERS)
+@each_server
 async def test_client_then_ours_then_the_servers(
-    sdk: Telemetry, kind: str, era: Era, caplog: pytest.LogCaptureFixture
+    sdk: Telemetry, kind: Kind, era: Era, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One trace, whichever of ``_meta`` and the ambient context the server goes by."""
     async with serve(TraceContextMiddleware(build(kind))) as url, connect(f"{url}/mcp", era=era) as client:
@@ -101,8 +94,8 @@ async def test_client_then_ours_then_the_servers(
 
 
 @each_era
-@pytest.mark.parametrize("kind", SERVERS)
-async def test_with_asgi_instrumentation_around(sdk: Telemetry, kind: str, era: Era) -> None:
+@each_server
+async def test_with_asgi_instrumentation_around(sdk: Telemetry, kind: Kind, era: Era) -> None:
     """The HTTP span stays what it is; the MCP span has the message's parent, and a link to the HTTP span."""
     app = OpenTelemetryMiddleware(TraceContextMiddleware(build(kind)), exclude_spans=["receive", "send"])
     async with serve(app) as url, connect(f"{url}/mcp", era=era) as client:
@@ -116,8 +109,8 @@ async def test_with_asgi_instrumentation_around(sdk: Telemetry, kind: str, era: 
 
 
 @each_era
-@pytest.mark.parametrize("kind", SERVERS)
-async def test_errors_of_real_servers(sdk: Telemetry, kind: str, era: Era) -> None:
+@each_server
+async def test_errors_of_real_servers(sdk: Telemetry, kind: Kind, era: Era) -> None:
     """Both servers answer an unknown tool as one that failed; the list tells them apart."""
     app = TraceContextMiddleware(build(kind), meter_provider=sdk.meters)
     async with serve(app) as url, connect(f"{url}/mcp", era=era) as client:
@@ -132,8 +125,8 @@ async def test_errors_of_real_servers(sdk: Telemetry, kind: str, era: Era) -> No
     assert "invented" not in str(sdk.labels("mcp.server.operation.duration"))
 
 
-@pytest.mark.parametrize("kind", SERVERS)
-async def test_a_legacy_session_is_one_session(sdk: Telemetry, kind: str) -> None:
+@each_server
+async def test_a_legacy_session_is_one_session(sdk: Telemetry, kind: Kind) -> None:
     app = TraceContextMiddleware(build(kind), meter_provider=sdk.meters)
     async with serve(app) as url:
         async with connect(f"{url}/mcp", era="legacy") as client:
@@ -147,7 +140,7 @@ async def test_a_legacy_session_is_one_session(sdk: Telemetry, kind: str) -> Non
 
 
 @each_era
-@pytest.mark.parametrize("kind", SERVERS)
-async def test_without_an_sdk_everything_works(kind: str, era: Era) -> None:
+@each_server
+async def test_without_an_sdk_everything_works(kind: Kind, era: Era) -> None:
     async with serve(TraceContextMiddleware(build(kind))) as url, connect(f"{url}/mcp", era=era) as client:
         assert text_of(await client.call_tool("add", {"a": 1, "b": 2})) == "3"
