@@ -11,6 +11,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import httpx2
@@ -114,6 +115,19 @@ def listener() -> socket.socket:
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.bind(("127.0.0.1", 0))
     return bound
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for a process that takes it."""
+    with listener() as bound:
+        port: int = bound.getsockname()[1]
+        return port
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    listed = [children.read_text() for children in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for line in listed for child in line.split()]
 
 
 def origin_of(bound: socket.socket) -> str:

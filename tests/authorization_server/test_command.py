@@ -20,6 +20,7 @@ from joserfc.jwk import ECKey
 
 from examples.authorization_server.__main__ import parse
 from mcp_middleware.gateway.config import from_mapping
+from tests.support import free_port
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "examples.authorization_server"]
@@ -30,10 +31,7 @@ FILES = "http://127.0.0.1:8000/files/mcp"
 @contextmanager
 def running(*arguments: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """The command on a port of its own: its banner, and the process; ended by Ctrl-C."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [*COMMAND, f"--port={port}", f"--resource={FILES}", *arguments]
+    command = [*COMMAND, f"--port={free_port()}", f"--resource={FILES}", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         try:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import ROOT, blocks_of
-from tests.gateway.processes import Process, free_port
+from tests.gateway.processes import Process
+from tests.support import free_port
 
 PAGE = ROOT / "docs" / "gateway" / "quick-start.md"
 BLOCKS = list(blocks_of(PAGE))

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import ROOT, blocks_of
-from tests.gateway.processes import backend, client, free_port, running
-from tests.support import SESSION_KEY, headers_for, initialize, post
+from tests.gateway.processes import backend, client, running
+from tests.support import SESSION_KEY, free_port, headers_for, initialize, post
 
 NGINX = shutil.which("nginx", path="/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin")
 PAGE = ROOT / "docs" / "gateway" / "operations.md"

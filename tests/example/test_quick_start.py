@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import free_port
+
 PAGE = Path(__file__).parents[2] / "docs" / "quick-start.md"
 FILE = re.compile(r'^```\w+ title="(?P<name>[\w.]+)"\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
 
@@ -37,9 +39,7 @@ def wait_until_listening(port: int, server: "subprocess.Popen[bytes]") -> None:
 
 
 def test_the_page_does_what_it_says(directory: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     client = directory / "client.py"
     client.write_text(client.read_text().replace("8000", str(port)))
     with subprocess.Popen(

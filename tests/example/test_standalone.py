@@ -14,7 +14,7 @@ import pytest
 from examples.standalone.library import create
 from mcp_middleware.gateway.config import load
 from tests.authorization_server.running import running
-from tests.support import post, serve
+from tests.support import children_of, post, serve
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "standalone"
@@ -74,11 +74,7 @@ def test_a_signal_ends_all_of_it() -> None:
     with subprocess.Popen(COMMAND, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
         assert running.stdout is not None
         assert "Two replicas" in running.stdout.readline()
-        children = [
-            int(stat.parent.name)
-            for stat in Path("/proc").glob("[0-9]*/stat")
-            if stat.exists() and int(stat.read_text().rpartition(")")[2].split()[1]) == running.pid
-        ]
+        children = children_of(running.pid)
         assert len(children) == 6
         running.send_signal(signal.SIGTERM)
         said = running.communicate(timeout=60)[0]

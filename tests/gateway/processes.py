@@ -16,7 +16,7 @@ import httpx2
 from starlette.requests import Request
 
 from mcp_middleware.exchange import Receive, Scope, Send
-from tests.support import TIMEOUT, listener, serve
+from tests.support import TIMEOUT, free_port, serve
 
 END = "<end>"
 """Stands for the end of what a process writes."""
@@ -84,15 +84,6 @@ async def backend() -> AsyncIterator[Backend]:
     async with serve(made) as made.origin:
         yield made
         made.go_on.set()
-
-
-def free_port() -> int:
-    bound = listener()
-    try:
-        port: int = bound.getsockname()[1]
-        return port
-    finally:
-        bound.close()
 
 
 class Process:

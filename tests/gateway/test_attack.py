@@ -12,10 +12,10 @@ from mcp_middleware.gateway.client import UpstreamClient
 from mcp_middleware.gateway.config import from_mapping
 from mcp_middleware.gateway.sections.servers import ServerConfig
 from mcp_middleware.gateway.upstream import MAX_TASK_NAME, Upstream
-from tests.support import SESSION_KEY, headers_for, initialize, message, post
+from tests.support import SESSION_KEY, free_port, headers_for, initialize, message, post
 
 from .gateways import ECHO, sections
-from .processes import configured, free_port
+from .processes import configured
 from .test_cases import recorded
 from .test_gateway import before
 

@@ -23,7 +23,8 @@ from mcp_middleware.gateway.config import load
 from mcp_middleware.gateway.demo import main
 from mcp_middleware.gateway.demo.issuer import Client, Issuer
 from mcp_middleware.gateway.demo.servers import RequireKey, files, search, tickets
-from tests.support import connect, post, serve, text_of
+from tests.example.test_demo import lines_of
+from tests.support import children_of, connect, post, serve, text_of
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [str(Path(sys.executable).with_name("mcp-gateway")), "demo"]
@@ -283,19 +284,6 @@ def read_until(process: "subprocess.Popen[str]", what: str) -> str:
     raise AssertionError(f"it ended before it said {what!r}:\n{said}")
 
 
-def children_of(process: "subprocess.Popen[str]") -> list[int]:
-    """The processes that it has started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended meanwhile
-        if int(fields[1]) == process.pid:
-            found.append(int(status.parent.name))
-    return found
-
-
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "x", "٣"])
 def test_a_port_that_is_none_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -331,7 +319,7 @@ def test_what_stays_up_serves_any_client_until_ctrl_c() -> None:
                 return text_of(await client.call_tool("list_tickets", {}))
 
         assert "Tea" in asyncio.run(list_tickets())
-        children = children_of(process)
+        children = children_of(process.pid)
         assert len(children) == 6
         process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=30)[0]
@@ -345,7 +333,7 @@ def test_what_stays_up_serves_any_client_until_ctrl_c() -> None:
 def test_a_signal_in_the_middle_ends_every_process(number: signal.Signals) -> None:
     with running() as process:
         read_until(process, "asks too often")
-        children = children_of(process)
+        children = children_of(process.pid)
         assert len(children) == 6
         process.send_signal(number)
         process.send_signal(number)
@@ -353,8 +341,3 @@ def test_a_signal_in_the_middle_ends_every_process(number: signal.Signals) -> No
         assert process.returncode == 1, rest
     assert "it was ended before the end of the story" in rest
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
-
-
-def lines_of(output: str, kind: str) -> list[str]:
-    """The story's lines of one kind, without the kind."""
-    return [line[2:].removeprefix(kind).strip() for line in output.splitlines() if line.startswith(f"  {kind} ")]

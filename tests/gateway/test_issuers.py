@@ -26,11 +26,11 @@ from mcp_middleware.gateway.config import from_mapping
 from mcp_middleware.resource_server import Issuer
 from tests.authorization_server.running import Credentials, RunningServer, running
 from tests.integration.stack import build_server
-from tests.support import SESSION_KEY, answer_of, connect, initialize, post, serve, text_of
+from tests.support import SESSION_KEY, answer_of, connect, free_port, initialize, post, serve, text_of
 
 from .authority import authority
 from .gateways import ECHO, Running, gateway
-from .processes import Process, backend, client, configured, free_port
+from .processes import Process, backend, client, configured
 from .processes import running as process
 
 ELSEWHERE = "http://127.0.0.1:9/elsewhere"

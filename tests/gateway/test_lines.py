@@ -19,7 +19,8 @@ import pytest
 
 from mcp_middleware.gateway.lines import MAX_CHARACTERS, MAX_WAITING, Lines
 from tests.gateway.forwarding import dead_origin
-from tests.gateway.processes import Process, client, configured, free_port
+from tests.gateway.processes import Process, client, configured
+from tests.support import free_port
 
 JUNK = {"authorization": "Bearer junk", "content-type": "application/json"}
 

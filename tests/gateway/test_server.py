@@ -20,7 +20,7 @@ from mcp_middleware.gateway.app import create_app
 from mcp_middleware.gateway.config import load
 from mcp_middleware.gateway.server import Worker
 from tests.certificates import certificate
-from tests.support import SESSION_KEY, initialize, listener, post
+from tests.support import SESSION_KEY, children_of, initialize, listener, post
 
 from .processes import Process, backend, client, configured, running
 
@@ -39,12 +39,9 @@ async def served(http: httpx2.AsyncClient, url: str) -> bool:
 
 async def pids(process: Process, count: int) -> list[int]:
     """The workers, once there are that many."""
-    parent = process.process.pid
-    while True:
-        listed = await asyncio.to_thread(Path(f"/proc/{parent}/task/{parent}/children").read_text)
-        found = [int(pid) for pid in listed.split()]
-        if len(found) == count:
-            return found
+    while len(found := children_of(process.process.pid)) != count:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    return found
 
 
 async def test_case_43_a_stop_lets_calls_finish_ends_streams_and_is_not_ready_meanwhile(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import pytest
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.gateway.app import create_app
 from mcp_middleware.gateway.config import from_mapping
-from tests.support import post
+from tests.support import free_port, post
 
 from .authority import authority
 from .gateways import ECHO
-from .processes import END, Process, client, configured, free_port
+from .processes import END, Process, client, configured
 
 NOWHERE = {"files": "http://127.0.0.1:9"}
 
