@@ -3,12 +3,12 @@
 import base64
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mcp_middleware.testing import FakeClock
+from tests.core.asgi import user_of
 
 Scope = MutableMapping[str, Any]
 ASGIApp = Callable[..., Awaitable[None]]
@@ -17,8 +17,7 @@ ASGIApp = Callable[..., Awaitable[None]]
 class CallerLayer:
     """Sets the user that a bearer token of the form ``issuer|client|subject|serial`` names; without one, nobody.
 
-    It is no ``AuthenticatedUser`` of the SDK, whose server would then guard its sessions by itself: what these tests
-    see refused, affinity refused.
+    What these tests see refused, affinity refused: no server guards its sessions by such a user.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -28,10 +27,7 @@ class CallerLayer:
         authorization = dict(scope.get("headers", ())).get(b"authorization", b"").decode()
         if authorization:
             issuer, client, subject, _serial = authorization.removeprefix("Bearer ").split("|")
-            token = SimpleNamespace(
-                client_id=client, subject=subject, scopes=[], expires_at=None, claims={"iss": issuer}
-            )
-            scope["user"] = SimpleNamespace(access_token=token)
+            scope["user"] = user_of(client, subject, issuer)
         await self.app(scope, receive, send)
 
 

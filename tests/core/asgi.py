@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import MutableMapping
+from types import SimpleNamespace
 from typing import Any
 
 from starlette.requests import Request
@@ -24,6 +25,15 @@ def modern_headers(method: str, name: str | None = None) -> dict[str, str]:
     if name is not None:
         headers["mcp-name"] = name
     return headers
+
+
+def user_of(client: str, subject: str | None = None, issuer: str | None = None) -> Any:
+    """What another layer that authenticates sets as the scope's user.
+
+    It is no ``AuthenticatedUser`` of the SDK, whose server would then guard its sessions by itself.
+    """
+    token = SimpleNamespace(client_id=client, subject=subject, scopes=[], expires_at=None, claims={"iss": issuer})
+    return SimpleNamespace(access_token=token)
 
 
 class Call:

@@ -27,11 +27,7 @@ class Recorder:
         self.bodies: list[bytes] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await receive()
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            await send({"type": "lifespan.shutdown.complete"})
+        if scope["type"] != "http":
             return
         body = await Request(scope, receive).body()
         if scope["method"] == "POST":

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from types import SimpleNamespace
 from typing import Any, Final, TypeAlias
 
 import pytest
@@ -14,7 +13,7 @@ from mcp_middleware.ratelimit import RateLimitMiddleware
 from mcp_middleware.storage import MemoryStorage
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Rejection, Usage
-from tests.core.asgi import Call, rpc
+from tests.core.asgi import Call, rpc, user_of
 
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -91,11 +90,7 @@ class Caller:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         named = dict(scope["headers"]).get(b"caller")
         if named is not None:
-            client, subject, issuer = [*named.decode().split(), None, None][:3]
-            token = SimpleNamespace(
-                client_id=client, subject=subject, scopes=[], expires_at=None, claims={"iss": issuer}
-            )
-            scope["user"] = SimpleNamespace(access_token=token)
+            scope["user"] = user_of(*named.decode().split())
         await self.app(scope, receive, send)
 
 
