@@ -17,8 +17,8 @@ from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth.http import OAuthHTTPClient
 from mcp_middleware.oauth.metadata import MetadataSource, ServerMetadata
 from mcp_middleware.resource_server import OAuthResourceServerMiddleware, ProtectedResource, metadata_routes
+from tests.resource_server.guarded import EchoApp, StaticVerifier
 from tests.resource_server.issuer import RESOURCE, LoopbackIssuer
-from tests.resource_server.test_middleware import EchoApp, StaticVerifier
 
 ORIGIN = "https://files.example.com"
 PATH = "/.well-known/oauth-authorization-server"

@@ -1,13 +1,8 @@
 """The member around an application that echoes what reached it."""
 
 import json
-import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -18,69 +13,12 @@ from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 
 from mcp_middleware.errors import UNAUTHORIZED, UNAVAILABLE, ConfigurationError
-from mcp_middleware.exchange import Exchange
-from mcp_middleware.member import Member
-from mcp_middleware.resource_server import (
-    Issuer,
-    IssuerUnavailableError,
-    JWTVerifier,
-    OAuthResourceServerMiddleware,
-)
-from mcp_middleware.types import Rejection
-from tests.core.recording import Witness
+from mcp_middleware.resource_server import Issuer, JWTVerifier, OAuthResourceServerMiddleware
+from tests.resource_server.guarded import LOGIN, ORIGIN, EchoApp, StaticVerifier, guarded
 from tests.resource_server.issuer import RESOURCE, LoopbackIssuer
 from tests.support import message
 
-ORIGIN = "https://files.example.com"
 METADATA = f"{ORIGIN}/.well-known/oauth-protected-resource/mcp"
-
-
-class EchoApp:
-    """Answers every request, and keeps the scope and the SDK's context variable it saw."""
-
-    def __init__(self) -> None:
-        self.scopes: list[Any] = []
-        self.users: list[AuthenticatedUser | None] = []
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.scopes.append(scope)
-        self.users.append(auth_context_var.get())
-        body = b'{"jsonrpc":"2.0","id":1,"result":{}}'
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    def header(self, name: bytes) -> list[bytes]:
-        return [value for key, value in self.scopes[-1]["headers"] if key == name]
-
-
-@dataclass
-class Setup:
-    echo: EchoApp
-    witness: Witness
-    http: httpx2.AsyncClient
-
-    async def call(self, token: str | None = None, **options: Any) -> httpx2.Response:
-        headers = dict(options.pop("headers", {}))
-        if token is not None:
-            headers["authorization"] = f"Bearer {token}"
-        return await self.http.post("/mcp", json=message("tools/list", era="legacy"), headers=headers, **options)
-
-    @property
-    def rejection(self) -> Rejection | None:
-        return self.witness.last.rejection
-
-
-@asynccontextmanager
-async def guarded(issuer: LoopbackIssuer, **options: Any) -> AsyncIterator[Setup]:
-    options.setdefault("resource", RESOURCE)
-    if "verifier" not in options:
-        options.setdefault("issuers", [issuer.issuer])
-    options.setdefault("scopes", ["mcp:use"])
-    echo = EchoApp()
-    witness = Witness(OAuthResourceServerMiddleware(echo, **options))
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(witness), base_url=ORIGIN) as http:
-        yield Setup(echo, witness, http)
 
 
 async def test_a_remote_server_is_told_nothing(issuer: LoopbackIssuer) -> None:
@@ -352,155 +290,6 @@ async def test_an_outage_is_503_and_never_401(issuer: LoopbackIssuer) -> None:
     assert not setup.echo.scopes
 
 
-class StaticVerifier:
-    """A verifier of somebody else's, with the SDK's own AccessToken."""
-
-    def __init__(self, answer: object) -> None:
-        self.answer = answer
-
-    async def verify_token(self, token: str) -> Any:
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
-
-
-def static(answer: object) -> dict[str, Any]:
-    return {"verifier": StaticVerifier(answer), "authorization_servers": ["https://login.example.com"]}
-
-
-async def test_any_verifier_fits(issuer: LoopbackIssuer) -> None:
-    known = AccessToken(token="t", client_id="agent-9", scopes=["mcp:use"], claims={"iss": "https://login.example.com"})
-    async with guarded(issuer, **static(known)) as setup:
-        assert (await setup.call("opaque")).status_code == 200
-        principal = setup.witness.last.principal
-        assert principal is not None
-        assert principal.key == ("https://login.example.com", "agent-9", "agent-9")
-        assert setup.echo.scopes[-1]["user"].access_token is known
-
-
-@pytest.mark.parametrize(
-    ("changes", "status"),
-    [
-        ({"expires_at": 1}, 401),
-        ({"expires_at": 4_000_000_000}, 200),
-        ({"resource": RESOURCE}, 200),
-        ({"resource": f"{RESOURCE}/"}, 401),
-        ({"resource": "https://other.example/mcp"}, 401),
-        ({"scopes": []}, 403),
-    ],
-)
-async def test_any_verifiers_result_is_held_to_time_resource_and_scope(
-    issuer: LoopbackIssuer, changes: dict[str, Any], status: int
-) -> None:
-    """B5."""
-    token = AccessToken.model_validate({"token": "t", "client_id": "a", "scopes": ["mcp:use"], **changes})
-    async with guarded(issuer, **static(token)) as setup:
-        assert (await setup.call("opaque")).status_code == status
-
-
-async def test_a_verifier_that_fails_is_an_outage_and_tells_no_token(
-    issuer: LoopbackIssuer, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    for error in (RuntimeError("token s3cret"), IssuerUnavailableError("down", retry_after=7)):
-        async with guarded(issuer, **static(error)) as setup:
-            answer = await setup.call("s3cret")
-            assert answer.status_code == 503
-            assert "s3cret" not in caplog.text + answer.text
-    assert answer.headers["retry-after"] == "7"
-
-
-@pytest.mark.parametrize("answer", [False, True, "agent", {"client_id": "agent", "scopes": ["mcp:use"]}])
-async def test_a_verifier_that_answers_something_else_lets_nobody_in_and_ends_no_request_in_a_crash(
-    issuer: LoopbackIssuer, caplog: pytest.LogCaptureFixture, answer: object
-) -> None:
-    async with guarded(issuer, **static(answer)) as setup:
-        assert (await setup.call("s3cret")).status_code == 503
-        assert setup.rejection is not None
-        assert setup.rejection.reason == "issuer_unavailable"
-    assert f"answered a {type(answer).__name__}, which is no AccessToken" in caplog.text
-    assert not setup.echo.scopes
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"token": None}, "token is no string"),
-        ({"scopes": None}, "scopes are no list"),
-        ({"scopes": "mcp:use"}, "scopes are no list"),
-        ({"scopes": ["mcp:use", None]}, "scopes hold what is no scope"),
-        ({"scopes": ["mcp:use", "a b"]}, "scopes hold what is no scope"),
-        ({"expires_at": "soon"}, "expires_at is no number"),
-        ({"expires_at": True}, "expires_at is no number"),
-        ({"expires_at": float("nan")}, "expires_at is no number"),
-        ({"resource": 1}, "resource is no string"),
-        ({"client_id": None}, "client_id is no printable string of 1 to 512 characters"),
-        ({"client_id": ""}, "client_id is no printable string of 1 to 512 characters"),
-        ({"client_id": "a\nb"}, "client_id is no printable string of 1 to 512 characters"),
-        ({"client_id": "a" * 513}, "client_id is no printable string of 1 to 512 characters"),
-        ({"subject": ["alice"]}, "subject is no string"),
-        ({"subject": "a\x1b[31m"}, "subject is no printable string of 1 to 512 characters"),
-        ({"claims": ["iss"]}, "claims are no mapping"),
-        ({"claims": {"iss": "a\u202eb"}}, "claim iss is no printable string of 1 to 512 characters"),
-        ({"claims": {"sub": "a\nb"}}, "subject is no printable string of 1 to 512 characters"),
-        ({"claims": {"roles": ["a\nb"]}}, "claim roles is no printable string of 1 to 512 characters"),
-    ],
-)
-async def test_a_verifier_that_answers_wrong_values_lets_nobody_in_and_ends_no_request_in_a_crash(
-    issuer: LoopbackIssuer, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], said: str
-) -> None:
-    known = AccessToken(token="t", client_id="agent-9", scopes=["mcp:use"]).model_copy(update=changes)
-    async with guarded(issuer, **static(known)) as setup:
-        assert (await setup.call("s3cret")).status_code == 503
-        assert setup.rejection is not None
-        assert setup.rejection.reason == "issuer_unavailable"
-    assert f"the token verifier answered an AccessToken whose {said}" in caplog.text
-    assert not setup.echo.scopes
-
-
-async def test_a_token_of_an_older_sdk_counts_for_a_client_that_acts_for_itself(issuer: LoopbackIssuer) -> None:
-    old = SimpleNamespace(token="t", client_id="agent-9", scopes=["mcp:use"], expires_at=None, resource=None)
-    async with guarded(issuer, **static(old)) as setup:
-        assert (await setup.call("s3cret")).status_code == 200
-        assert setup.echo.scopes[-1]["user"].access_token.client_id == "agent-9"
-        assert setup.echo.scopes[-1]["user"].access_token.claims == {}
-
-
-async def test_an_open_stream_goes_on_while_its_token_cannot_be_verified_and_ends_where_it_is_not_called_good() -> None:
-    known = AccessToken(token="t", client_id="agent-9", scopes=["mcp:use"])
-    verifier = StaticVerifier(known)
-    later: list[tuple[object, bool]] = [
-        (known, True),
-        (IssuerUnavailableError("down"), True),
-        (None, False),
-        (False, False),
-        (known.model_copy(update={"scopes": None}), False),
-        (known.model_copy(update={"expires_at": 1}), False),
-    ]
-    found = []
-
-    class Asking(Member):
-        stage = "audit"
-
-        async def on_finish(self, exchange: Exchange) -> None:
-            assert exchange.still_good is not None
-            for verifier.answer, _ in later:
-                found.append(await exchange.still_good(exchange))
-
-    options: dict[str, Any] = {"verifier": verifier, "authorization_servers": ["https://login.example.com"]}
-    app = Asking(OAuthResourceServerMiddleware(EchoApp(), resource=RESOURCE, **options))
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=ORIGIN) as http:
-        assert (await http.get("/mcp", headers={"authorization": "Bearer opaque"})).status_code == 200
-    assert found == [good for _, good in later]
-
-
-async def test_a_verifier_is_never_asked_about_what_can_be_no_token(issuer: LoopbackIssuer) -> None:
-    """Case 6."""
-    async with guarded(issuer, **static(RuntimeError("asked"))) as setup:
-        assert (await setup.call("a" * 20_000)).status_code == 401
-        assert (await setup.call()).status_code == 401
-
-
 async def test_the_caller_is_known_to_the_sdk_during_the_request_only(issuer: LoopbackIssuer) -> None:
     """B13."""
     async with guarded(issuer) as setup:
@@ -576,9 +365,6 @@ async def test_other_connections_pass(issuer: LoopbackIssuer) -> None:
     assert seen == ["websocket"]
 
 
-LOGIN = "https://login.example.com"
-
-
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -602,8 +388,3 @@ LOGIN = "https://login.example.com"
 def test_a_wrong_option_is_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         OAuthResourceServerMiddleware(**{"app": EchoApp(), "resource": RESOURCE, **options})
-
-
-def test_a_verifier_of_ours_says_itself_who_its_issuers_are() -> None:
-    verifier = JWTVerifier(resource=RESOURCE, issuers=[LOGIN])
-    assert OAuthResourceServerMiddleware(EchoApp(), resource=RESOURCE, verifier=verifier)

@@ -15,8 +15,8 @@ from starlette.routing import Mount
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.lifespan import lifespan_of
 from mcp_middleware.resource_server import OAuthResourceServerMiddleware
+from tests.resource_server.guarded import StaticVerifier
 from tests.resource_server.issuer import RESOURCE, LoopbackIssuer
-from tests.resource_server.test_middleware import StaticVerifier
 from tests.support import post, serve
 
 WRONG = "https://login.example.com/.well-known/oauth-authorization-server has the issuer 'https://evil.example'"
