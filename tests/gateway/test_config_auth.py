@@ -16,7 +16,7 @@ from mcp_middleware.gateway.sections.credentials import CallerConfig, GrantConfi
 from mcp_middleware.oauth.authentication import ClientSecret, PrivateKeyJWT
 from mcp_middleware.resource_server import Claims, Introspection, Issuer
 
-from .test_config import SMALL, loaded, refused
+from .configurations import SMALL, loaded, refused
 
 CONTRACT = """\
 public_url: https://mcp.example.com

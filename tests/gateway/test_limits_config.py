@@ -10,7 +10,7 @@ from mcp_middleware.gateway.sections.guard import GuardConfig
 from mcp_middleware.gateway.sections.limits import LimitsConfig, ServerLimits
 from mcp_middleware.ratelimit import AgentLimits, Budget, PartLimits, Price, Prices, Rate
 
-from .test_config import SMALL, loaded, refused
+from .configurations import SMALL, loaded, refused
 
 WHOLE = """\
 servers:

@@ -19,7 +19,7 @@ from mcp_middleware.gateway.config import from_mapping
 from mcp_middleware.gateway.keys import FILE
 from mcp_middleware.gateway.schema import reference_markdown, schema
 
-from .test_config import CONTRACT, SMALL
+from .configurations import CONTRACT, SMALL
 from .test_config_auth import CONTRACT as AUTH_CONTRACT
 from .test_config_auth import PEM
 
