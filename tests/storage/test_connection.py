@@ -22,6 +22,7 @@ from mcp_middleware.storage import (
     open_requests,
 )
 from tests.certificates import certificate, server_context
+from tests.support import Turns
 
 from .redis_server import running_redis
 from .storages import KEY, OPEN, SLOW, Storages, admitted, reserve, until
