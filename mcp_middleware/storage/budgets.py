@@ -34,8 +34,8 @@ __all__ = [
 
 Period: TypeAlias = Literal["day", "month"]
 
-_SPEND: Final = Script("bucket.lua", "sums.lua", "spend.lua")
-_SPENT: Final = Script("bucket.lua", "sums.lua", "spent.lua")
+_SPEND: Final = Script("clock.lua", "sums.lua", "spend.lua")
+_SPENT: Final = Script("clock.lua", "sums.lua", "spent.lua")
 _LATE: Final = -1
 _OVER: Final = -1
 _CANDIDATES: Final = 8

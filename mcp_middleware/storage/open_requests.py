@@ -24,7 +24,7 @@ _SAID_AGAIN: Final = 20.0
 _SAID_SOON: Final = 0.5
 """Seconds after which it is said again what the store could not be told, or may not have heard."""
 _PLACE_BYTES: Final = 8
-_HOLD: Final = Script("bucket.lua", "open.lua", "hold.lua", replies=int)
+_HOLD: Final = Script("clock.lua", "open.lua", "hold.lua", replies=int)
 
 
 def new_place() -> bytes:

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -31,8 +31,10 @@ _pack = msgspec.msgpack.Encoder().encode
 """What the scripts of a call are asked, and so they answer: numbers by their bits, which nobody has to write out."""
 _Found: TypeAlias = tuple[float, float, float, tuple[tuple[float, float, int], ...]]
 """Of a pair of buckets: its levels, their time and the turns."""
-_RESERVE: Final = Script("bucket.lua", "open.lua", "reserve.lua", packed=tuple[int, float, int, list[_Found]])
-_SETTLE: Final = Script("bucket.lua", "settle.lua", packed=list[tuple[float, float] | bool] | None)
+_RESERVE: Final = Script(
+    "clock.lua", "bucket.lua", "turns.lua", "open.lua", "reserve.lua", packed=tuple[int, float, int, list[_Found]]
+)
+_SETTLE: Final = Script("clock.lua", "bucket.lua", "settle.lua", packed=list[tuple[float, float] | bool] | None)
 _LATE: Final = -1
 
 _CANDIDATES: Final = 8
@@ -63,13 +65,23 @@ class _Known:
 class _Principal:
     """What this replica knows of one principal."""
 
-    __slots__ = ("is_open", "own", "parts")
+    __slots__ = ("_asked", "_limits", "is_open", "name", "own", "parts")
 
-    def __init__(self) -> None:
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        """What the store calls its buckets."""
+        self._limits: Limits | None = None
+        self._asked: tuple[_Asked, ...] = ()
         self.own = _Known()
         self.parts: dict[str, _Known] = {}
         self.is_open = 0
         """Its requests that this replica has let through and that have not ended, where their number is limited."""
+
+    def asked(self, limits: Limits) -> "tuple[_Asked, ...]":
+        """The pairs of buckets that ``limits`` name; found anew where they are others than in the last call."""
+        if limits is not self._limits:
+            self._limits, self._asked = limits, _asked(limits)
+        return self._asked
 
     def pair(self, part: str | None) -> _Known:
         if part is None:
@@ -144,17 +156,20 @@ class RedisStorage:
         check_tokens(tokens)
         tokens = float(tokens)  # MessagePack has no whole numbers of any size
         principal = self._known_of(key)
-        asked = _asked(limits)
+        asked = principal.asked(limits)
         told: list[tuple[_Known, float, float, _Absence | None]] = []  # by this call alone, however many run
-        pairs: list[tuple[Any, ...]] = []
-        name = self._name(key)
+        pairs: list[Any] = []
+        name = principal.name
         node = self._connection.node_of(name)
         for one in asked:
             known = principal.pair(one.part)
-            outage, absence = self._outage(known, one.limits, node)
-            owed = self._owed(known, one.limits)
-            told.append((known, *owed, absence))
-            pairs.append((one.name, one.figures, *owed, *self._start(known, one.limits), outage))
+            since, outage, absence = self._away(known), None, None
+            if since is not None:
+                outage, absence = self._outage(known, one.limits, node, since)
+            requests_owed, tokens_owed = self._owed(known, one.limits)
+            told.append((known, requests_owed, tokens_owed, absence))
+            requests, left = self._start(known, one.limits, since)
+            pairs += (one.name, *one.figures, requests_owed, tokens_owed, requests, left, outage)
             known.owed_requests = known.owed_tokens = 0.0
             if absence is not None:
                 known.away_since = known.share = None
@@ -164,11 +179,11 @@ class RedisStorage:
         sent_at = time.monotonic()
         try:
             room = None if most is None else float(most)
-            packed = _pack((self._given_clock(), tokens, room, place.decode(), HELD, pairs))
+            words = [0.0, self._given_clock(), tokens, room, place.decode(), HELD, len(asked), *pairs]
             outcome, now, is_open, there = await self._connection.run(
                 _RESERVE,
                 (name,) if most is None else (name, self._open.name_of(key)),
-                lambda node: (node.deadline() if self._clock is None else 0.0, packed),
+                partial(self._packed, words),
             )
             if self._clock is None:
                 self._connection.node_of(name).learn_time(now, sent_at)
@@ -249,27 +264,27 @@ class RedisStorage:
         place: bytes = b"",
         requests: int = 1,
     ) -> float:
-        key, asked = reservation.key, _asked(reservation.limits)
+        key, left = reservation.key, math.inf
         principal = self._known_of(key)
-        left = math.inf
-        # What the store was not told of an outage yet, it is told with the next reservation, this too.
-        if reservation.local or any(self._away(principal.pair(one.part)) is not None for one in asked):
+        asked = principal.asked(reservation.limits)
+        pairs: list[Any] = []
+        is_away = reservation.local
+        for one, was in zip(asked, taken, strict=True):
+            known = principal.pair(one.part)
+            is_away = is_away or self._away(known) is not None
+            pairs += (one.name, *one.figures, was, *self._start(known, one.limits, None))
+        if is_away:  # what the store was not told of an outage yet, it is told with the next reservation, this too
             if tokens is not None and (not reservation.local or self._now() < expires_at):
-                left = self._settle_locally(principal, key, asked, taken, tokens, requests)
+                left = self._settle_locally(principal, asked, taken, tokens, requests)
             tokens = None
             if not place:
                 return left
-        pairs = [
-            (one.name, one.figures, was, *self._start(principal.pair(one.part), one.limits))
-            for one, was in zip(asked, taken, strict=True)
-        ]
-        name = self._name(key)
-        packed = _pack((self._given_clock(), expires_at, tokens, place.decode(), 1 - requests, pairs))
+        words = [0.0, self._given_clock(), expires_at, tokens, place.decode(), 1 - requests, len(asked), *pairs]
         try:
             levels = await self._connection.run(
                 _SETTLE,
-                (name, self._open.name_of(key)) if place else (name,),
-                lambda node: (node.deadline() if self._clock is None else 0.0, packed),
+                (principal.name, self._open.name_of(key)) if place else (principal.name,),
+                partial(self._packed, words),
             )
         except BaseException as error:
             if place:
@@ -277,10 +292,10 @@ class RedisStorage:
             if not isinstance(error, StorageUnavailableError):
                 raise
             if not error.sent and tokens is not None:  # what may have been counted is not told again
-                self._settle_locally(principal, key, asked, taken, tokens, requests)
+                self._settle_locally(principal, asked, taken, tokens, requests)
             return left
         if levels is None:  # it came to it too late
-            return left if tokens is None else self._settle_locally(principal, key, asked, taken, tokens, requests)
+            return left if tokens is None else self._settle_locally(principal, asked, taken, tokens, requests)
         for one, there in zip(asked, levels, strict=False):
             known = principal.pair(one.part)
             if there and known.levels is not None:
@@ -294,17 +309,20 @@ class RedisStorage:
         await self._connection.aclose()  # first: who is told so may want to have said later what it could not say
         await self._open.aclose()
 
-    def _name(self, key: bytes) -> bytes:
-        return b"%b:limit:{%b}" % (self._prefix, key.hex().encode())
-
     def _given_clock(self) -> Word:
         return "" if self._clock is None else self._clock()
 
-    def _start(self, known: _Known, limits: Limits) -> tuple[float, float]:
-        """The levels to start from should the store have lost the buckets: of now, or of when it went away."""
+    def _packed(self, words: list[Any], node: RedisConnection) -> tuple[bytes]:
+        """What a script is asked, with the deadline at first: one after the other, so that it need not make a table."""
+        if self._clock is None:
+            words[0] = node.deadline()
+        packed = _pack(words)
+        return (packed[1:] if len(words) < 16 else packed[3:],)  # without the head of a list
+
+    def _start(self, known: _Known, limits: Limits, since: float | None) -> tuple[float, float]:
+        """The levels to start from should the store have lost the buckets: of now, or of ``since`` it went away."""
         if known.levels is None:
             return (math.inf, math.inf)
-        since = self._away(known)
         requests, tokens, _ = refill(known.levels, limits, self._now() if since is None else since)
         return (requests, tokens)
 
@@ -320,13 +338,10 @@ class RedisStorage:
         return moment if self._clock is None else self._now()
 
     def _outage(
-        self, known: _Known, limits: Limits, node: RedisConnection
-    ) -> tuple[tuple[float | str, ...] | None, _Absence | None]:
+        self, known: _Known, limits: Limits, node: RedisConnection, since: float
+    ) -> tuple[tuple[float | str, ...], _Absence]:
         """What the store is told of an outage: how long ago that began and ended, which replica this is, of how many,
         and by what its share has changed in it. And what is to be remembered should it not be heard."""
-        since = self._away(known)
-        if since is None:
-            return None, None
         now = self._now()
         back = max(since, self._here(node.back_at)) if node.is_up else now
         share = self._share_of(known, limits, now, node)
@@ -344,7 +359,7 @@ class RedisStorage:
     def _known_of(self, key: bytes) -> _Principal:
         principal = self._known.get(key)
         if principal is None:
-            principal = self._known[key] = _Principal()
+            principal = self._known[key] = _Principal(b"%b:limit:{%b}" % (self._prefix, key.hex().encode()))
             if len(self._known) > self._max_keys:
                 oldest = list(islice(self._known, _CANDIDATES))[: self._max_keys]
                 del self._known[next((one for one in oldest if self._known[one].is_dispensable), oldest[0])]
@@ -360,10 +375,10 @@ class RedisStorage:
     def _reserve_locally(
         self, principal: _Principal, key: bytes, limits: Limits, tokens: float, place: bytes, *, is_told: bool
     ) -> Reservation | Shortage:
-        now, node = self._now(), self._connection.node_of(self._name(key))
+        now, node = self._now(), self._connection.node_of(principal.name)
         after: list[tuple[_Asked, Levels]] = []
         shortages: list[Shortage] = []
-        for one in _asked(limits):
+        for one in principal.asked(limits):
             known, here = principal.pair(one.part), self._share(one.limits)
             answer = take(self._share_of(known, one.limits, now, node), here, tokens, now)
             if isinstance(answer, Shortage):
@@ -397,13 +412,12 @@ class RedisStorage:
     def _settle_locally(
         self,
         principal: _Principal,
-        key: bytes,
         asked: Sequence[_Asked],
         taken: Sequence[float],
         tokens: float,
         requests: int,
     ) -> float:
-        now, left, node = self._now(), math.inf, self._connection.node_of(self._name(key))
+        now, left, node = self._now(), math.inf, self._connection.node_of(principal.name)
         for one, was in zip(asked, taken, strict=True):
             known = principal.pair(one.part)
             share = self._share_of(known, one.limits, now, node)

@@ -1,13 +1,14 @@
 -- Put the tokens that were used in place of those that were taken, and free a place.
 -- KEYS: the principal's buckets, its open requests.
--- ARGV: deadline (0: none); and in MessagePack clock or '', when the reservation expires, tokens used (nil: what was
--- taken stands), the place ('': none), how many requests go back, and the pairs: each its name, its limits when they
--- were taken, tokens taken, and the levels to start from if there are none.
+-- ARGV: in MessagePack, one after the other, deadline (0: none), clock or '', when the reservation expires, tokens used
+-- (nil: what was taken stands), the place ('': none), how many requests go back, the number of pairs, and of each pair
+-- its name, capacity and rate of its buckets when they were taken, tokens taken, and the levels to start from if there
+-- are none.
 -- Reply, in MessagePack: nil (too late to be waited for, only the place is free); or of each pair its levels, or false
 -- if there was nothing to count; of none where the reservation has expired.
 
-local deadline = tonumber(ARGV[1])
-local given, expires_at, used, place, back, asked = unpack(cmsgpack.unpack(ARGV[2]), 1, 6)
+local asked = {cmsgpack.unpack(ARGV[1])}
+local deadline, given, expires_at, used, place, back, pairs_asked = unpack(asked, 1, 7)
 if place ~= '' then
   redis.call('ZREM', KEYS[2], place)
 end
@@ -19,21 +20,26 @@ local levels = {}
 if not used or now >= expires_at then
   return cmsgpack.pack(levels)
 end
-for index = 1, #asked do
-  local name, limits_taken, taken, requests_start, tokens_start = unpack(asked[index])
-  local requests, tokens, at, limits, turns, outage = load(KEYS[1], name)
-  limits = limits or limits_taken
-  local difference = limits_taken[3] > 0 and taken - used or 0 -- nothing was taken where there was no limit
+for index = 1, pairs_asked do
+  local name, requests_limit, requests_limit_rate, tokens_limit, tokens_limit_rate, taken, requests_start, tokens_start =
+    unpack(asked, index * 8, index * 8 + 7)
+  local requests, tokens, at, requests_capacity, requests_rate, tokens_capacity, tokens_rate, kept_until, turns, outage =
+    load(KEYS[1], name)
+  local difference = tokens_limit > 0 and taken - used or 0 -- nothing was taken where there was no limit
   if at or difference < 0 then
     if not at then -- full or lost meanwhile: only a debt is worth remembering
-      requests, tokens, at = clamp(requests_start, limits[1]), clamp(tokens_start, limits[3]), now
+      requests_capacity, requests_rate, tokens_capacity, tokens_rate =
+        requests_limit, requests_limit_rate, tokens_limit, tokens_limit_rate
+      requests, tokens, at = clamp(requests_start, requests_capacity), clamp(tokens_start, tokens_capacity), now
     end
     local there = math.max(now, at)
-    requests = changed_by(refill(requests, limits[1], limits[2], there - at), limits[1],
-      limits_taken[1] > 0 and back or 0)
-    tokens = changed_by(refill(tokens, limits[3], limits[4], there - at), limits[3], difference)
-    keep(KEYS[1], name, requests, tokens, there, limits, turns or {}, outage, given == '' and difference < 0)
-    levels[index] = {requests, limits[3] > 0 and tokens or math.huge}
+    requests = refill(requests, requests_capacity, requests_rate, there - at)
+    tokens = refill(tokens, tokens_capacity, tokens_rate, there - at)
+    requests = changed_by(requests, requests_capacity, requests_limit > 0 and back or 0)
+    tokens = changed_by(tokens, tokens_capacity, difference)
+    keep(KEYS[1], name, requests, tokens, there, requests_capacity, requests_rate, tokens_capacity, tokens_rate,
+      kept_until, turns, outage, given == '' and difference < 0)
+    levels[index] = {requests, tokens_capacity > 0 and tokens or math.huge}
   else
     levels[index] = false
   end

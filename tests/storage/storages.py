@@ -45,7 +45,7 @@ async def reserve(storage: LimitStorage, tokens: float = 0, limits: Limits = SLO
 
 def kept_requests(client: Any) -> float:
     """What is left of them as Redis has it."""
-    requests: float = msgspec.msgpack.decode(client.hget(NAME, ""))[0]
+    requests: float = msgspec.msgpack.decode(b"\x9a" + client.hget(NAME, ""))[0]
     return requests
 
 
