@@ -195,7 +195,10 @@ def test_case_42_a_journal_that_cannot_be_written_refuses_calls_and_recovers(tmp
     assert journals_of(path) == []
 
 
-def test_what_the_end_of_a_process_cannot_commit_stays_in_its_journal(tmp_path: Path) -> None:
+def test_what_the_end_of_a_process_cannot_commit_stays_in_its_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcp_middleware.audit.sqlite._BUSY_TIMEOUT", 0.05)
     path = tmp_path / "audit.db"
     sink = SQLiteSink(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

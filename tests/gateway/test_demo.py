@@ -243,12 +243,6 @@ class TestStory:
 
 
 @pytest.mark.slow
-def test_it_tells_the_story_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--once"]) == 0, capsys.readouterr()
-    assert "nothing lost" in capsys.readouterr().out
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--port", "--otlp"])
 def test_a_gateway_that_does_not_start_ends_it_all(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
