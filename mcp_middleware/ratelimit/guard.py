@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = ["GuardStorage", "RequestGuardMiddleware"]
 
-_WELL_KNOWN: Final = "/.well-known/"
+_METADATA: Final = (
+    "/.well-known/oauth-protected-resource",
+    "/.well-known/oauth-authorization-server",
+    "/.well-known/openid-configuration",
+)
+"""Where clients look for metadata (RFC 9728 section 3, RFC 8414 sections 3 and 5); the path of a resource or an issuer
+may follow."""
+_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_TOOLS: Final = 10_000
 
 
@@ -105,8 +112,8 @@ class RequestGuardMiddleware(Member):
     async def on_headers(self, exchange: Exchange) -> Rejection | None:
         """Count the address, or refuse it."""
         item = self._addresses
-        if item is None or (_WELL_KNOWN in exchange.path and b"authorization" not in exchange.headers):
-            return None  # a token that comes with such a path would be judged as any other
+        if item is None or _asks_for_metadata(exchange):
+            return None
         peer = exchange.scope.get("client")
         address = address_of(peer[0] if peer else None, exchange.scope["headers"], self._trusted)
         limiter = self._storage.address_limiter
@@ -169,6 +176,13 @@ class RequestGuardMiddleware(Member):
             ),
             rule=kind,
         )
+
+
+def _asks_for_metadata(exchange: Exchange) -> bool:
+    """Whether it asks where to get a token. One that came with it would be judged as any other."""
+    if b"authorization" in exchange.headers or exchange.http_method not in _READING:
+        return False
+    return exchange.path.removeprefix(exchange.scope.get("root_path", "").rstrip("/")).startswith(_METADATA)
 
 
 def _item(place: str, option: Any) -> "RateLimitItem":

@@ -52,14 +52,17 @@ class Guarded:
         token: str | None = None,
         address: str = "192.0.2.1",
         tool: str = "t",
+        method: str = "POST",
         path: str = "/mcp",
+        root: str = "",
         **headers: str,
     ) -> Call:
         lines = {name.replace("_", "-"): value for name, value in headers.items()}
         if token is not None:
             lines["authorization"] = token
-        call = Call(self.guard, rpc("tools/call", {"name": tool}), path=path, headers=lines)
+        call = Call(self.guard, rpc("tools/call", {"name": tool}), method=method, path=path, headers=lines)
         call.scope["client"] = (address, 5)
+        call.scope["root_path"] = root
         return await call.run()
 
 
@@ -79,7 +82,7 @@ async def test_an_address_that_nobody_authenticates_is_refused_and_others_are_no
         "of": "address",
     }
     assert (await guarded.call(address="192.0.2.2")).status == 401
-    assert (await guarded.call(path="/.well-known/oauth-protected-resource")).status == 401
+    assert (await guarded.call(method="GET", path="/.well-known/oauth-protected-resource")).status == 401
     clock.advance(39)
     assert (await guarded.call()).status == 429
     clock.advance(1)
@@ -93,9 +96,30 @@ async def test_a_flood_of_tokens_is_counted_whatever_its_path(clock: FakeClock) 
 
     guarded = Guarded(clock, addresses="2/minute")
     guarded.guard = RequestGuardMiddleware(Refusing(guarded.server), addresses="2/minute", storage=guarded.storage)
-    path = "/mcp/.well-known/oauth-protected-resource"
-    assert [(await guarded.call(path=path, token=f"bad {number}")).status for number in range(3)] == [401, 401, 429]
-    assert (await guarded.call(path=path)).status == 401  # who is refused may still ask where to get a token
+    place: dict[str, Any] = {"method": "GET", "path": "/.well-known/oauth-protected-resource/mcp"}
+    assert [(await guarded.call(**place, token=f"bad {number}")).status for number in range(3)] == [401, 401, 429]
+    assert (await guarded.call(**place)).status == 401  # who is refused may still ask where to get a token
+
+
+@pytest.mark.parametrize(
+    ("place", "is_counted"),
+    [
+        ({"method": "GET", "path": "/.well-known/oauth-protected-resource/mcp"}, False),
+        ({"method": "HEAD", "path": "/.well-known/oauth-protected-resource"}, False),
+        ({"method": "OPTIONS", "path": "/.well-known/oauth-authorization-server"}, False),
+        ({"method": "GET", "path": "/.well-known/openid-configuration"}, False),
+        ({"method": "GET", "path": "/app/.well-known/oauth-protected-resource/mcp", "root": "/app"}, False),
+        ({"method": "GET", "path": "/.well-known/oauth-protected-resource/mcp", "root": "/app"}, False),
+        ({"method": "POST", "path": "/.well-known/oauth-protected-resource/mcp"}, True),
+        ({"method": "POST", "path": "/mcp/.well-known/oauth-protected-resource"}, True),
+        ({"method": "GET", "path": "/mcp/.well-known/oauth-protected-resource"}, True),
+        ({"method": "GET", "path": "/.well-known/other"}, True),
+    ],
+)
+async def test_metadata_alone_is_not_counted(clock: FakeClock, place: dict[str, Any], is_counted: bool) -> None:
+    guarded = Guarded(clock, addresses="1/minute")
+    guarded.guard = RequestGuardMiddleware(guarded.server, addresses="1/minute", storage=guarded.storage)
+    assert [(await guarded.call(**place)).status for _ in range(2)] == [200, 429 if is_counted else 200]
 
 
 async def test_good_callers_do_not_use_up_their_address(clock: FakeClock) -> None:
