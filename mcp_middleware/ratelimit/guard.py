@@ -119,7 +119,8 @@ class RequestGuardMiddleware(Member):
         limiter = self._storage.address_limiter
         if not limiter.hit(item, address):
             return self._too_many(limiter, item, (address,), "address")
-        exchange.state[self] = address
+        key = item.key_for(address)
+        exchange.state[self] = (key, self._storage.addresses.get_expiry(key))
         return None
 
     async def on_request(self, exchange: Exchange) -> None:
@@ -145,9 +146,9 @@ class RequestGuardMiddleware(Member):
 
     def _take_back(self, exchange: Exchange) -> None:
         if self._addresses is not None and exchange.principal is not None:
-            address = exchange.state.pop(self, None)
-            if address is not None:
-                self._storage.addresses.take_back(self._addresses.key_for(address))
+            hit = exchange.state.pop(self, None)
+            if hit is not None:
+                self._storage.addresses.take_back(*hit)
 
     def _too_many(
         self, limiter: "FixedWindowRateLimiter", item: "RateLimitItem", names: tuple[str, ...], kind: str

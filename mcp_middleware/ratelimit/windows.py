@@ -52,10 +52,10 @@ class Windows(Storage):
         window = self._windows.get(key)
         return self._clock() if window is None else window[1]
 
-    def take_back(self, key: str) -> None:
-        """One hit of the current window was none."""
+    def take_back(self, key: str, end: float) -> None:
+        """One hit of the window that ends at ``end`` was none; of a later one nothing is taken off."""
         window = self._windows.get(key)
-        if window is not None and window[0] > 0:
+        if window is not None and window[1] == end:
             window[0] -= 1
 
     def check(self) -> bool:

@@ -1,6 +1,7 @@
 """Plain limits on requests, by address and by tool."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from mcp_middleware.ratelimit.addresses import address_of, read_networks
 from mcp_middleware.testing import FakeClock
 from mcp_middleware.types import Principal, Rejection
 from tests.core.asgi import Call, rpc
+from tests.support import until
 
 from .conftest import Server
 
@@ -138,6 +140,19 @@ async def test_a_good_call_is_taken_off_while_it_runs(clock: FakeClock) -> None:
     assert [(await guarded.call()).status for _ in range(2)] == [401, 401]
     guarded.server.gate.set()
     assert [call.status for call in await asyncio.gather(*running)] == [200] * 9
+    assert (await guarded.call()).status == 429
+
+
+async def test_a_good_call_takes_nothing_off_a_later_window(clock: FakeClock) -> None:
+    guarded = Guarded(clock, addresses="2/minute")
+    slow = Call(guarded.guard, method="POST", headers={"authorization": "good"}, chunks=[])
+    slow.scope["client"] = ("192.0.2.1", 5)
+    running = asyncio.create_task(slow.run())  # its token is known, its message is not
+    await until(lambda: len(guarded.storage.addresses) == 1)
+    clock.advance(60)
+    assert [(await guarded.call()).status for _ in range(2)] == [401, 401]
+    slow.incoming.put_nowait({"type": "http.request", "body": json.dumps(rpc("tools/call", {"name": "t"})).encode()})
+    assert (await running).status == 200
     assert (await guarded.call()).status == 429
 
 
