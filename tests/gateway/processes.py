@@ -138,6 +138,11 @@ class Process:
         beside.write_text(json.dumps(configuration))
         beside.replace(self.file)
 
+    def reload(self, configuration: Mapping[str, Any]) -> None:
+        """Change its file and tell it so; by itself it looks once a second."""
+        self.write(configuration)
+        self.send(signal.SIGHUP)
+
 
 def configured(servers: Mapping[str, Any], port: int, **sections: Any) -> dict[str, Any]:
     """A small configuration before ``servers``: names to origins, or to their section."""

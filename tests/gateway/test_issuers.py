@@ -421,7 +421,7 @@ async def test_a_process_says_whom_it_waits_for_and_keeps_the_last_good_file(tmp
             await started.wrote(f"the issuer {issuer.issuer} answers")
             assert (await http.get(f"{started.origin}/readyz")).status_code == 200
             wrong = configured({"files": files.origin}, started.port, auth={"issuers": [other.issuer]})
-            started.write(wrong)
+            started.reload(wrong)
             await started.wrote("the configuration stays as it was; the new one was refused")
             await started.wrote("'https://login.example.com'")
             document = (await http.get(f"{started.origin}/readyz")).json()

@@ -385,7 +385,7 @@ async def test_a_gateways_process_believes_its_proxies_and_takes_up_the_kill_swi
         assert [await ask("192.0.2.1") for _ in range(3)] == [(200, ""), (200, ""), (429, "address")]
         assert [await ask("192.0.2.2") for _ in range(3)] == [(200, ""), (429, "agent"), (429, "address")]
         assert await ask() == (429, "agent")
-        gateway.write(configured({"files": behind.origin}, gateway.port, limits=limits | {"mode": "off"}))
+        gateway.reload(configured({"files": behind.origin}, gateway.port, limits=limits | {"mode": "off"}))
         await gateway.wrote("was reloaded")
         assert [await ask("192.0.2.1") for _ in range(5)] == [(200, "")] * 5
 
@@ -416,7 +416,7 @@ async def test_case_27_workers_count_together_and_forget_nothing_when_they_reloa
         assert set(statuses) == {200, 429}
         assert 10 <= statuses.count(200) < 20, "each by itself would let 10 through; a Redis without a core, a few more"
         written["limits"] = {"tokens": "90000/day"}
-        gateway.write(configured({"files": behind.origin}, gateway.port, **written))
+        gateway.reload(configured({"files": behind.origin}, gateway.port, **written))
         await gateway.wrote("was reloaded", times=2)
         assert set(await ask(80)) == {200, 429}
         assert 50 <= behind.calls < 60, "the budget knows of those before"

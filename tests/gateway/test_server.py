@@ -162,14 +162,14 @@ async def test_case_43_a_policy_file_is_watched_as_well(tmp_path: Path) -> None:
 async def test_case_18_a_bad_file_keeps_the_last_good_one_and_says_so(tmp_path: Path) -> None:
     async with backend() as files, running(tmp_path, {"files": files.origin}) as process, client() as http:
         url = f"{process.origin}/files/mcp"
-        process.write(configured({"files": files.origin}, process.port, limits={"requests": "many"}, drain="soon"))
+        process.reload(configured({"files": files.origin}, process.port, limits={"requests": "many"}, drain="soon"))
         await process.wrote("limits.requests")
         await process.wrote("drain")
         assert await served(http, url)
         ready = await http.get(f"{process.origin}/readyz")
         assert ready.status_code == 200
         assert "refused" in ready.json()["reload"]
-        process.write(configured({"files": files.origin}, process.port))
+        process.reload(configured({"files": files.origin}, process.port))
         await process.wrote("was reloaded")
         assert "reload" not in (await http.get(f"{process.origin}/readyz")).json()
 
@@ -197,7 +197,7 @@ async def test_a_reload_collects_the_configuration_before_and_does_not_walk_what
 
 async def test_what_cannot_change_while_it_runs_is_said(tmp_path: Path) -> None:
     async with backend() as files, running(tmp_path, {"files": files.origin}) as process, client() as http:
-        process.write(configured({"files": files.origin}, process.port + 1, public_url=process.origin))
+        process.reload(configured({"files": files.origin}, process.port + 1, public_url=process.origin))
         await process.wrote("restart.*listen")
         assert await served(http, f"{process.origin}/files/mcp")
 
@@ -268,8 +268,7 @@ async def test_several_workers_serve_one_port_and_one_that_dies_is_replaced(tmp_
 async def test_workers_reload_and_drain_together(tmp_path: Path) -> None:
     sections: dict[str, Any] = {"workers": 2, "sessions": UNCOUNTED}
     async with backend() as files, running(tmp_path, {"files": files.origin}, **sections) as process, client() as http:
-        process.write(configured({"files": files.origin, "other": files.origin}, process.port, **sections))
-        process.send(signal.SIGHUP)
+        process.reload(configured({"files": files.origin, "other": files.origin}, process.port, **sections))
         await process.wrote("was reloaded", times=2)
         calling = asyncio.create_task(call(http, f"{process.origin}/other/mcp", SLOW))
         await files.begun.wait()
