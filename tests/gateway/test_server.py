@@ -216,11 +216,12 @@ async def test_tls_and_a_renewed_certificate_without_a_dropped_connection(tmp_pa
         async with client(first) as before:
             assert await served(before, url)
             (tmp_path / "cert.pem").write_text("-----BEGIN CERTIFICATE-----\nnonsense\n")
+            process.send(signal.SIGHUP)
             await process.wrote("tls.cert")
             async with client(first) as still:
                 assert await served(still, url)
             second = trusting(tmp_path)
-            await process.wrote("was reloaded")
+            await process.wrote("was reloaded")  # by itself, for it looks at its certificates as well
             async with client(second) as after:
                 assert await served(after, url)
             assert await served(before, url)
