@@ -58,7 +58,7 @@ class TokenCounter(Protocol):
     """
 
     def count(self, text: str) -> int:
-        """At least 0."""
+        """From 0 to 1,000,000,000."""
         ...
 
 
@@ -178,6 +178,8 @@ _PARTS: Final = 8
 """What is read of so much JSON, unless its counter may take long: from all over it, for no beginning speaks for all."""
 _ESCAPES: Final = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 
+_MOST: Final = 1_000_000_000
+"""Tokens of one text; more than any has that fits into a message."""
 _UNCOUNTED: Final = frozenset({"_meta", "requestState"})
 
 
@@ -287,8 +289,11 @@ def _slices(text: str, size: int, number: int) -> Iterator[str]:
 
 
 def _count(counter: TokenCounter, text: str) -> int:
-    """A user's counter is not trusted with the buckets: a negative number would fill them."""
+    """A user's counter is not trusted with the buckets: a negative number would fill them, and one that no
+    float holds could not be settled."""
     tokens = counter.count(text)
     if not isinstance(tokens, int) or tokens < 0:
         raise ValueError(f"the token counter answered {tokens!r}; it must be an integer of at least 0")
+    if tokens > _MOST:
+        raise ValueError(f"the token counter answered more than {_MOST:,} for one text")
     return tokens

@@ -1,6 +1,6 @@
 """What a limiter asks of a storage, whichever keeps the buckets: memory now, a server shared by replicas as well."""
 
-import math
+import sys
 from typing import Protocol
 
 import msgspec
@@ -55,7 +55,7 @@ class LimitStorage(Protocol):
         All or nothing, over ``limits.parts`` too. ``limits`` are the figures of this moment; they may differ from the
         last call's, and what was used stays used. ``tokens`` is finite and not negative (ValueError).
 
-        Whoever cancels it does not learn what it has taken, and that stands.
+        Whoever cancels it gets nothing, and what was taken is given back as soon as that is known.
         """
         ...
 
@@ -83,5 +83,5 @@ class LimitStorage(Protocol):
 
 def check_tokens(tokens: float) -> None:
     """Raise ValueError for what is no number of tokens."""
-    if not 0 <= tokens < math.inf:
+    if not 0 <= tokens <= sys.float_info.max:  # there are whole numbers beyond
         raise ValueError(f"tokens is {tokens!r}; it must be a finite number of at least 0")

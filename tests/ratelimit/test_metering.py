@@ -118,7 +118,9 @@ async def test_usage_is_there_for_the_record_also_without_limits(make: Make) -> 
     assert reader.usages == [Usage(INPUT, OUTPUT), None, None]
 
 
-@pytest.mark.parametrize("value", [-5, 1.5, float("nan"), float("inf"), "7", None])
+@pytest.mark.parametrize(
+    "value", [-5, 1.5, float("nan"), float("inf"), "7", None, 10**9 + 1, pytest.param(10**400, id="more than a float")]
+)
 async def test_case_30_a_counter_that_answers_nonsense_changes_no_bucket(
     make: Make, value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
