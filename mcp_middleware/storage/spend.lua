@@ -48,7 +48,7 @@ for first = 4, #ARGV, 7 do
     begin(KEYS[1], name, string.format('%d', until_), '0', '0')
   end
   local owed = tonumber(known_until) == until_ and ARGV[first + 3] or '0'
-  local spent = tonumber(redis.call('HINCRBY', KEYS[1], name, owed))
+  local spent = add(KEYS[1], name, owed)
   if most and spent + math.min(amount, most) > most then
     short = true
   end
@@ -59,7 +59,7 @@ local reply = {short and 0 or 1, text(now), life}
 for first = 4, #ARGV, 7 do
   local name = ARGV[first]
   if not short then
-    redis.call('HINCRBY', KEYS[1], name, ARGV[3])
+    add(KEYS[1], name, ARGV[3])
   end
   reply[#reply + 1] = redis.call('HGET', KEYS[1], name .. ':until')
   reply[#reply + 1] = redis.call('HGET', KEYS[1], name)

@@ -19,7 +19,7 @@ for first = 4, #ARGV, 5 do
       begin(KEYS[1], name, until_, ARGV[2], '0')
       spent = ARGV[2]
     elseif held == until_ then
-      redis.call('HINCRBY', KEYS[1], name, ARGV[3])
+      add(KEYS[1], name, ARGV[3])
       spent = redis.call('HGET', KEYS[1], name)
     end
   end

@@ -16,6 +16,22 @@ local function begin(key, name, until_, sum, start)
   redis.call('HSET', key, name .. ':until', until_, name, sum, name .. ':start', start)
 end
 
+local MOST = '9223372036854775807' -- of 64 bits; a sum that would be more stays there
+
+-- The sum after adding an amount to it, by whole numbers: a double does not tell billionths apart.
+local function add(key, name, amount)
+  local sum = redis.pcall('HINCRBY', key, name, amount)
+  if type(sum) == 'number' then
+    return sum
+  end
+  sum = tonumber(redis.call('HGET', key, name) or '0') + tonumber(amount)
+  if math.abs(sum) < 9e18 then
+    return redis.call('HINCRBY', key, name, amount) -- refused for another reason, which this says
+  end
+  redis.call('HSET', key, name, sum > 0 and MOST or '0')
+  return math.max(0, sum)
+end
+
 -- The end of a sum's period, or nil if neither the store nor the replica knows of one.
 local function recall(key, name, life, known_life, known_until, known)
   local held = redis.call('HMGET', key, name .. ':until', name .. ':start')
@@ -28,7 +44,7 @@ local function recall(key, name, life, known_life, known_until, known)
     return known_until
   end
   if until_ == known_until and tonumber(known) > tonumber(start) then
-    redis.call('HINCRBY', key, name, known) -- by whole numbers: a double does not tell billionths apart
+    add(key, name, known)
     if start ~= '0' then
       redis.call('HINCRBY', key, name, '-' .. start)
     end

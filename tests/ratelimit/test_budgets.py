@@ -207,6 +207,23 @@ async def test_the_scripts_calendar_is_the_libraries(stores: Stores) -> None:
             assert spending.until == (end_of_period("day", clock.now), end_of_period("month", clock.now))
 
 
+async def test_a_sum_stays_at_the_most_that_redis_adds_up(own: Stores, clock: FakeClock) -> None:
+    store, rest, most = own.make(clock), Wallet("VND month", "month", None), 2**63 - 1
+    sums = [await spend(store, 4 * 10**18, rest) for _ in range(4)]
+    assert [one.spent for one in sums] == [(4 * 10**18,), (8 * 10**18,), (most,), (most,)]
+    assert await store.settle(sums[-1], 10**18) == (most - 3 * 10**18,)
+    assert await store.settle(sums[-2], 10**19) == (most,)
+    beyond = await spend(store, 10**30, rest)
+    assert beyond.spent == (most,)
+    own.server.kill()
+    assert (await spend(store, 10**19, rest)).local
+    own.server.start()
+    assert await own.connections[0].connect()
+    answer = await spend(store, 1, rest)
+    assert (answer.spent, answer.local) == ((most,), False)
+    assert await store.settle(beyond, 0) == (0,)
+
+
 async def test_replicas_share_a_budget_to_the_last_billionth(stores: Stores) -> None:
     replicas = [stores.make() for _ in range(4)]
     most = 10**18
