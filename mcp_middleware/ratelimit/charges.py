@@ -3,8 +3,8 @@ what they took."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -54,6 +54,9 @@ class Shortfall(NamedTuple):
     unpaid: Unpaid | None
 
 
+_Answer: TypeAlias = Payment | Unpaid | Reservation | Shortage
+
+
 class Charges:
     """Takes what requests need from the buckets in ``storage`` and from budgets, and settles it: with a shared store in
     one round trip for both."""
@@ -62,11 +65,12 @@ class Charges:
         self._is_shared = not isinstance(storage, MemoryStorage)
         self._storage = _Watched(storage, counts) if self._is_shared else storage
         self._counts = counts
+        self._giving_back: set[asyncio.Task[None]] = set()
 
     async def take(self, charge: Charge, key: bytes, caller: Principal) -> Shortfall | None:
         """Take all that a request of ``caller`` is estimated to need, or nothing and say why. ``key``: its buckets'."""
         estimate, payments = charge.estimate, charge.payments
-        steps: list[Awaitable[Payment | Unpaid | Reservation | Shortage]] = []
+        steps: list[Awaitable[_Answer]] = []
         if payments is not None and estimate.name is not None:
             due = payments.estimate(caller, charge.request, Usage(estimate.input_tokens, estimate.output_tokens))
             if due is not None:
@@ -74,48 +78,41 @@ class Charges:
         if charge.profile.policy:
             tokens = estimate.input_tokens + estimate.output_tokens
             steps.append(self._storage.reserve(key, charge.profile.limits, tokens))
-        unpaid = shortage = failure = None
-        for answer in await self._answers(steps):
-            if isinstance(answer, Reservation):
-                charge.reservation, charge.reserved = answer, answer.tokens
-            elif isinstance(answer, Payment):
-                charge.payment = answer
-            elif isinstance(answer, Shortage):
-                shortage = answer
-            elif isinstance(answer, Unpaid):
-                unpaid = answer
-            else:
-                failure = answer
-        if unpaid is None and shortage is None and failure is None:
+        shortfall = _sort(charge, await self._answers(charge, steps))
+        if shortfall.shortage is None and shortfall.unpaid is None:
             if charge.reservation is not None:
                 self._counts.admitted += 1
             return None
         await self._give_back(charge)
-        if failure is not None:
-            raise failure
-        return Shortfall(shortage, unpaid)
+        return shortfall
 
-    async def _answers(
-        self, steps: Sequence[Awaitable[Payment | Unpaid | Reservation | Shortage]]
-    ) -> Sequence[Payment | Unpaid | Reservation | Shortage | BaseException]:
-        """Two are asked at once of a shared store, and to the end also for who is cancelled meanwhile: nobody else
-        would learn what it has taken. That is within its budget."""
+    async def _answers(self, charge: Charge, steps: Sequence[Awaitable[_Answer]]) -> Sequence[_Answer]:
+        """Two are asked at once of a shared store."""
         if not self._is_shared or len(steps) < 2:
             return [await step for step in steps]
-        asking = asyncio.gather(*steps, return_exceptions=True)
+        asking = asyncio.gather(*steps)
         try:
             return await asyncio.shield(asking)
-        except asyncio.CancelledError as error:
-            return [*await asking, error]
+        except asyncio.CancelledError:  # nobody else would learn what the store has taken
+            giving = asyncio.create_task(self._give_back_later(charge, asking), name="give back what was taken")
+            self._giving_back.add(giving)
+            giving.add_done_callback(self._giving_back.discard)
+            raise
+
+    async def _give_back_later(self, charge: Charge, asking: Awaitable[Sequence[_Answer]]) -> None:
+        _sort(charge, await asking)
+        await self._give_back(charge)
 
     async def _give_back(self, charge: Charge) -> None:
         """Undo what was taken where not all was there."""
-        if charge.payments is not None and charge.payment is not None:
-            await charge.payments.settle(charge.payment, 0)
-            charge.payment = None
-        if charge.reservation is not None:
-            await self._storage.settle(charge.reservation, 0, requests=0)
-            charge.reservation = None
+        try:
+            if charge.payments is not None and charge.payment is not None:
+                await charge.payments.settle(charge.payment, 0)
+                charge.payment = None
+        finally:  # the other is asked of the store even if who waits is cancelled
+            if charge.reservation is not None:
+                await self._storage.settle(charge.reservation, 0, requests=0)
+                charge.reservation = None
 
     def top_up(self, charge: Charge) -> None:
         """Begin to take more for a stream that has brought more than was reserved; one step at a time."""
@@ -158,8 +155,25 @@ class Charges:
             self._counts.settle(charge.reserved, tokens, left)
 
     async def aclose(self) -> None:
-        """Close the storage."""
+        """Close the storage, once what is on its way back has arrived there."""
+        if self._giving_back:
+            await asyncio.wait(self._giving_back)
         await self._storage.aclose()
+
+
+def _sort(charge: Charge, answers: Iterable[_Answer]) -> Shortfall:
+    """Keep what was taken; what was not."""
+    shortage = unpaid = None
+    for answer in answers:
+        if isinstance(answer, Reservation):
+            charge.reservation, charge.reserved = answer, answer.tokens
+        elif isinstance(answer, Payment):
+            charge.payment = answer
+        elif isinstance(answer, Shortage):
+            shortage = answer
+        else:
+            unpaid = answer
+    return Shortfall(shortage, unpaid)
 
 
 class _Watched:

@@ -5,13 +5,15 @@ place afterwards. Amounts are whole numbers of billionths (``Money``), so nothin
 of the calendar in UTC, by the store's clock; a call belongs to the period in which it began.
 """
 
+import asyncio
 import math
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
-from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -82,8 +84,8 @@ class BudgetStorage(Protocol):
 
     async def spend(self, key: bytes, wallets: tuple[Wallet, ...], nanos: int) -> Spending | Overspending:
         """Take ``nanos`` from every wallet, or from none if one has not enough left. More than a wallet's most is let
-        through while nothing is spent: an estimate must not lock a call out for ever. Whoever cancels it does not learn
-        what it has taken, and that stands."""
+        through while nothing is spent: an estimate must not lock a call out for ever. Whoever cancels it gets
+        nothing, and what was taken is given back as soon as that is known."""
         ...
 
     async def settle(self, spending: Spending, nanos: int) -> tuple[int | None, ...]:
@@ -200,6 +202,18 @@ class _Known:
         )
 
 
+class _Question(NamedTuple):
+    """What one call asks the store to take."""
+
+    key: bytes
+    wallets: tuple[Wallet, ...]
+    nanos: int
+    known: list[_Known]
+    told: list[int]
+    """What was owed of each, told by this call alone, however many run."""
+    sent_at: float
+
+
 class RedisBudgets:
     """A ``BudgetStorage`` shared by replicas, in one Redis or Valkey.
 
@@ -224,47 +238,77 @@ class RedisBudgets:
         self._clock = clock
         self._now = time.time if clock is None else clock
         self._known: OrderedDict[bytes, dict[str, _Known]] = OrderedDict()  # longest unused first
+        self._giving_back: set[asyncio.Task[tuple[int | None, ...]]] = set()
 
     async def spend(self, key: bytes, wallets: tuple[Wallet, ...], nanos: int) -> Spending | Overspending:
         """See ``BudgetStorage.spend``."""
         known = self._known_of(key, wallets)
-        told = [(one, one.owed) for one in known]  # by this call alone, however many run
+        question = _Question(key, wallets, nanos, known, [one.owed for one in known], time.monotonic())
         arguments: list[bytes] = []
         for wallet, one in zip(wallets, known, strict=True):
             most = b"" if wallet.most is None else b"%d" % wallet.most
             arguments += (wallet.name.encode(), wallet.period.encode(), most, b"%d" % one.owed, *one.told)
             one.owed = 0
-        name, sent_at = self._name(key), time.monotonic()
         try:
             reply = await self._connection.run(
                 _SPEND,
-                (name,),
+                (self._name(key),),
                 lambda node: (
                     self._given_clock(),
                     b"%r" % (node.deadline() if self._clock is None else 0.0),
                     b"%d" % nanos,
                     *arguments,
                 ),
+                partial(self._give_back, question),
             )
-        except BaseException as error:
-            for one, owed in told:
-                one.owed += owed
-            if isinstance(error, StorageUnavailableError):
-                return self._spend_locally(key, wallets, known, nanos)
-            raise
-        outcome, now = int(reply[0]), float(reply[1])
-        if self._clock is None:
-            self._connection.node_of(name).learn_time(now, sent_at)
-        if outcome == _LATE:
-            for one, owed in told:
-                one.owed += owed
+            return self._hear(question, reply)
+        except StorageUnavailableError:
+            self._owe_again(question)
             return self._spend_locally(key, wallets, known, nanos)
-        until, spent = tuple(map(int, reply[3::2])), tuple(map(int, reply[4::2]))
+
+    def _hear(self, question: _Question, reply: Any) -> Spending | Overspending:
+        """What the store has answered. Raises StorageUnavailableError where it was too late to do anything."""
+        key, wallets, nanos, known, _, sent_at = question
+        try:
+            outcome, now = int(reply[0]), float(reply[1])
+            until, spent = tuple(map(int, reply[3::2])), tuple(map(int, reply[4::2]))
+            if outcome != _LATE and not len(until) == len(spent) == len(known):
+                raise ValueError
+        except (IndexError, TypeError, ValueError):
+            raise StorageUnavailableError("the store answered nonsense", sent=True) from None
+        if self._clock is None:
+            self._connection.node_of(self._name(key)).learn_time(now, sent_at)
+        if outcome == _LATE:
+            raise StorageUnavailableError("the store came to it too late", sent=False)
         for one, end, sum_ in zip(known, until, spent, strict=True):
             one.life, one.until, one.spent = reply[2], end, sum_
         if outcome:
             return Spending(key, wallets, nanos, until, spent)
         return _overspending(wallets, until, spent, nanos, now)
+
+    def _owe_again(self, question: _Question) -> None:
+        """What was not told is owed still."""
+        for one, owed in zip(question.known, question.told, strict=True):
+            one.owed += owed
+
+    def _give_back(self, question: _Question, reply: Any) -> None:
+        """What the store has taken for somebody who was cancelled meanwhile. Nobody else would learn of it."""
+        try:
+            if isinstance(reply, Exception):
+                raise reply
+            answer = self._hear(question, _SPEND.read(reply))
+        except Exception:
+            self._owe_again(question)
+        else:
+            if isinstance(answer, Spending):
+                giving = asyncio.create_task(self.settle(answer, 0), name="give an amount back")
+                self._giving_back.add(giving)
+                giving.add_done_callback(self._giving_back.discard)
+
+    async def finish(self) -> None:
+        """Give back what there is to give back."""
+        if self._giving_back:
+            await asyncio.wait(self._giving_back)
 
     async def settle(self, spending: Spending, nanos: int) -> tuple[int | None, ...]:
         """See ``BudgetStorage.settle``."""

@@ -85,18 +85,12 @@ class Script:
 Word: TypeAlias = bytes | str | float
 """Part of a command; numbers are sent as Python writes them."""
 Arguments: TypeAlias = "Sequence[Word] | Callable[[RedisConnection], Sequence[Word]]"
+GivenUp: TypeAlias = Callable[[Any], None]
+"""Gets a reply, for ``Script.read``, or the exception in its place."""
 
 
 class _RefusedError(Exception):
     """An error that the store answered with; its first word says which."""
-
-
-class _Answer(asyncio.Future[Any]):
-    """What the store will answer. Who waits for it waits to the end, within the budget, and is cancelled then: nobody
-    else would learn what the store has taken."""
-
-    def cancel(self, msg: Any = None) -> bool:
-        return False
 
 
 class _Link(asyncio.Protocol):
@@ -113,8 +107,8 @@ class _Link(asyncio.Protocol):
         self._pack: Callable[..., bytes] = pack_command
         self._answers = Reader(replyError=_RefusedError, notEnoughData=_MORE)
         self._outbox: list[tuple[Sequence[Word], Arguments]] = []
-        self._waiting: deque[tuple[asyncio.Future[Any], int]] = deque()
-        """Who waits for an answer, and since which tick."""
+        self._waiting: deque[tuple[asyncio.Future[Any], int, GivenUp | None]] = deque()
+        """Who waits for an answer, since which tick, and who wants it should that one have been cancelled."""
         self._tick_seconds = node.budget / _TICKS
         self._ticks = 0
         self._ticker: asyncio.TimerHandle | None = None
@@ -130,16 +124,18 @@ class _Link(asyncio.Protocol):
                 if hasattr(socket, name):
                     opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
-    def ask(self, words: Sequence[Word], arguments: Arguments) -> "asyncio.Future[Any]":
-        """Send a command; its answer."""
+    def ask(
+        self, words: Sequence[Word], arguments: Arguments, given_up: "GivenUp | None" = None
+    ) -> "asyncio.Future[Any]":
+        """Send a command; its answer. ``given_up`` gets what comes for an answer that was cancelled meanwhile."""
         loop = asyncio.get_running_loop()
         if not self._outbox:
             loop.call_soon(self._write)  # with all that is asked in this turn
         if self._ticker is None:
             self._ticker = loop.call_later(self._tick_seconds, self._tick)
-        future = _Answer(loop=loop)
+        future = loop.create_future()
         self._outbox.append((words, arguments))
-        self._waiting.append((future, self._ticks))
+        self._waiting.append((future, self._ticks, given_up))
         return future
 
     def _write(self) -> None:
@@ -158,10 +154,11 @@ class _Link(asyncio.Protocol):
         try:
             self._answers.feed(data)
             while (answer := self._answers.gets(False)) is not _MORE:
-                future, _ = self._waiting.popleft()
-                if future.done():  # whoever asked went away
-                    continue
-                if isinstance(answer, _RefusedError):
+                future, _, given_up = self._waiting.popleft()
+                if future.cancelled():
+                    if given_up is not None:
+                        given_up(answer)
+                elif isinstance(answer, _RefusedError):
                     future.set_exception(answer)
                 else:
                     future.set_result(answer)
@@ -180,10 +177,12 @@ class _Link(asyncio.Protocol):
         if self._ticker is not None:
             self._ticker.cancel()
         waiting, self._waiting, self._outbox = self._waiting, deque(), []
-        for future, _ in waiting:
-            if not future.done():
-                away = f"Redis at {self._node.place} is away: {reason}"
-                future.set_exception(StorageUnavailableError(away, sent=True))
+        for future, _, given_up in waiting:
+            away = StorageUnavailableError(f"Redis at {self._node.place} is away: {reason}", sent=True)
+            if not future.cancelled():
+                future.set_exception(away)
+            elif given_up is not None:
+                given_up(away)
 
     def _tick(self) -> None:
         self._ticks += 1
@@ -254,21 +253,27 @@ class RedisConnection:
             await asyncio.wait({self._start_attempt()})
         return self._link is not None
 
-    async def run(self, script: Script, keys: Sequence[bytes], arguments: Arguments) -> Any:
+    async def run(
+        self, script: Script, keys: Sequence[bytes], arguments: Arguments, given_up: GivenUp | None = None
+    ) -> Any:
         """Carry ``script`` out and return its reply. Raises StorageUnavailableError, within the budget.
 
         ``keys`` live together. ``arguments`` may depend on the node that is asked (``deadline``). Such are made when
         the command is written: what our own loop was busy with until then is not the store's time.
+
+        Whoever is cancelled meanwhile has it carried out all the same, if it was asked already. ``given_up`` learns
+        what came of it: once, and at once or within the budget.
         """
         command: tuple[Word, ...] = (b"EVALSHA", script.digest, len(keys), *keys)
         node, is_moving = self.node_of(keys[0]), False
+        answer: asyncio.Future[Any] | None = None
         for _ in range(_MOST_ANSWERS):
-            link = node._link or await node._connected()
             try:
+                link = node._link or await node._connected()
                 if is_moving:
-                    _, reply = await asyncio.gather(link.ask((b"ASKING",), ()), link.ask(command, arguments))
-                else:
-                    reply = await _heard(link.ask(command, arguments))
+                    link.ask((b"ASKING",), ()).cancel()  # its answer says nothing
+                answer = link.ask(command, arguments, given_up)
+                reply = await answer
             except _RefusedError as error:
                 text = str(error)
                 if text.startswith("NOSCRIPT"):  # the store was restarted, or its scripts flushed
@@ -281,6 +286,10 @@ class RedisConnection:
                 else:
                     node._complain(text, link)
                     break
+            except asyncio.CancelledError:
+                if given_up is not None and (answer is None or not answer.cancelled()):
+                    given_up(_came_of(answer))
+                raise
             else:
                 try:
                     return script.read(reply)
@@ -407,22 +416,16 @@ def prefix_of(name: str, prefix: Any) -> bytes:
     return prefix.encode()
 
 
-async def _heard(answer: asyncio.Future[Any]) -> Any:
-    """``answer``, also for who was cancelled while it was on its way: that goes on at the next thing waited for."""
-    try:
-        return await answer
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or not answer.done():
-            raise
-        task.uncancel()
-        task.cancel()
-        return answer.result()
+def _came_of(answer: "asyncio.Future[Any] | None") -> Any:
+    """What came of a command whose caller was cancelled when its answer was there, or before it was asked."""
+    if answer is None:
+        return StorageUnavailableError("given up before it was asked", sent=False)
+    return answer.exception() or answer.result()
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, _RefusedError):
-        return str(error)
+        return str(error).partition(", with args")[0]  # where a command is unknown: its arguments, which are secret
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

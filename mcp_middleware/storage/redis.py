@@ -4,6 +4,7 @@ Each step is one Lua script on the keys of one agent, so it is atomic, takes one
 part of a key in braces decides where it lives. Time is the store's, whatever the replicas' clocks say.
 """
 
+import asyncio
 import math
 import os
 import time
@@ -111,6 +112,26 @@ class _Asked(NamedTuple):
     figures: tuple[float, ...]
 
 
+_Told: TypeAlias = tuple[_Known, float, float, _Absence | None]
+"""What the store is told of a pair of buckets, by one call alone, however many run: requests and tokens that are owed,
+and what is to be remembered of an outage should it not be heard."""
+
+
+class _Question(NamedTuple):
+    """What one call asks the store to reserve."""
+
+    key: bytes
+    limits: Limits
+    tokens: float
+    principal: _Principal
+    asked: tuple[_Asked, ...]
+    told: list[_Told]
+    place: bytes
+    words: list[Any]
+    """As the script reads them."""
+    sent_at: float
+
+
 class RedisStorage:
     """A ``LimitStorage`` shared by replicas: the same figures as ``MemoryStorage`` gives, for all of them together.
 
@@ -147,6 +168,7 @@ class RedisStorage:
         self._known: OrderedDict[bytes, _Principal] = OrderedDict()  # longest unused first
         self._share = lru_cache(1024)(self._find_share)
         self._open = OpenRequests(self._connection, self._prefix, clock)
+        self._giving_back: set[asyncio.Task[float]] = set()
         self.budgets = RedisBudgets(
             self._connection, prefix=self._prefix, replicas=replicas, max_keys=max_keys, clock=clock
         )
@@ -154,13 +176,26 @@ class RedisStorage:
     async def reserve(self, key: bytes, limits: Limits, tokens: float) -> Reservation | Shortage:
         """See ``LimitStorage.reserve``."""
         check_tokens(tokens)
-        tokens = float(tokens)  # MessagePack has no whole numbers of any size
+        question = self._ask(key, limits, float(tokens))  # MessagePack has no whole numbers of any size
+        principal, most = question.principal, limits.concurrency
+        try:
+            reply = await self._connection.run(
+                _RESERVE,
+                (principal.name,) if most is None else (principal.name, self._open.name_of(key)),
+                partial(self._packed, question.words),
+                partial(self._give_back, question),
+            )
+            return self._hear(question, reply)
+        except StorageUnavailableError as error:
+            self._owe_again(question)
+            return self._reserve_locally(question, is_told=error.sent)
+
+    def _ask(self, key: bytes, limits: Limits, tokens: float) -> _Question:
         principal = self._known_of(key)
         asked = principal.asked(limits)
-        told: list[tuple[_Known, float, float, _Absence | None]] = []  # by this call alone, however many run
+        told: list[_Told] = []
         pairs: list[Any] = []
-        name = principal.name
-        node = self._connection.node_of(name)
+        node = self._connection.node_of(principal.name)
         for one in asked:
             known = principal.pair(one.part)
             since, outage, absence = self._away(known), None, None
@@ -175,32 +210,22 @@ class RedisStorage:
                 known.away_since = known.share = None
                 known.heard = (node, node.losses)
         most = limits.concurrency
-        place = b"" if most is None else new_place()
-        sent_at = time.monotonic()
-        try:
-            room = None if most is None else float(most)
-            words = [0.0, self._given_clock(), tokens, room, place.decode(), HELD, len(asked), *pairs]
-            outcome, now, is_open, there = await self._connection.run(
-                _RESERVE,
-                (name,) if most is None else (name, self._open.name_of(key)),
-                partial(self._packed, words),
-            )
-            if self._clock is None:
-                self._connection.node_of(name).learn_time(now, sent_at)
-            if outcome == _LATE:
-                raise StorageUnavailableError("the store came to it too late", sent=False)
-        except BaseException as error:
-            for known, owed_requests, owed_tokens, absence in told:  # what was not told is owed still
-                known.owed_requests += owed_requests
-                known.owed_tokens += owed_tokens
-                if absence is not None:
-                    known.away_since, known.share, known.start = absence
-            if isinstance(error, StorageUnavailableError):
-                return self._reserve_locally(principal, key, limits, tokens, place, is_told=error.sent)
-            if place:
-                self._open.free_later(key, place)
-            raise
-        here, node = self._now(), self._connection.node_of(name)
+        place, room = (b"", None) if most is None else (new_place(), float(most))
+        words = [0.0, self._given_clock(), tokens, room, place.decode(), HELD, len(asked), *pairs]
+        return _Question(key, limits, tokens, principal, asked, told, place, words, time.monotonic())
+
+    def _hear(self, question: _Question, reply: Any) -> Reservation | Shortage:
+        """What the store has answered. Raises StorageUnavailableError where it was too late to do anything."""
+        key, limits, tokens, principal, asked, told, place, _, sent_at = question
+        outcome, now, is_open, there = reply
+        node = self._connection.node_of(principal.name)
+        if self._clock is None:
+            node.learn_time(now, sent_at)
+        if outcome == _LATE:
+            raise StorageUnavailableError("the store came to it too late", sent=False)
+        if len(there) != len(asked):
+            raise StorageUnavailableError("the store answered nonsense", sent=True)
+        here, most = self._now(), limits.concurrency
         taken: list[tuple[float, float, float]] = []
         for one, (known, *_), (requests, left, at, *_) in zip(asked, told, there, strict=True):
             # As the store has them; nothing that was taken here meanwhile is missing, for it was taken there.
@@ -223,6 +248,30 @@ class RedisStorage:
         if most is not None and is_open >= most:
             shortages.append(Shortage("concurrency", most, 0, AT_ONCE))
         return max(shortages, key=lambda one: one.retry_after_ms)
+
+    def _owe_again(self, question: _Question) -> None:
+        """What was not told is owed still."""
+        for known, owed_requests, owed_tokens, absence in question.told:
+            known.owed_requests += owed_requests
+            known.owed_tokens += owed_tokens
+            if absence is not None:
+                known.away_since, known.share, known.start = absence
+
+    def _give_back(self, question: _Question, reply: Any) -> None:
+        """What the store has taken for somebody who was cancelled meanwhile. Nobody else would learn of it."""
+        try:
+            if isinstance(reply, Exception):
+                raise reply
+            answer = self._hear(question, _RESERVE.read(reply))
+        except Exception:
+            self._owe_again(question)
+            if question.place:
+                self._open.free_later(question.key, question.place)
+        else:
+            if isinstance(answer, Reservation):
+                giving = asyncio.create_task(self.settle(answer, 0, requests=0), name="give a reservation back")
+                self._giving_back.add(giving)
+                giving.add_done_callback(self._giving_back.discard)
 
     async def top_up(self, reservation: Reservation, tokens: float) -> float:
         """See ``LimitStorage.top_up``."""
@@ -306,7 +355,11 @@ class RedisStorage:
 
     async def aclose(self) -> None:
         """Disconnect; a ``RedisConnection`` that others share connects anew when they use it."""
-        await self._connection.aclose()  # first: who is told so may want to have said later what it could not say
+        if self._giving_back:
+            await asyncio.wait(self._giving_back)
+        await self.budgets.finish()
+        # Before the open requests: who is told so may want to have said later what it could not say.
+        await self._connection.aclose()
         await self._open.aclose()
 
     def _given_clock(self) -> Word:
@@ -372,13 +425,12 @@ class RedisStorage:
         principal.is_open += 1
         self._open.add(place, reservation.key, is_told=is_told)
 
-    def _reserve_locally(
-        self, principal: _Principal, key: bytes, limits: Limits, tokens: float, place: bytes, *, is_told: bool
-    ) -> Reservation | Shortage:
+    def _reserve_locally(self, question: _Question, *, is_told: bool) -> Reservation | Shortage:
+        key, limits, tokens, principal, asked, _, place, *_ = question
         now, node = self._now(), self._connection.node_of(principal.name)
         after: list[tuple[_Asked, Levels]] = []
         shortages: list[Shortage] = []
-        for one in principal.asked(limits):
+        for one in asked:
             known, here = principal.pair(one.part), self._share(one.limits)
             answer = take(self._share_of(known, one.limits, now, node), here, tokens, now)
             if isinstance(answer, Shortage):

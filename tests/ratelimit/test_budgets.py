@@ -487,4 +487,4 @@ async def test_what_was_owed_is_owed_still_when_its_caller_went_away(own: Stores
     await asyncio.sleep(0)
     asking.cancel()
     await asyncio.wait({asking})
-    assert (await spend(store, 0)).spent == (16, 16)  # the store was asked to the end, and told of the ten once
+    assert (await spend(store, 0)).spent == (11, 11)

@@ -61,12 +61,12 @@ async def test_a_request_that_ends_while_others_are_said_to_be_open_keeps_no_pla
     run, said = storage._connection.run, asyncio.Event()
     first, second = [await reserve(storage, limits=TWO_AT_ONCE, key=key) for key in (b"first", KEY)]
 
-    async def slow(script: Any, keys: Any, arguments: Any) -> Any:
+    async def slow(script: Any, keys: Any, *rest: Any) -> Any:
         if script is open_requests._HOLD and first.key.hex().encode() in keys[0]:
             await storage.settle(second, None)
         elif script is open_requests._HOLD:
             said.set()
-        return await run(script, keys, arguments)
+        return await run(script, keys, *rest)
 
     monkeypatch.setattr(storage._connection, "run", slow)
     await said.wait()
@@ -103,8 +103,8 @@ async def test_a_place_that_was_given_and_not_heard_of_is_free_again(
     held = [await reserve(storage, limits=four)]
     run = storage._connection.run
 
-    async def unheard(script: Any, keys: Any, arguments: Any) -> Any:
-        reply = await run(script, keys, arguments)
+    async def unheard(script: Any, *rest: Any) -> Any:
+        reply = await run(script, *rest)
         if script in (redis_storage._RESERVE, redis_storage._SETTLE):
             raise StorageUnavailableError("the link broke", sent=True)
         return reply

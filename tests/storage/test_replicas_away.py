@@ -80,8 +80,8 @@ async def test_what_a_replica_brought_and_got_no_answer_to_counts_once(
     assert await one._connection.connect()
     run = one._connection.run
 
-    async def unheard(script: Any, keys: Any, arguments: Any) -> Any:
-        await run(script, keys, arguments)
+    async def unheard(*command: Any) -> Any:
+        await run(*command)
         raise StorageUnavailableError("the link broke", sent=True)
 
     with monkeypatch.context() as patch:
