@@ -90,11 +90,12 @@ class RedisSessions:
 
     async def aclose(self) -> None:
         """Disconnect; a ``RedisConnection`` that others share connects anew when they use it."""
-        keeping, self._keeping = self._keeping, None
+        await self._connection.aclose()  # first: requests that wait for it end now, and may begin to keep streams
+        keeping = self._keeping
         if keeping is not None:
             keeping.cancel()
             await asyncio.wait({keeping})
-        await self._connection.aclose()
+            self._keeping = None
 
     async def _keep(self, use: Use, idle: float, now: float, *, place: bytes = b"", known: bool = False) -> bool | None:
         """Whether the session has a place and was not ended; None where nobody can tell."""

@@ -198,6 +198,19 @@ async def test_a_stream_that_stays_open_keeps_its_session(replicas: Replicas) ->
     store_of(stack).table.leave(use, use.used)
 
 
+async def test_a_request_that_ends_while_the_store_is_closed_leaves_no_task(replicas: Replicas) -> None:
+    stack = replicas.start()
+    store, session = store_of(stack), await stack.open()
+    assert isinstance(store, RedisSessions)
+    use = store.table.find(session.encode())
+    assert use is not None
+    closing = asyncio.create_task(store.aclose())
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(store.keep(use, idle=600, now=use.used))
+    await asyncio.wait({closing, ending})
+    assert store._keeping is None
+
+
 async def test_what_is_kept_in_redis_ends_by_itself(replicas: Replicas) -> None:
     stack = replicas.start(per_agent=None)
     sessions = [await stack.open() for _ in range(5)]
