@@ -17,8 +17,8 @@ from .reading import globs, list_of, matches_any, read_mapping
 __all__ = ["Budget", "BudgetAction", "Budgets", "Purse", "Threshold", "overspent"]
 
 BudgetAction: TypeAlias = Literal["refuse", "warn"]
-"""``refuse``: calls that would spend more are refused until the period ends. ``warn``: it is logged and counted once,
-and calls go on."""
+"""``refuse``: calls that would spend more are refused until the period ends. ``warn``: it is logged and counted once a
+period by each process, and calls go on."""
 
 _MOST: Final = 1_000_000_000
 _CACHED: Final = 4096
@@ -67,7 +67,7 @@ class Purse:
     """For each wallet the budget that refuses."""
 
     def reached(self, before: Sequence[int | None], after: Sequence[int | None]) -> list[Threshold]:
-        """The thresholds that lie between two states of the wallets: of all calls exactly one sees each."""
+        """The thresholds that lie between two states of the wallets."""
         return [
             one
             for one in self.warnings

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -15,12 +14,12 @@ from mcp_middleware.types import Money, Principal, Usage
 from .budgets import Budgets, Purse, Threshold
 from .counts import Counts
 from .prices import Prices
+from .thresholds import Thresholds, thresholds_for
 
 __all__ = ["Due", "Payment", "Payments", "Unpaid"]
 
 logger = logging.getLogger("mcp_middleware.ratelimit")
 
-_MOST_WARNED: Final = 4096
 _CACHED: Final = 4096
 
 
@@ -65,7 +64,7 @@ class Payments:
         self._budgets = budgets
         self._server = server
         self._counts = counts
-        self._warned: OrderedDict[tuple[bytes, Threshold, int], None] = OrderedDict()
+        self._thresholds = Thresholds() if budgets is None else thresholds_for(budgets[1])
 
     def estimate(self, caller: Principal, request: Request, usage: Usage) -> Due | None:
         """What has to be taken from the agent's budgets for a call that takes ``usage``; None: nothing."""
@@ -85,9 +84,8 @@ class Payments:
             self._counts.fallbacks += 1
         if isinstance(answer, Overspending):
             return Unpaid(due.purse, answer, self._prices.currency)
-        payment = Payment(due, answer)
-        self._warn(payment, [spent - due.nanos for spent in answer.spent], answer.spent)
-        return payment
+        self._warn(due, self._thresholds.begin(answer, due.purse))
+        return Payment(due, answer)
 
     def cost(self, request: Request, usage: Usage, *, is_known: bool) -> Money | None:
         """What the call cost, counted; ``is_known``: whether it is of a tool that its server has."""
@@ -98,23 +96,23 @@ class Payments:
 
     async def settle(self, payment: Payment, nanos: int) -> None:
         """Put ``nanos`` in place of what was taken."""
-        after = await payment.due.storage.settle(payment.spending, nanos)
-        before = [None if spent is None else spent - nanos + payment.spending.nanos for spent in after]
-        self._warn(payment, before, after)
+        due, spending = payment
+        after: Sequence[int | None] = (None,) * len(spending.until)
+        try:
+            after = await due.storage.settle(spending, nanos)
+        finally:  # it is under way no more, whatever became of that
+            self._warn(due, self._thresholds.settle(spending, due.purse, after))
 
-    def _warn(self, payment: Payment, before: Sequence[int | None], after: Sequence[int | None]) -> None:
-        """Of each budget that only warns once a period: estimates may reach it again and again."""
-        client, purse = payment.due.client[:200], payment.due.purse
-        for threshold in purse.reached(before, after):
-            one = (payment.spending.key, threshold, payment.spending.until[threshold.wallet])
-            if one in self._warned:
-                continue
-            self._warned[one] = None
-            if len(self._warned) > _MOST_WARNED:
-                self._warned.popitem(last=False)
-            wallet = purse.wallets[threshold.wallet]
+    def stand(self, payment: Payment) -> None:
+        """Nobody will know what the call cost: what was taken is spent."""
+        due, spending = payment
+        self._warn(due, self._thresholds.stand(spending, due.purse))
+
+    def _warn(self, due: Due, reached: Sequence[Threshold]) -> None:
+        for threshold in reached:
+            wallet = due.purse.wallets[threshold.wallet]
             self._counts.warnings[wallet.period] += 1
-            amount = threshold.nanos / 10**9
+            client, amount = due.client[:200], threshold.nanos / 10**9
             logger.warning("client %r has reached %s: %s for %s", client, threshold.budget, amount, wallet.name)
 
 

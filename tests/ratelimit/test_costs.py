@@ -17,7 +17,7 @@ from mcp_middleware import AuditLogMiddleware, Policy, SQLiteSink, ToolAuthoriza
 from mcp_middleware.audit import AuditRecord
 from mcp_middleware.audit.__main__ import main
 from mcp_middleware.errors import ConfigurationError
-from mcp_middleware.ratelimit import RateLimitMiddleware, counts, payments
+from mcp_middleware.ratelimit import RateLimitMiddleware, counts
 from mcp_middleware.ratelimit.budgets import Budget
 from mcp_middleware.ratelimit.prices import Price, Prices
 from mcp_middleware.storage import LimitStorage, MemoryStorage, RedisConnection, RedisStorage
@@ -164,18 +164,6 @@ async def test_an_agent_is_refused_once_its_budget_is_spent_and_served_when_the_
     assert (await stack.call(caller="batch-1")).status == 200
 
 
-async def test_a_warning_comes_once_a_period(make: Make, clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
-    stack = make(budgets=[{"period": "day", "amount": 0.005, "action": "warn"}])
-    for day in range(2):
-        clock.now = day * DAY
-        for _ in range(6):
-            assert (await stack.call(caller="a\n\x1b[2J")).status == 200
-    warnings = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-    assert len(warnings) == 2
-    assert warnings[0].endswith(" has reached budgets[0]: 0.005 for EUR day")
-    assert all(text.isprintable() for text in warnings)
-
-
 async def test_a_call_that_a_limit_refuses_is_not_paid_for(make: Make) -> None:
     stack = make(requests="1/day", budgets=[{"period": "day", "amount": 0.005}])
     assert (await stack.call()).status == 200
@@ -255,6 +243,25 @@ async def test_costs_are_metrics_without_agents_and_without_invented_tools(make:
     assert [
         number for labels, number in found["refused"] if labels["mcp_middleware.limiter.dimension"] == "budget"
     ] == [1]
+    provider.shutdown()
+
+
+async def test_only_so_many_tools_are_labels(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "_MOST_TOOLS", 1)
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    stack = make(meter_provider=provider)
+    for name in ("tool", "other", "tool"):
+        await stack.call(name=name)
+    seen = reader.get_metrics_data()
+    assert seen is not None
+    data = json.loads(seen.to_json())
+    (cost,) = [
+        one
+        for one in data["resource_metrics"][0]["scope_metrics"][0]["metrics"]
+        if one["name"] == "mcp_middleware.limiter.cost"
+    ]
+    assert [point["attributes"].get("gen_ai.tool.name") for point in cost["data"]["data_points"]] == ["tool", None]
     provider.shutdown()
 
 
@@ -435,26 +442,3 @@ async def test_the_official_client_pays_a_real_server_and_the_report_adds_up(
     assert (row["server"], row["tool"], row["refused"], row["unpriced"]) == ("shop", "write", 1, 0)
     assert row["cost"] == {"EUR": pytest.approx(calls + tokens / 1000, abs=1e-12)}
     assert (calls, 4 < row["cost"]["EUR"] <= 5) == (4, True)
-
-
-async def test_who_was_warned_is_remembered_in_a_bounded_memory(
-    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(payments, "_MOST_WARNED", 2)
-    monkeypatch.setattr(counts, "_MOST_TOOLS", 0)
-    stack = make(budgets=[{"period": "day", "amount": 0.001, "action": "warn"}])
-    for number in range(5):
-        await stack.call(caller=f"agent-{number}")
-    assert len(caplog.records) == 5
-    assert stack.limiter._payments is not None
-    assert len(stack.limiter._payments._warned) == 2
-
-
-async def test_an_estimate_that_reaches_a_budget_again_and_again_warns_once(
-    make: Make, caplog: pytest.LogCaptureFixture
-) -> None:
-    stack = make(initial_output_tokens=4000, budgets=[{"period": "day", "amount": 0.01, "action": "warn"}])
-    stack.server.error = {"code": -32602, "message": "no"}  # of which nothing is learnt
-    for _ in range(3):
-        await stack.call()
-    assert len(caplog.records) == 1
