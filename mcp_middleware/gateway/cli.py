@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--online",
         action="store_true",
-        help="ask the authorization servers and the servers as well; 2 if one contradicts the file, 1 if one is silent",
+        help="ask authorization servers, servers and Redis as well; 2 if one contradicts the file, 1 if one is silent",
     )
     check.add_argument("--strict", action="store_true", help="1 if anything about it is dangerous")
     for command in (run, check):
@@ -164,6 +164,7 @@ def _ask(config: "Config") -> int:
     from .online import ask
 
     configure_logging(sys.stderr, "error", "text")  # what is a warning to who serves is said below
+    logging.getLogger("mcp_middleware.storage").setLevel(logging.WARNING)  # but for why Redis cannot be reached
     try:
         findings = asyncio.run(ask(config))
     except ConfigurationError as error:  # of the environment, such as certificates that cannot be read

@@ -5,12 +5,15 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from typing import Final
 
 from mcp_middleware.errors import ConfigurationError
 from mcp_middleware.oauth import OAuthHTTPClient
 from mcp_middleware.oauth.http import FetchError
 from mcp_middleware.resource_server import Issuer, IssuerUnavailableError
 from mcp_middleware.resource_server.sources import Source
+from mcp_middleware.storage import RedisConnection
+from mcp_middleware.storage.rights import refusal
 
 from .client import UpstreamClient
 from .config import Config
@@ -18,6 +21,9 @@ from .stack import credentials
 from .upstream import Upstream
 
 __all__ = ["Finding", "ask"]
+
+_REDIS_BUDGET: Final = 1.0
+"""Seconds that Redis may take here: whoever checks has more time than whoever serves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,8 @@ class Finding:
 
 
 async def ask(config: Config) -> list[Finding]:
-    """Ask every authorization server whether it is the one of the file, and every instance whether it lives."""
+    """Ask every authorization server whether it is the one of the file, every instance whether it lives, and Redis
+    whether it lets us do what we have to."""
     http, client = OAuthHTTPClient(), UpstreamClient()
     await client.start()
     try:
@@ -38,6 +45,8 @@ async def ask(config: Config) -> list[Finding]:
         questions: list[Awaitable[list[Finding]]] = [_ask_issuer(issuer, http) for issuer in issuers]
         for name in config.servers:
             questions += [_ask_credentials(config, name, http), _ask_instances(config, name, client)]
+        if config.state != "memory":
+            questions.append(_ask_redis(RedisConnection(config.state, budget=_REDIS_BUDGET)))
         return [finding for found in await asyncio.gather(*questions) for finding in found]
     finally:
         await client.aclose()
@@ -83,3 +92,15 @@ async def _ask_instances(config: Config, name: str, client: UpstreamClient) -> l
         Finding(f"servers.{name}: {instance} {f'is not usable: {why}' if why else 'answers'}", silent=why is not None)
         for instance, why in found.items()
     ]
+
+
+async def _ask_redis(connection: RedisConnection) -> list[Finding]:
+    try:
+        refused = await refusal(connection) if await connection.connect() else None
+        if refused is not None:
+            return [Finding(f"state: {refused}", wrong=True)]
+        if not connection.is_up:  # the log says why
+            return [Finding(f"state: Redis at {connection.place} does not answer, or not to this user", silent=True)]
+        return [Finding(f"state: Redis at {connection.place} answers as expected")]
+    finally:
+        await connection.aclose()

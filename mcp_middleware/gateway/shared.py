@@ -23,6 +23,7 @@ from mcp_middleware.storage import (
     RedisStorage,
     SessionStore,
 )
+from mcp_middleware.storage.rights import refusal
 
 from .admission import UnderWay
 from .client import UpstreamClient
@@ -68,10 +69,14 @@ class Shared:
 
     async def start(self) -> None:
         await self.client.start()
-        if self.connection is not None and not await self.connection.connect():
+        if self.connection is None:
+            return
+        if not await self.connection.connect():
             logger.warning(
                 "Redis at %s does not answer; until it does, limits are this process's share", self.connection.place
             )
+        elif (refused := await refusal(self.connection)) is not None:
+            logger.warning("%s; until then it counts as away", refused)
 
     async def aclose(self) -> None:
         for sink in self.sinks:

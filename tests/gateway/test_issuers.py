@@ -471,11 +471,13 @@ async def test_a_secret_in_a_file_is_changed_while_calls_go_on(tmp_path: Path) -
 
 def checked(file: Path, sections: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     file.write_text(json.dumps(sections))
-    handlers, ours = logging.getLogger().handlers, logging.getLogger("mcp_middleware")
-    before, level = handlers[:], ours.level
+    handlers = logging.getLogger().handlers
+    before = handlers[:]
+    levels = {name: logging.getLogger(name).level for name in ("mcp_middleware", "mcp_middleware.storage")}
     status = main(["check", "--online", str(file)])
     handlers[:] = before  # its own writes to a stream that ends with the test
-    ours.setLevel(level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     said = capsys.readouterr()
     return status, said.out, said.err
 
