@@ -33,6 +33,8 @@ class Telemetry:
         self._reloads = meter.create_counter(
             names.RELOADS, unit="{reload}", description="Changes of the configuration, by how they ended"
         )
+        for outcome in ("ok", "refused"):  # else the first would be no increase
+            self._reloads.add(0, {"outcome": outcome})
         self._credential_failures = meter.create_counter(
             names.CREDENTIAL_FAILURES,
             unit="{request}",

@@ -6,13 +6,14 @@ Labels are from fixed sets: agents are not among them. Servers are, for costs, a
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
 from opentelemetry.metrics import MeterProvider, Observation
 
 from mcp_middleware.storage import Shortage
+from mcp_middleware.storage.budgets import Period
 from mcp_middleware.types import Money
 
 from .rules import whose
@@ -48,8 +49,8 @@ class Counts:
         """Decisions by this process alone, the store being away."""
         self.cut = 0
         """Streams that were cut off."""
-        self.warnings: Counter[str] = Counter()
-        """Budgets that only warn and were reached, by their period."""
+        self.warnings: Counter[str] = Counter(dict.fromkeys(get_args(Period), 0))
+        """Budgets that only warn and were reached, by their period; from 0 on, else the first would be no increase."""
         self._costs: Counter[tuple[str, str | None, str | None]] = Counter()
         """What calls cost in billionths, by currency, server and tool."""
         self._tools: set[str] = set()

@@ -75,6 +75,7 @@ async def test_a_call_is_two_spans_in_the_callers_trace_and_counted_though_not_s
             reply = await post(running.http, running.url(), "tools/call", params, token=running.token())
             assert reply.status_code == 200
     assert {"mcp.server.operation.duration", "mcp.client.operation.duration"} <= collector.metrics
+    assert {("mcp_middleware.gateway.reloads", outcome) for outcome in ("ok", "refused")} <= collector.counts
     spans = {span.kind: span for span in collector.spans}
     if not sample:
         assert not spans

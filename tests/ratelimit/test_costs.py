@@ -239,7 +239,8 @@ async def test_costs_are_metrics_without_agents_and_without_invented_tools(make:
         found[metric.name.removeprefix("mcp_middleware.limiter.")] = points
     currency = {"mcp_middleware.limiter.currency": "EUR", "mcp_middleware.limiter.server": "files"}
     assert found["cost"] == [({**currency, "gen_ai.tool.name": "tool"}, 2.0), (currency, 1.5)]
-    assert found["budget.warnings"] == [({"mcp_middleware.limiter.period": "day"}, 2)]
+    period = "mcp_middleware.limiter.period"
+    assert found["budget.warnings"] == [({period: "day"}, 2), ({period: "month"}, 0)]
     assert [
         number for labels, number in found["refused"] if labels["mcp_middleware.limiter.dimension"] == "budget"
     ] == [1]
