@@ -80,16 +80,16 @@ class Meter:
         )
         self._next_complaint = 0.0
 
-    async def estimate(self, request: Request, size: int) -> Estimate:
-        """What ``request``, of ``size`` bytes, has, and what its answer is likely to have."""
+    async def estimate(self, exchange: Exchange, request: Request) -> Estimate:
+        """What ``request`` has, and what its answer is likely to have."""
         name = _name(request)
         if name is None:
             return _WITHOUT_TOKENS
-        if size > self._threaded_above:
+        if exchange.request_bytes > self._threaded_above:
             known = await asyncio.to_thread(input_tokens, request, self._counter)
         else:
             known = input_tokens(request, self._counter)
-        return Estimate(name, known, self._forecast.guess(name, self._start))
+        return Estimate(name, known, self._forecast.guess(exchange.caller.key, name, self._start))
 
     def streamed(self, message: ServerMessage) -> int:
         """What a message before the answer has; of one that would be counted in a thread an estimate, for the next may
@@ -116,7 +116,7 @@ class Meter:
             status = exchange.status or 0
             if 400 <= status < 500:
                 return Usage(estimate.input_tokens)
-            return self._unread(estimate, exchange.response_bytes) if status < 300 else None
+            return self._unread(exchange, estimate) if status < 300 else None
         report = self._report(answer) if HINT in answer.raw else _UNTOLD
         known = estimate.input_tokens if report.input_tokens is None else report.input_tokens
         if report.output_tokens is not None:
@@ -129,16 +129,16 @@ class Meter:
         exchange.usage = usage = Usage(known, output)
         has_succeeded = exchange.tool_failed is False if request.method == "tools/call" else answer.error is None
         if has_succeeded and estimate.name is not None:
-            self._forecast.add(estimate.name, output)
+            self._forecast.add(exchange.caller.key, estimate.name, output)
         return usage
 
-    def _unread(self, estimate: Estimate, size: int) -> Usage | None:
+    def _unread(self, exchange: Exchange, estimate: Estimate) -> Usage | None:
         """What an answer took that is no JSON, such as one with NaN, which clients read all the same; or one that has
         not come to its end. Never less than was expected of it."""
-        output = size // _BYTES_PER_TOKEN
+        output = exchange.response_bytes // _BYTES_PER_TOKEN
         if output <= estimate.output_tokens or estimate.name is None:
             return None
-        self._forecast.add(estimate.name, output)
+        self._forecast.add(exchange.caller.key, estimate.name, output)
         return Usage(estimate.input_tokens, output)
 
     def _report(self, answer: ServerMessage) -> Report:

@@ -217,7 +217,7 @@ class RateLimitMiddleware(Member):
             return None
         caller = exchange.caller
         key, profile = self._rules.find(caller.key, request.target if request.method == "tools/call" else None)
-        estimate = await self._meter.estimate(request, exchange.request_bytes)
+        estimate = await self._meter.estimate(exchange, request)
         charge = Charge(request, profile, estimate, self._payments)
         if estimate.input_tokens > profile.most_tokens:
             rejection = self._refuse_for_good(exchange, charge)

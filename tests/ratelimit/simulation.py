@@ -63,7 +63,7 @@ class Ours:
         self.forecast = Forecast()
 
     async def admit(self) -> tuple[object, float] | float:
-        estimate = INPUT + self.forecast.guess("tool", START)
+        estimate = INPUT + self.forecast.guess("agent", "tool", START)
         answer = await self.storage.reserve(b"agent", LIMITS, estimate)
         if isinstance(answer, Reservation):
             return answer, estimate
@@ -72,7 +72,7 @@ class Ours:
     async def settle(self, admitted: object, output: int) -> None:
         assert isinstance(admitted, Reservation)
         await self.storage.settle(admitted, INPUT + output)
-        self.forecast.add("tool", output)
+        self.forecast.add("agent", "tool", output)
 
 
 class PostPaid:

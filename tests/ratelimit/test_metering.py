@@ -26,6 +26,17 @@ async def test_the_next_estimate_is_what_the_tool_answered(make: Make) -> None:
     assert answer.headers["ratelimit"] == f'"requests";r=58, "tokens";r={5000 - 2 * INPUT - 2 * OUTPUT}'
 
 
+async def test_case_31_one_agents_long_answers_reserve_nothing_of_the_others(make: Make) -> None:
+    stack = make(tokens="5000/minute", agents={"batch": {"tokens": None}})
+    await stack.call(caller="polite")
+    stack.server.result = {"content": [{"type": "text", "text": "x" * 60_000}]}
+    for _ in range(8):
+        await stack.call(caller="batch")
+    polite, newcomer = await stack.call(caller="polite"), await stack.call(caller="newcomer")
+    assert polite.headers["ratelimit"] == f'"tokens";r={5000 - 2 * INPUT - 2 * OUTPUT}'
+    assert newcomer.headers["ratelimit"] == f'"tokens";r={5000 - INPUT - OUTPUT}'
+
+
 @pytest.mark.parametrize(("status", "tokens"), [(404, INPUT), (400, INPUT), (500, INPUT + 3000), (502, INPUT + 3000)])
 async def test_an_answer_without_a_message(make: Make, status: int, tokens: int) -> None:
     stack = make(requests="60/minute", tokens="5000/minute", initial_output_tokens=3000)
