@@ -65,8 +65,8 @@ class RateLimitMiddleware(Member):
             ``{"rate": "60/minute", "burst": 10}`` separates them; None does not limit.
         tokens: the same, of tokens, input and output together.
         concurrency: requests of one principal that may be open at once; None does not limit.
-        agents: other limits for agents whose client id matches a glob (``*``, ``?``, ``[...]``; the first that matches
-            counts; what it leaves out is as for everybody).
+        agents: other limits for agents whose client id matches a glob (``*``, ``?``; the first that matches counts;
+            what it leaves out is as for everybody).
         tools: limits of each principal on the tools whose name matches a glob, together, on top of its own; the first
             that matches counts.
         server: the name of this server, where several share a storage: its tools' buckets are its own.
