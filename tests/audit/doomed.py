@@ -30,10 +30,7 @@ def main(trail: str, seen: str) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
-    # With its protocol named, asyncio turns Nagle off on what it accepts; without, every answer waits for an ACK.
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.bind(("127.0.0.1", 0))
-    listening.listen()
+    listening = socket.create_server(("127.0.0.1", 0))
     app = AuditLogMiddleware(server, sink=SQLiteSink(trail), server="doomed")
     config = uvicorn.Config(app, log_level="error", lifespan="off", http="httptools")
     print(listening.getsockname()[1], flush=True)
