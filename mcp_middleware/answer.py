@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -10,7 +11,9 @@ from .cutoff import Cutoff
 from .errors import INTERNAL_ERROR, UnknownOutcomeError
 from .exchange import Exchange, Send, in_thread
 from .message import Request
+from .owed import Owed
 from .responses import NOSNIFF, error_body, media_type, send_document
+from .revision import SESSION_HEADER
 from .server_message import ServerMessage, parse_server_message
 from .sse import Decoder, EventTooLargeError, Frame, encode
 from .types import Document, Headers
@@ -31,6 +34,8 @@ _TURN: Final = 0.0005
 """Seconds that one stream may take before others have their turn: forty at once, and each waits for all others."""
 _MAX_TURN: Final = 64 * 1024
 """Bytes of a stream after which others have their turn in any case: what is there already is read without waiting."""
+_OUTLIVES: Final = 3600.0
+"""Seconds for which a call may go on whose client has left: as long as its place among the open ones is kept."""
 _TOO_LARGE: Final = "the server's answer is too large"
 _TOKEN_CHECK: Final = 20.0
 """Seconds between two looks at the token of an open stream: with the 30 for which an issuer's word on a token may be
@@ -50,16 +55,21 @@ class Answer:
         "cutoff",
         "decoder",
         "dropped",
+        "end",
         "ended",
         "exchange",
+        "is_owed",
+        "is_resumable",
         "max_bytes",
         "on_response_message",
         "on_response_start",
+        "owed",
         "send_on",
         "size",
         "start",
         "taken",
         "turn",
+        "until",
     )
 
     def __init__(
@@ -71,6 +81,7 @@ class Answer:
         on_response_start: Sequence[Callable[[Exchange, int, Headers], None]],
         on_response_message: Sequence[_OnMessage],
         max_bytes: int,
+        owed: Owed,
     ) -> None:
         self.exchange = exchange
         self.send_on = send
@@ -78,6 +89,15 @@ class Answer:
         self.on_response_start = on_response_start
         self.on_response_message = on_response_message
         self.max_bytes = max_bytes
+        self.owed = owed
+        self.is_resumable = False
+        """Whether a client could ask for the rest of the stream, did it know an event of it."""
+        self.is_owed = False
+        """A client can, and the server has not answered on it yet."""
+        self.end: asyncio.Event | None = None
+        """Of an answer whose client has left."""
+        self.until = 0.0
+        """When the server is told that it has."""
         self.dropped = False
         self.start: MutableMapping[str, Any] | None = None
         self.body: list[bytes] = []
@@ -110,11 +130,29 @@ class Answer:
                 await self._hold(event)
             else:
                 self._count(event)
+                if not event.get("more_body", False):
+                    self._set_ended()
                 await self.send_on(event)
         elif event["type"] == "http.response.start":
             await self._begin(event)
         else:
             await self.send_on(event)
+
+    async def outlive_client(self) -> None:
+        """Go on without the client, which has left: what comes is seen by the members, and then dropped. Returns when
+        the answer has ended, or the server is to be told."""
+        if self.end is None:
+            self.end = asyncio.Event()
+            self.until = asyncio.get_running_loop().time() + _OUTLIVES
+            self.send_on = _drop
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self.until):
+                await self.end.wait()
+
+    def _set_ended(self) -> None:
+        self.ended = True
+        if self.end is not None:
+            self.end.set()
 
     def _count(self, event: MutableMapping[str, Any]) -> None:
         self.size += len(event.get("body", b""))
@@ -138,6 +176,8 @@ class Answer:
             self.decoder = Decoder(limit=self.max_bytes)
             self.turn = asyncio.Lock()
             self._end_with_token()
+            is_call = exchange.era == "legacy" and isinstance(exchange.message, Request)
+            self.is_resumable = is_call and event["status"] < 300 and SESSION_HEADER in exchange.headers
             await self.send_on(event)
         elif isinstance(exchange.message, Request) and (media == b"application/json" or exchange.strict):
             self.start = event
@@ -180,7 +220,7 @@ class Answer:
         if message is None or passed is not message:
             headers = [line for line in start["headers"] if line[0] != b"content-length"]
             start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
-        self.ended = True
+        self._set_ended()
         await self.send_on(start)
         await self.send_on({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -188,6 +228,8 @@ class Answer:
         chunk: bytes = event.get("body", b"")
         more = event.get("more_body", False)
         self._count(event)
+        if self.is_resumable and not self.is_owed:
+            self.is_owed = chunk.startswith(b"id:") or b"\nid:" in chunk
         out: list[bytes] = []
         began = time.monotonic() if len(chunk) > _SLICE else 0.0
         for start in range(0, len(chunk), _SLICE):
@@ -217,7 +259,7 @@ class Answer:
                 more = False
                 break
         if not more:
-            self.ended = True
+            self._set_ended()
             if self.dropped and self.exchange.answer is None and self.exchange.request_id is not None:
                 out.append(encode(self._error("the server's answer cannot be read")))
         if out or not more:
@@ -254,7 +296,7 @@ class Answer:
 
     def _is_call(self) -> bool:
         asked = self.exchange.message
-        return isinstance(asked, Request) and asked.method == "tools/call"
+        return asked.method == "tools/call" if isinstance(asked, Request) else len(self.owed) > 0
 
     def _is_unread(self, data: bytes) -> bool:
         """Whether no message is in these events, nor anything that must not pass for being none."""
@@ -273,6 +315,10 @@ class Answer:
         if passed is not None and passed.is_answer and passed.id == self.exchange.request_id:
             self.exchange.answer = passed
             self.answered = passed.id is not None
+            if message.is_answer:  # the server's own; a member may have said in its place that the stream was cut
+                self.is_resumable = self.is_owed = False
+        elif passed is not None and passed.is_answer and self.owed and self.exchange.http_method == "GET":
+            await self.owed.answer(self.exchange, passed)
         return passed
 
     async def end_stream(self, code: int, text: str, rest: bytes = b"") -> bool:
@@ -280,7 +326,8 @@ class Answer:
         Whether there was one to end, or has been."""
         if self.decoder is None or self.ended:
             return self.decoder is not None
-        self.ended = self.exchange.ended = True
+        self._set_ended()
+        self.exchange.ended = True
         body = rest
         if self.exchange.request_id is not None and self.exchange.answer is None:
             body += encode(self._error(text, code))
@@ -296,7 +343,7 @@ class Answer:
             return
         if self.start is None and self.exchange.status is not None:
             return  # an answer of another kind is under way
-        self.ended = True
+        self._set_ended()
         self.exchange.status = 503
         document = Document(self._error(text), 503, ((b"content-type", b"application/json"),))
         await send_document(document, self.send_on)
@@ -305,6 +352,10 @@ class Answer:
         data = error_body(code, text, self.exchange.request_id)
         self.exchange.answer = parse_server_message(data)
         return data
+
+
+async def _drop(event: MutableMapping[str, Any]) -> None:
+    """Send nobody anything."""
 
 
 def _read_event(frame: Frame, is_call: bool = False) -> tuple[ServerMessage | None, bool]:

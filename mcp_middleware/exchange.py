@@ -77,8 +77,10 @@ class Exchange:
         "headers",
         "http_method",
         "instance",
+        "late",
         "message",
         "overhead",
+        "owed",
         "path",
         "principal",
         "receive",
@@ -140,7 +142,11 @@ class Exchange:
         self.status: int | None = None
         self.answer: ServerMessage | None = None
         self.response_bytes = 0
-        self.disconnected = False
+        self.disconnected = False  # also the gateway's forwarder
+        self.owed = False
+        """Its stream has ended without its answer, which may come on another (``owed``)."""
+        self.late = False
+        """So it has."""
         self.ended = False
         """The stream that the server sends has been ended, by the pipeline or the limiter: whatever more the server
         says is for nobody."""
@@ -266,10 +272,11 @@ class Exchange:
     def close(self) -> None:
         """Let go of the server's objects, which refer to this one: a cycle for each request would leave all of it to
         the garbage collector, whose rounds cost a large application more than all members do."""
-        self.scope = {}
+        self.scope = {"client": self.scope.get("client")} if self.owed else {}
         self.receive = _closed
         self.access_token = self.still_good = None
-        self.state.clear()
+        if not self.owed:
+            self.state.clear()
 
     def child(self, message: Message) -> "Exchange":
         """An exchange for one message of a batch: same caller and headers, an answer of its own."""

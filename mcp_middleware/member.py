@@ -53,6 +53,11 @@ class Member:
         else:
             await self._pipeline.lifespan(scope, receive, send)
 
+    async def end_waiting(self) -> None:
+        """Finish calls that wait for an answer, where nobody runs the application's lifespan."""
+        if self._pipeline is not None:
+            await self._pipeline.end_waiting()
+
     def _hooks(self, name: str) -> list[Any]:
         """Those of the members that have a hook of that name, outermost first."""
         return [getattr(m, name) for m in self._members if getattr(type(m), name) is not getattr(Member, name)]
@@ -82,6 +87,10 @@ class Member:
         """See a message of the server; return it, another in its place, or None to drop it. What takes long is awaited,
         and may give others their turn."""
         return message
+
+    async def on_owed(self, exchange: Exchange) -> None:
+        """The stream of a call has ended without its answer, which may come on another. Members that have this hook
+        finish then: with ``exchange.late`` where it has come."""
 
     async def on_finish(self, exchange: Exchange) -> None:
         """Settle and record. Called exactly once for every exchange, also when another member refused it first."""

@@ -9,7 +9,11 @@ One request goes through four steps:
    answer after all where nobody further in had another.
 4. The server is called. Its messages pass ``on_response_message`` of every member, innermost first.
 
-Then, whatever happened, ``on_finish`` of every member, innermost first.
+Then, whatever happened, ``on_finish`` of every member, innermost first. A call whose stream has ended without its
+answer may be answered on another (``owed``): members that wait for it have ``on_owed``, and their ``on_finish`` is
+then.
+
+A call of the legacy era outlives its client, because there a lost connection cancels nothing (2025-11-25, transports).
 """
 
 import asyncio
@@ -18,6 +22,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from .answer import Answer, BatchAnswer
@@ -25,6 +30,7 @@ from .cutoff import Cutoff
 from .errors import INTERNAL_ERROR, INVALID_REQUEST, UNAUTHORIZED, ConfigurationError, UnknownOutcomeError
 from .exchange import Exchange, Receive, Scope, Send, open_exchange, read_message
 from .message import Batch, Message, Request
+from .owed import Owed
 from .responses import headers_of, rejection_answer, send_document
 from .types import Document, Rejection
 
@@ -78,6 +84,11 @@ class Pipeline:
         self.on_response_start = hooks("on_response_start")[::-1]
         self.on_response_message = hooks("on_response_message")[::-1]
         self.on_finish = hooks("on_finish")[::-1]
+        self.on_owed = hooks("on_owed")[::-1]
+        waiting = [on_owed.__self__ for on_owed in self.on_owed]
+        self.on_finish_late = [on_finish for on_finish in self.on_finish if on_finish.__self__ in waiting]
+        self.on_finish_now = [on_finish for on_finish in self.on_finish if on_finish.__self__ not in waiting]
+        self.owed = Owed(partial(self._run, self.on_finish_late))
         self.aclose = hooks("aclose")[::-1]
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,6 +114,10 @@ class Pipeline:
 
         await self.server(scope, receive_on, closing_send)
 
+    async def end_waiting(self) -> None:
+        """Finish what waits for an answer."""
+        await self.owed.aclose()
+
     async def _start(self) -> str | None:
         """Start the members; why that failed, or None. Not by an exception: servers take one for an application that
         has no lifespan, and would go on."""
@@ -117,6 +132,7 @@ class Pipeline:
         return None
 
     async def _close(self) -> None:
+        await self.owed.aclose()
         for aclose in self.aclose:
             try:
                 await aclose()
@@ -205,11 +221,18 @@ class Pipeline:
         return _check_method(exchange)
 
     async def _finish(self, exchange: Exchange) -> None:
+        if not exchange.owed or not self.on_owed:
+            await self._run(self.on_finish, exchange)
+            return
+        self.owed.add(exchange)
+        await self._run((*self.on_owed, *self.on_finish_now), exchange)
+
+    async def _run(self, hooks: Sequence[Callable[[Exchange], Awaitable[None]]], exchange: Exchange) -> None:
         """Neither one member's failure nor the end of the task may keep the others from settling and recording."""
         cancelled: asyncio.CancelledError | None = None
-        for on_finish in self.on_finish:
+        for hook in hooks:
             try:
-                await on_finish(exchange)
+                await hook(exchange)
             except asyncio.CancelledError as error:
                 cancelled = error
             except Exception:
@@ -241,7 +264,6 @@ class Pipeline:
     async def _call_server(self, exchange: Exchange, send: Send, cutoff: Cutoff) -> None:
         exchange.edit_headers()
         body = exchange.body
-        receive = exchange.receive if body is None else _replay(exchange, body)
         answer = Answer(
             exchange,
             send,
@@ -249,7 +271,9 @@ class Pipeline:
             on_response_start=self.on_response_start,
             on_response_message=self.on_response_message,
             max_bytes=self.bounds.max_answer_bytes,
+            owed=self.owed,
         )
+        receive = exchange.receive if body is None else _replay(exchange, body, answer)
         try:
             await self.server(exchange.scope, receive, answer.send)
         except asyncio.CancelledError:
@@ -268,6 +292,8 @@ class Pipeline:
                 exchange.failed = error
         finally:
             cutoff.stop()
+        if answer.is_owed:
+            exchange.owed = True
 
 
 def _check_method(exchange: Exchange) -> Rejection | None:
@@ -297,10 +323,12 @@ def _leaves_body_unread(exchange: Exchange) -> bool:
     return b"transfer-encoding" in exchange.headers or (length.isdigit() and int(length[:19]) > _LEFT_UNREAD)
 
 
-def _replay(exchange: Exchange, body: bytes) -> Receive:
-    """The canonical body once, then the real ``receive``: a server that waits for the disconnect must get it."""
+def _replay(exchange: Exchange, body: bytes, answer: Answer) -> Receive:
+    """The canonical body once, then the real ``receive``: a server that waits for the disconnect must get it. Of a call
+    that outlives its client it gets it in the end."""
     pending = True
     receive_on = exchange.receive
+    outlives = exchange.era == "legacy" and isinstance(exchange.message, Request)
 
     async def receive() -> MutableMapping[str, Any]:
         nonlocal pending
@@ -308,8 +336,10 @@ def _replay(exchange: Exchange, body: bytes) -> Receive:
             pending = False
             return {"type": "http.request", "body": body, "more_body": False}
         event = await receive_on()
-        if event["type"] == "http.disconnect":
+        if event["type"] == "http.disconnect" and not answer.ended:  # else it is the answer's end
             exchange.disconnected = True
+            if outlives:
+                await answer.outlive_client()
         return event
 
     return receive

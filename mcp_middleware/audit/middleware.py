@@ -141,6 +141,9 @@ class AuditLogMiddleware(Member):
             state = exchange.state.setdefault(self, _State())
             state.session = _header(headers, SESSION_HEADER)
 
+    async def on_owed(self, exchange: Exchange) -> None:
+        """Record a call when its answer has come; until then its beginning stands."""
+
     async def on_finish(self, exchange: Exchange) -> None:
         """Record the exchange, if it is a message, a refusal, the end of a session or the end of a stream."""
         if exchange.silent or not self._concerns(exchange):

@@ -16,7 +16,7 @@ import msgspec
 
 from mcp_middleware.errors import UNAVAILABLE, ConfigurationError
 from mcp_middleware.exchange import Receive, Scope, Send
-from mcp_middleware.member import ASGIApp
+from mcp_middleware.member import ASGIApp, Member
 from mcp_middleware.resource_server import IssuersVerifier
 from mcp_middleware.resource_server.legacy import LEGACY_WELL_KNOWN, issuer_metadata
 from mcp_middleware.resource_server.metadata import WELL_KNOWN
@@ -343,6 +343,9 @@ class _Generation:
         """Let go of what ``following`` does not use, once no request does; at once when nothing follows."""
         if following is not None:
             await self.wait_idle()
+        for app in set(self._stacks.values()):
+            if isinstance(app, Member):
+                await app.end_waiting()
         kept = [] if following is None else list(following.upstreams.values())
         for upstream in self.upstreams.values():
             if upstream not in kept:

@@ -501,8 +501,9 @@ class _Call:
             self.watch = asyncio.ensure_future(self._await_disconnect(self.answer))
 
     async def _await_disconnect(self, answer: Answer) -> None:
-        while (await self.receive())["type"] != "http.disconnect":
+        while (await self.exchange.receive())["type"] != "http.disconnect":  # the pipeline's would be told much later
             pass
+        self.exchange.disconnected = True
         if self.exchange.era == "modern" or self.method == b"GET":
             answer.interrupt(_ClientGoneError())
         else:

@@ -4,7 +4,8 @@
    take that from buckets and budgets, all or nothing. What does not fit is refused.
 2. ``on_response_start``: headers say what is left.
 3. ``on_response_message``: a stream that brings more than was taken is topped up as it flows, or cut.
-4. ``on_finish``: ``Meter`` says what the call took, ``Payments`` what it cost, and ``Charges`` settle.
+4. ``on_finish``: ``Meter`` says what the call took, ``Payments`` what it cost, and ``Charges`` settle. Where the answer
+   may come on another stream, that is then; the place among the open requests is free at once.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
+import msgspec
 from opentelemetry.metrics import MeterProvider
 
 from mcp_middleware.errors import RATE_LIMITED, ConfigurationError
@@ -288,6 +290,14 @@ class RateLimitMiddleware(Member):
         exchange.ended = True
         return unanswered.with_error(RATE_LIMITED, text, {"dimension": "tokens", "cut": True})
 
+    async def on_owed(self, exchange: Exchange) -> None:
+        """Free the place, and keep the rest for the answer."""
+        charge: Charge | None = exchange.state.get(self)
+        if charge is not None and charge.reservation is not None and charge.reservation.place:
+            place = msgspec.structs.replace(charge.reservation)
+            charge.reservation.place = b""
+            await self._storage.settle(place, None)
+
     async def on_finish(self, exchange: Exchange) -> None:
         """Settle, if it is known what the call took; else the estimate stands."""
         charge: Charge | None = exchange.state.pop(self, None)
@@ -298,7 +308,8 @@ class RateLimitMiddleware(Member):
             if charge.topping is not None:
                 await asyncio.wait({charge.topping})
             if charge.estimate.name is not None:
-                used = await self._meter.used(exchange, charge.request, charge.estimate, charge.answer, charge.streamed)
+                answer = exchange.answer if exchange.late else charge.answer
+                used = await self._meter.used(exchange, charge.request, charge.estimate, answer, charge.streamed)
                 if used is not None:
                     tokens = used.input_tokens + used.output_tokens
                     if charge.payments is not None:

@@ -194,7 +194,8 @@ async def _streams_until_disconnected(scope: Any, receive: Any, send: Any) -> No
 
 async def test_one_record_when_the_client_leaves_the_stream() -> None:
     sink = ListSink()
-    request = Call(app_with(sink, _streams_until_disconnected), CALL)
+    message = rpc("tools/call", {"name": "echo", "_meta": MODERN_META})
+    request = Call(app_with(sink, _streams_until_disconnected), message, headers=modern_headers("tools/call", "echo"))
     running = asyncio.create_task(request.run())
     await request.seen(2)
     assert sink.records == []

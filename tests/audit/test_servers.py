@@ -37,15 +37,16 @@ from tests.support import (
 
 
 class Slow:
-    """A tool that says when it runs, and never ends by itself."""
+    """A tool that says when it runs, and ends when it is told to."""
 
     def __init__(self) -> None:
         self.running = asyncio.Event()
+        self.ending = asyncio.Event()
 
     async def __call__(self) -> str:
         self.running.set()
-        await asyncio.Event().wait()
-        return "never"
+        await self.ending.wait()
+        return "done"
 
 
 def app(kind: Kind, slow: Slow) -> Any:
@@ -147,8 +148,11 @@ async def test_case_41_a_client_that_leaves_its_stream_is_recorded_once(kind: Ki
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
+        if era == "legacy":  # there it goes on without its client
+            at.slow.ending.set()
     (found,) = at.calls()
-    assert (found.target, found.decision, found.outcome) == ("slow", "allowed", "disconnected")
+    outcome = "ok" if era == "legacy" else "disconnected"
+    assert (found.target, found.decision, found.outcome) == ("slow", "allowed", outcome)
 
 
 POLICY = {"default": "deny", "rules": [{"agents": ["*"], "tools": ["echo"]}]}

@@ -15,10 +15,10 @@ from mcp_middleware.member import Bounds
 from mcp_middleware.message import parse
 from mcp_middleware.server_message import parse_server_message
 from mcp_middleware.types import Document, Rejection
-from tests.support import MODERN_META
+from tests.support import MODERN_META, until
 
 from .asgi import Call, EchoServer, modern_headers, rpc
-from .recording import CALL, Audit, Limiter, Recorder, Refusing
+from .recording import CALL, Audit, Limiter, Recorder, Refusing, body, start
 
 
 class Deferring(Recorder):
@@ -263,17 +263,90 @@ async def test_a_client_that_leaves_while_it_sends_reaches_nobody() -> None:
 
 async def test_the_disconnect_reaches_a_server_that_waits_for_it() -> None:
     order: list[str] = []
+    message = rpc("tools/call", {"name": "echo", "_meta": MODERN_META})
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         order.append((await receive())["type"])
         order.append((await receive())["type"])
 
     audit = Audit(app, [])
-    call = Call(audit, CALL)
+    call = Call(audit, message, headers=modern_headers("tools/call", "echo"))
     call.disconnect()
     await call.run()
     assert order == ["http.request", "http.disconnect"]
     assert audit.exchanges[0].disconnected
+
+
+class Listening:
+    """A server that looks whether its client leaves, until it is, or has answered once ``gate`` is open."""
+
+    def __init__(self, *events: dict[str, Any]) -> None:
+        self.events = events
+        self.gate = asyncio.Event()
+        self.order: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.order.append((await receive())["type"])
+        told = asyncio.create_task(receive())
+        await asyncio.wait({told, asyncio.create_task(self.gate.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        if not told.done():
+            for event in self.events:
+                await send(event)
+            self.order.append("answered")
+        self.order.append((await told)["type"])
+
+
+ANSWERS = {
+    "json": (start(b"application/json"), body(b'{"jsonrpc":"2.0","id":1,"result":{}}')),
+    "stream": (
+        start(b"text/event-stream"),
+        body(b'data: {"jsonrpc":"2.0","id":1,"result":{}}\n\n', more=True),
+        body(b""),
+    ),
+    "page": (start(b"text/plain", 400), body(b"No such ", more=True), body(b"session")),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_a_legacy_call_outlives_its_client_and_is_seen_to_its_end(answer: str) -> None:
+    server = Listening(*ANSWERS[answer])
+    audit = Audit(server, [])
+    call = Call(audit, CALL)
+    call.disconnect()
+    running = asyncio.create_task(call.run())
+    await until(call.incoming.empty)
+    server.gate.set()
+    await running
+    assert server.order == ["http.request", "answered", "http.disconnect"]
+    assert call.events == []
+    (exchange,) = audit.exchanges
+    assert exchange.disconnected
+    assert (exchange.answer is None) == (answer == "page")
+    assert exchange.response_bytes > 0
+
+
+async def test_a_server_is_told_in_the_end_that_the_client_of_its_legacy_call_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mcp_middleware.answer._OUTLIVES", 0.01)
+    server = Listening()
+    call = Call(Audit(server, []), CALL)
+    call.disconnect()
+    await call.run()
+    assert server.order == ["http.request", "http.disconnect"]
+
+
+async def test_the_end_of_a_legacy_answer_is_not_taken_for_its_client_leaving() -> None:
+    server = Listening(*ANSWERS["stream"])
+    server.gate.set()
+    audit = Audit(server, [])
+    call = Call(audit, CALL)
+    running = asyncio.create_task(call.run())
+    await call.seen(3)
+    call.disconnect()  # as servers say it of an answer that is complete
+    await running
+    assert server.order == ["http.request", "answered", "http.disconnect"]
+    assert not audit.exchanges[0].disconnected
 
 
 async def test_a6_white_space_round_mirrored_headers_is_neither_compared_nor_forwarded() -> None:
