@@ -6,8 +6,8 @@ come back in the same order. So there is no pool to wait for, and the oldest una
 - **Budget.** Its time is counted in ticks of the event loop, a late tick as one. A loop that was busy for 200 ms has
   not waited 200 ms for the store: answers that have arrived meanwhile are read before the next tick.
 - **Breaker.** The first command that gets no answer within the budget, or a connection that breaks, opens it: everybody
-  who waits is told at once, and so is who comes later. Calls then start attempts to connect in the background, with
-  growing pauses; the first that succeeds closes the breaker. Only before the very first does a call wait for one.
+  who waits is told at once, and so is who comes later. Attempts to connect go on in the background, with pauses that
+  grow until a script is answered; one that succeeds closes the breaker. Only for the very first does a call wait.
 - **Deadline.** A command that nobody waits for any more must not be carried out when the store comes back to it. So
   scripts that take something get a deadline in the store's own time, which is learnt from its answers.
 
@@ -221,7 +221,9 @@ class RedisConnection:
         self._attempt: asyncio.Task[None] | None = None
         self._tried = False
         self._pause = _SHORTEST_PAUSE
-        self._next_attempt = 0.0
+        self._again: asyncio.TimerHandle | None = None
+        self._why = ""
+        """The reason for which it could not be reached last."""
         self._next_complaint = 0.0
         self._offset: float | None = None
         self.losses = 0
@@ -292,10 +294,12 @@ class RedisConnection:
                 raise
             else:
                 try:
-                    return script.read(reply)
+                    answered = script.read(reply)
                 except (TypeError, msgspec.DecodeError):
                     link.lose("its answers are out of step")  # so others would be taken for what they are not
                     raise StorageUnavailableError(f"Redis at {node.place} answered nonsense", sent=True) from None
+                node._pause = _SHORTEST_PAUSE
+                return answered
         raise StorageUnavailableError(f"Redis at {self.place} refused a command", sent=False)
 
     def node_of(self, key: bytes) -> "RedisConnection":
@@ -337,7 +341,9 @@ class RedisConnection:
         if link is not None:
             link.lose("closed")
             await link.gone.wait()
-        self._tried, self._pause, self._next_attempt = False, _SHORTEST_PAUSE, 0.0
+        if self._again is not None:
+            self._again.cancel()
+        self._tried, self._pause = False, _SHORTEST_PAUSE
 
     def _open_breaker(self, reason: str, link: _Link) -> None:
         """``link`` is lost, by which everybody asks; if it is."""
@@ -347,7 +353,7 @@ class RedisConnection:
         self._link = None
         self.losses += 1
         self.lost_at = time.monotonic()
-        self._next_attempt = self.lost_at + self._pause
+        self._try_again()
 
     def _complain(self, text: str, link: _Link) -> None:
         """It answered, so it is there; but out of memory, read-only, loading, or without the rights."""
@@ -363,11 +369,16 @@ class RedisConnection:
         if not self._tried:
             await asyncio.wait({self._start_attempt()}, timeout=self.budget)
             self._tried = True
-        elif time.monotonic() >= self._next_attempt:
-            self._start_attempt()
         if self._link is None:
             raise StorageUnavailableError(f"Redis at {self.place} is away", sent=False)
         return self._link
+
+    def _try_again(self) -> None:
+        """After a pause. Also where nobody calls, who would find the store away still."""
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(self._pause, self._start_attempt)
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     def _start_attempt(self) -> "asyncio.Task[None]":
         if self._attempt is None or self._attempt.done():
@@ -389,16 +400,18 @@ class RedisConnection:
                 link.lose("it could not be used")
             if isinstance(error, asyncio.CancelledError):
                 raise
-            log = logger.info if self._tried else logger.warning  # the loss itself was a warning
-            log("Redis at %s cannot be reached: %s", self.place, _reason(error))
-            self._tried = True
-            self._next_attempt = time.monotonic() + self._pause
-            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            if (why := _reason(error)) != self._why:
+                log = logger.info if self._tried else logger.warning  # the loss itself was a warning
+                log("Redis at %s cannot be reached: %s", self.place, why)
+            self._tried, self._why = True, why
+            self._try_again()
             return
         self._offset = None
         self.learn_time(int(seconds) + int(microseconds) / 1e6, sent_at)
         logger.info("connected to Redis at %s", self.place)
-        self._tried, self._pause, self._link = True, _SHORTEST_PAUSE, link
+        self._tried, self._why, self._link = True, "", link
+        if self._again is not None:
+            self._again.cancel()
         self.back_at = time.monotonic()
 
 

@@ -121,6 +121,32 @@ async def test_case_42_a_redis_that_has_become_a_replica_is_left_for_whoever_too
     assert await admitted(storage, 20) == 3
 
 
+async def test_a_redis_that_is_back_is_found_although_nobody_calls(own: Storages) -> None:
+    storage = own.make()
+    assert await storage._connection.connect()
+    own.server.kill()
+    await until(lambda: not storage._connection.is_up)
+    own.server.start()
+    await until(lambda: storage._connection.is_up)
+    assert not (await reserve(storage)).local
+
+
+async def test_a_redis_that_takes_connections_and_no_scripts_is_tried_more_and_more_rarely(own: Storages) -> None:
+    """As while a replica takes its place: what only reads is answered."""
+    storage = own.make(budget=0.05)
+    assert await storage._connection.connect()
+    with own.server.client() as client:
+        client.client_pause(60_000, all=False)
+        for times in (1, 2, 3):
+            await until(lambda: storage._connection.is_up)
+            assert (await reserve(storage)).local
+            assert storage._connection._pause == connection._SHORTEST_PAUSE * 2**times
+        client.client_unpause()
+    await until(lambda: storage._connection.is_up)
+    assert not (await reserve(storage)).local
+    assert storage._connection._pause == connection._SHORTEST_PAUSE
+
+
 @pytest.mark.parametrize(
     ("nonsense", "why"),
     [

@@ -19,7 +19,8 @@ async def lose(storage: RedisStorage) -> None:
     assert connection._link is not None
     gone = connection._link.gone
     connection._link.lose("as a test says")
-    connection._next_attempt = math.inf
+    assert connection._again is not None
+    connection._again.cancel()
     await gone.wait()
 
 
