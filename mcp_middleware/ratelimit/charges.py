@@ -132,7 +132,10 @@ class Charges:
         """Put what a call took, and cost in billionths, in place of what was taken; None: nobody knows, and that
         stands."""
         payments, payment = charge.payments, charge.payment
-        if payments is None or payment is None or nanos is None:
+        if payments is None or payment is None:
+            return self._settle_tokens(charge, tokens)
+        if nanos is None:
+            payments.stand(payment)
             return self._settle_tokens(charge, tokens)
         return self._settle_both(charge, tokens, payments, payment, nanos)
 

@@ -76,6 +76,15 @@ async def test_an_estimate_warns_of_nothing(servers: Servers) -> None:
     ]
 
 
+async def test_an_estimate_that_stands_is_spent(servers: Servers) -> None:
+    stack = servers.add(2 * COST, initial_output_tokens=3 * COST)
+    stack.server.raises = RuntimeError("boom")
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            await stack.call()
+        assert len(servers.warned) == 1
+
+
 async def test_several_servers_and_a_reload_warn_once_of_an_amount(servers: Servers) -> None:
     before = counts_for(None).warnings["month"]
     stacks = [servers.add(2 * COST, period="month", server=name) for name in ("one", "two", "three")]
