@@ -1,0 +1,248 @@
+"""Calls whose answer comes on another stream than their own."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from mcp_middleware.exchange import Exchange
+from mcp_middleware.member import Member
+from mcp_middleware.server_message import ServerMessage
+from tests.support import LEGACY, until
+
+from .asgi import Call, rpc, user_of
+from .recording import body, start
+
+EVENT = b"id: 1\r\ndata: \r\n\r\n"
+
+
+class Waiting(Member):
+    """Notes of each call when its stream has ended without an answer, and when it has finished, with what."""
+
+    stage = "limiter"
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self.owed: list[int | str | None] = []
+        self.finished: list[tuple[int | str | None, bool, bytes | None]] = []
+        self.fails = False
+
+    async def on_owed(self, exchange: Exchange) -> None:
+        self.owed.append(exchange.request_id)
+
+    async def on_finish(self, exchange: Exchange) -> None:
+        if exchange.message is None:
+            return
+        said = None if exchange.answer is None else bytes(exchange.answer.raw)
+        self.finished.append((exchange.request_id, exchange.late, said))
+        if self.fails:
+            raise RuntimeError("broken")
+
+
+class Prompt(Member):
+    """One that does not wait."""
+
+    stage = "tracing"
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self.finished: list[Exchange] = []
+
+    async def on_finish(self, exchange: Exchange) -> None:
+        self.finished.append(exchange)
+
+
+class Polled:
+    """Ends the stream of each call before it answers; what a GET stream carries is chosen by the test."""
+
+    def __init__(self) -> None:
+        self.before = EVENT
+        self.raises: Exception | None = None
+        self.stream: list[bytes] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(start(b"text/event-stream"))
+        if scope["method"] == "GET":
+            for data in self.stream:
+                await send(body(b"id: 2\r\ndata: " + data + b"\r\n\r\n", more=True))
+        else:
+            await send(body(self.before, more=True))
+            if self.raises is not None:
+                raise self.raises
+        await send(body(b""))
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.server = Polled()
+        self.waiting = Waiting(self.server)
+        self.prompt = Prompt(self.waiting)
+
+    async def call(self, request_id: int | str = 1, *, session: str | None = "s", client: str = "agent") -> Call:
+        return await self._send(rpc("tools/call", {"name": "tool"}, request_id), "POST", session, client)
+
+    async def resume(self, *answers: dict[str, Any], session: str = "s", client: str = "agent") -> Call:
+        self.server.stream = [json.dumps(answer).encode() for answer in answers]
+        return await self._send(b"", "GET", session, client)
+
+    async def _send(self, message: Any, method: str, session: str | None, client: str) -> Call:
+        headers = {"mcp-protocol-version": LEGACY} | ({} if session is None else {"mcp-session-id": session})
+        call = Call(self.prompt, message, method=method, headers=headers)
+        call.scope["user"] = user_of(client)
+        return await call.run()
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def answer(request_id: int | str = 1, **result: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": request_id, "result": result}
+
+
+async def test_a_call_finishes_with_the_answer_that_comes_on_another_stream(bench: Bench) -> None:
+    await bench.call()
+    assert (bench.waiting.owed, bench.waiting.finished) == ([1], [])
+    (exchange,) = bench.prompt.finished  # what does not wait has finished with the stream
+    resumed = await bench.resume({"jsonrpc": "2.0", "method": "notifications/message"}, answer(done=True))
+    assert resumed.body.count(b"data: ") == 2
+    said = json.dumps(answer(done=True)).encode()
+    assert bench.waiting.finished == [(1, True, said)]
+    assert exchange.response_bytes == len(EVENT) + len(said)
+    assert exchange.scope == {"client": ("127.0.0.1", 1234)}
+
+
+async def test_what_is_sent_again_answers_nothing(bench: Bench) -> None:
+    await bench.call(1)
+    await bench.call(2)
+    for _ in range(3):
+        await bench.resume(answer(1))
+    assert [one[0] for one in bench.waiting.finished] == [1]
+    await bench.call(1)
+    await bench.resume(answer(1), answer(2))
+    assert [one[0] for one in bench.waiting.finished] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("session", "client", "request_id"), [("other", "agent", 1), ("s", "other", 1), ("s", "agent", "1")]
+)
+async def test_nobody_elses_answer_counts(bench: Bench, session: str, client: str, request_id: int | str) -> None:
+    await bench.call()
+    await bench.resume(answer(request_id), session=session, client=client)
+    assert bench.waiting.finished == []
+
+
+@pytest.mark.parametrize("why", ["no event has an id", "no session", "answered", "it failed"])
+async def test_only_a_stream_that_can_be_resumed_is_waited_for(bench: Bench, why: str) -> None:
+    if why == "no event has an id":
+        bench.server.before = b"data: \r\n\r\n"
+    elif why == "answered":
+        bench.server.before = EVENT + b"data: " + json.dumps(answer()).encode() + b"\r\n\r\n"
+    elif why == "it failed":
+        bench.server.raises = RuntimeError("crashed")
+        with pytest.raises(RuntimeError, match="crashed"):
+            await bench.call()
+    if why != "it failed":
+        await bench.call(session=None if why == "no session" else "s")
+    assert bench.waiting.owed == []
+    assert [one[:2] for one in bench.waiting.finished] == [(1, False)]
+
+
+async def test_an_id_that_is_used_again_ends_the_call_before(bench: Bench) -> None:
+    await bench.call()
+    await bench.call()
+    await until(lambda: bench.waiting.finished)
+    assert bench.waiting.finished == [(1, False, None)]
+    await bench.resume(answer())
+    assert [one[:2] for one in bench.waiting.finished] == [(1, False), (1, True)]
+
+
+@pytest.mark.parametrize("most", ["_MOST", "_MOST_BYTES"])
+async def test_the_calls_that_are_kept_are_bounded(bench: Bench, most: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(json.dumps(rpc("tools/call", {"name": "tool"}, 1)))
+    monkeypatch.setattr(f"mcp_middleware.owed.{most}", 3 if most == "_MOST" else 3 * size)
+    for number in range(5):
+        await bench.call(number)
+    await until(lambda: len(bench.waiting.finished) == 2)
+    assert bench.waiting.finished == [(0, False, None), (1, False, None)]
+
+
+async def test_a_call_is_not_waited_for_without_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcp_middleware.owed._KEPT", 0.01)
+    await bench.call()
+    await until(lambda: bench.waiting.finished)
+    await bench.resume(answer())
+    assert bench.waiting.finished == [(1, False, None)]
+
+
+async def test_calls_finish_with_the_application(bench: Bench) -> None:
+    await bench.call(1)
+    await bench.call(2)
+    await bench.prompt.end_waiting()
+    assert bench.waiting.finished == [(1, False, None), (2, False, None)]
+
+
+async def test_a_member_that_fails_then_keeps_the_answer_from_nobody(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.waiting.fails = True
+    await bench.call()
+    assert b'"result"' in (await bench.resume(answer())).body
+    assert "a member failed while finishing" in caplog.text
+
+
+async def test_what_a_member_says_for_the_server_is_not_the_answer(bench: Bench) -> None:
+    class Cutting(Member):
+        stage = "authorization"
+
+        def on_response_message(self, exchange: Exchange, message: ServerMessage) -> ServerMessage:
+            return ServerMessage(id=1).with_error(-1, "cut") if message.method else message
+
+    bench.waiting = Waiting(Cutting(bench.server))
+    bench.prompt = Prompt(bench.waiting)
+    bench.server.before = EVENT + b'data: {"jsonrpc":"2.0","method":"notifications/message"}\r\n\r\n'
+    assert b"cut" in (await bench.call()).body
+    await bench.resume(answer())
+    assert [one[:2] for one in bench.waiting.finished] == [(1, True)]
+
+
+async def test_groups_with_another_layer_between_them_wait_together() -> None:
+    server = Polled()
+    inner = Waiting(server)
+
+    async def between(scope: Any, receive: Any, send: Any) -> None:
+        await inner(scope, receive, send)
+
+    outer = Waiting(between)
+    bench = Bench()
+    bench.server = server
+    bench.prompt = Prompt(outer)
+    await bench.call()
+    assert (inner.finished, outer.finished) == ([], [])
+    await bench.resume(answer())
+    assert [one[:2] for one in [*inner.finished, *outer.finished]] == [(1, True), (1, True)]
+
+
+async def test_a_client_that_leaves_as_the_answer_comes_does_not_keep_the_call_from_finishing(bench: Bench) -> None:
+    gate, entered = asyncio.Event(), asyncio.Event()
+
+    class Slow(Waiting):
+        async def on_finish(self, exchange: Exchange) -> None:
+            if exchange.message is not None:
+                entered.set()
+                await gate.wait()
+            await super().on_finish(exchange)
+
+    bench.waiting = Slow(bench.server)
+    bench.prompt = Prompt(bench.waiting)
+    await bench.call()
+    resuming = asyncio.create_task(bench.resume(answer()))
+    await entered.wait()
+    resuming.cancel()
+    await asyncio.wait({resuming})
+    gate.set()
+    await until(lambda: bench.waiting.finished)
+    assert [one[:2] for one in bench.waiting.finished] == [(1, True)]
