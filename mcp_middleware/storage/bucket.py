@@ -110,8 +110,8 @@ class Shortage:
     remaining: int
     """Whole units in it; 0 also when it is in debt."""
     retry_after_ms: int
-    """The fewest milliseconds after which this request fits, if nothing else is taken before. At least 1. For
-    ``concurrency`` a guess."""
+    """The fewest milliseconds after which this request fits, and fits after ``retry_after`` too, if nothing else is
+    taken before. At least 1. For ``concurrency`` a guess."""
     part: str | None = None
     """The part of ``Limits`` that is short; None for the key's own buckets."""
     local: bool = False
@@ -138,7 +138,7 @@ def refill(levels: Levels, limits: Limits, now: float) -> Levels:
     if now < at:
         now = at
     requests_limit, tokens_limit = limits.requests, limits.tokens
-    # Spelled out rather than by calls of _level: this runs twice for every call an agent makes.
+    # Spelled out twice rather than by calls: this runs twice for every call an agent makes.
     if requests_limit is not None:
         requests += requests_limit.rate * (now - at)
         if requests > requests_limit.capacity:
@@ -162,11 +162,6 @@ def remaining(levels: Levels, limits: Limits) -> tuple[float, float]:
     """What is left of requests and of tokens; infinity without a limit."""
     requests, tokens, _ = levels
     return (math.inf if limits.requests is None else requests, math.inf if limits.tokens is None else tokens)
-
-
-def _level(level: float, limit: Limit, seconds: float) -> float:
-    level += limit.rate * seconds
-    return level if level < limit.capacity else limit.capacity
 
 
 def take(
@@ -222,11 +217,11 @@ def _own(turns: Turns, tokens: float, now: float) -> int:
 
 
 def _delays(turns: Turns, level: float, limit: Limit | None, cost: float, now: float) -> bool:
-    """Whether taking ``cost`` now would make a request wait longer whose turn is older than its own."""
+    """Whether taking ``cost`` now would make one of those who wait wait longer whose turn is older than its own."""
     if limit is None or cost <= 0:
         return False
     for tokens, at, overtaken in turns[: _own(turns, cost, now)]:
-        if overtaken and now < at + PATIENCE:
+        if overtaken:
             left = level - cost
             if at > now:
                 left += limit.rate * (at - now)
@@ -236,20 +231,16 @@ def _delays(turns: Turns, level: float, limit: Limit | None, cost: float, now: f
 
 
 def _fits_at(turns: Turns, level: float, limit: Limit, cost: float, now: float) -> float:
-    """The moment from which on ``cost`` fits and delays nobody, if nothing happens until then."""
-    fits_at, own = now + max(0.0, (cost - level) / limit.rate), math.inf
-    for tokens, at, overtaken in turns:
-        if not overtaken:
-            continue
-        if _is_alike(cost, tokens):
-            own = min(own, max(fits_at, at))
+    """The moment from which on ``cost`` fits and delays nobody whose turn is older, if nothing happens until then."""
+    fits_at = now + max(0.0, (cost - level) / limit.rate)
+    for tokens, at, overtaken in turns[: _own(turns, cost, now)]:
         both = tokens + cost
-        if level + limit.rate * (at - now) < both:  # at that moment; later, or never
+        if overtaken and level + limit.rate * (at - now) < both:  # at that moment; later, or never
             ends_at = at + PATIENCE
             if both <= limit.capacity:
                 ends_at = min(ends_at, now + (both - level) / limit.rate)
             fits_at = max(fits_at, ends_at)
-    return min(fits_at, own)
+    return fits_at
 
 
 def after_admission(turns: Turns, tokens: float, now: float) -> Turns:
@@ -279,55 +270,68 @@ def after_refusal(turns: Turns, levels: Levels, limits: Limits, tokens: float, n
 
 
 def _shortage(levels: Levels, there: Levels, limits: Limits, tokens: float, now: float, turns: Turns) -> Shortage:
-    shortages: list[Shortage] = []
-    dimensions: tuple[tuple[Dimension, float, float, Limit | None, float, Turns], ...] = (
-        ("requests", levels[0], there[0], limits.requests, 1, ()),
-        ("tokens", levels[1], there[1], limits.tokens, tokens, turns),
-    )
-    for dimension, level, level_there, limit, cost, waiting in dimensions:
-        if limit is None:
-            continue
-        if not _fits(level_there, limit, cost) or (waiting and _delays(waiting, level_there, limit, cost, there[2])):
-            wait = _wait(level, levels[2], limit, cost, now, waiting)
-            shortages.append(Shortage(dimension, int(limit.capacity), max(0, math.floor(level_there)), wait))
-    return max(shortages, key=lambda shortage: shortage.retry_after_ms)
-
-
-def _wait(level: float, at: float, limit: Limit, cost: float, now: float, turns: Turns) -> int:
-    """Milliseconds until ``cost`` fits into a bucket that held ``level`` at ``at``, at least 1.
-
-    The quotient is only a first guess: the answer is the least number for which the very sum that will decide says
-    yes, so that rounding can make it neither too short nor too long. Where it is another's turn a yes may end: in a
-    full bucket, what is taken closer to that one's moment has less time to flow back. So it must be yes after the whole
-    seconds of the header too, else the next yes is looked for; once all turns have ended there is one that stays.
-    """
+    requests, left, at = levels
+    starts = [at - now]
+    for limit, level, cost in ((limits.requests, requests, 1), (limits.tokens, left, tokens)):
+        if limit is not None and cost > 0:
+            starts[0] = max(starts[0], at - now + (cost - min(level, limit.capacity)) / limit.rate)
+    if turns and limits.tokens is not None:
+        turns = after_refusal(turns, levels, limits, tokens, now)  # as it will find them when it comes back
+        left = min(left, limits.tokens.capacity)
+        for others, told, overtaken in turns:
+            if overtaken:
+                both_at = at + (others + tokens - left) / limits.tokens.rate
+                starts += (told - now, told + PATIENCE - now, both_at - now)
 
     def fits_after(milliseconds: int) -> bool:
         later = max(at, now + milliseconds / 1000)
-        there = _level(level, limit, later - at)
-        return _fits(there, limit, cost) and not (turns and _delays(turns, there, limit, cost, later))
+        requests, left, _ = refill(levels, limits, later)
+        return (
+            _fits(requests, limits.requests, 1)
+            and _fits(left, limits.tokens, tokens)
+            and not (turns and _delays(_waiting(turns, later), left, limits.tokens, tokens, later))
+        )
 
-    level = min(level, limit.capacity)
-    too_short, enough = 0, max(1, math.ceil((at - now + (cost - level) / limit.rate) * 1000))
-    while True:
-        if not fits_after(enough) or (enough - too_short > 1 and fits_after(enough - 1)):
-            enough = _least(fits_after, too_short, enough)
-        whole_seconds = -(-enough // 1000) * 1000
-        if fits_after(whole_seconds):
-            return enough
-        too_short, enough = whole_seconds, whole_seconds + 1
+    wait = _wait(fits_after, starts)
+    requests, *_ = refill(levels, limits, max(at, now + (wait - 1) / 1000))
+    last = 1 if _fits(requests, limits.requests, 1) else 0
+    dimension: Dimension = "tokens" if last else "requests"
+    return Shortage(dimension, int(full(limits, now)[last]), max(0, math.floor(there[last])), wait)
 
 
-def _least(fits_after: Callable[[int], bool], too_short: int, enough: int) -> int:
+def _wait(fits_after: Callable[[int], bool], starts: list[float]) -> int:
+    """Milliseconds until a request fits, at least 1. ``starts``: after how many seconds all of it is there, and at what
+    else it may begin to fit.
+
+    Those are only first guesses: the answer is the least number for which the very sums that will decide say yes, so
+    that rounding can make it neither too short nor too long. Where it is somebody's turn a yes may end: with the turn,
+    or in a full bucket, where what is taken closer to another's moment has less time to flow back. So the first whole
+    second with a yes is found, which the header tells, and then the least number within it.
+    """
+    too_short, enough = 0, max(1, math.ceil(starts[0] * 1000))
+    if len(starts) > 1:
+        later = [start + by for start in starts if start >= starts[0] for by in (-_TOLERANCE, _TOLERANCE)]
+        seconds = sorted({max(1, math.ceil(start)) for start in later})
+        whole = next((second for second in seconds if fits_after(second * 1000)), seconds[-1])
+        before = max((second for second in seconds if second < whole), default=0)
+        whole = _least(lambda second: fits_after(second * 1000), before, whole) * 1000
+        too_short = whole - 1000
+        if not (too_short < enough < whole and fits_after(enough)):
+            enough = whole
+    return _least(fits_after, too_short, enough)
+
+
+def _least(is_enough: Callable[[int], bool], too_short: int, enough: int) -> int:
     """The least number that is enough, above one that is too short, from a guess on."""
-    while not fits_after(enough):
+    while not is_enough(enough):
         too_short, enough = enough, enough + 2 * (enough - too_short)
+    guess = enough - 1
     while enough - too_short > 1:
-        middle = (too_short + enough) // 2
-        if fits_after(middle):
-            enough = middle
+        if is_enough(guess):
+            enough = guess
         else:
-            too_short = middle
+            too_short = guess
+        guess = (too_short + enough) // 2
     return enough
 
 

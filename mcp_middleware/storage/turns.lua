@@ -7,24 +7,26 @@ local function is_alike(tokens, others)
   return tokens < others * 2 and others < tokens * 2
 end
 
+local function is_own(turn, tokens, now)
+  return turn[3] == 1 and now + TOLERANCE >= turn[2] and is_alike(tokens, turn[1])
+end
+
 local function delays(turns, level, capacity, rate, cost, now)
   if not turns or capacity == 0 or cost <= 0 then
     return false
   end
   for _, turn in ipairs(turns) do
+    if is_own(turn, cost, now) then
+      return false
+    end
     local tokens, at, overtaken = unpack(turn)
     if overtaken == 1 then
-      if now + TOLERANCE >= at and is_alike(cost, tokens) then
-        return false
+      local left = level - cost
+      if at > now then
+        left = left + rate * (at - now)
       end
-      if now < at + PATIENCE then
-        local left = level - cost
-        if at > now then
-          left = left + rate * (at - now)
-        end
-        if left + rate * TOLERANCE < math.min(tokens, capacity) then
-          return true
-        end
+      if left + rate * TOLERANCE < math.min(tokens, capacity) then
+        return true
       end
     end
   end
@@ -32,24 +34,22 @@ local function delays(turns, level, capacity, rate, cost, now)
 end
 
 local function fits_at(turns, level, capacity, rate, cost, now)
-  local moment, own = now + math.max(0, (cost - level) / rate), math.huge
+  local moment = now + math.max(0, (cost - level) / rate)
   for _, turn in ipairs(turns) do
+    if is_own(turn, cost, now) then
+      return moment
+    end
     local tokens, at, overtaken = unpack(turn)
-    if overtaken == 1 then
-      if is_alike(cost, tokens) then
-        own = math.min(own, math.max(moment, at))
+    local both = tokens + cost
+    if overtaken == 1 and level + rate * (at - now) < both then
+      local ends_at = at + PATIENCE
+      if both <= capacity then
+        ends_at = math.min(ends_at, now + (both - level) / rate)
       end
-      local both = tokens + cost
-      if level + rate * (at - now) < both then
-        local ends_at = at + PATIENCE
-        if both <= capacity then
-          ends_at = math.min(ends_at, now + (both - level) / rate)
-        end
-        moment = math.max(moment, ends_at)
-      end
+      moment = math.max(moment, ends_at)
     end
   end
-  return math.min(moment, own)
+  return moment
 end
 
 -- Without those who have not come back.

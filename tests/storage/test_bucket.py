@@ -4,8 +4,9 @@ import heapq
 import math
 from random import Random
 
+import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mcp_middleware.errors import ConfigurationError
@@ -24,6 +25,9 @@ from mcp_middleware.storage.bucket import (
     settle,
     take,
 )
+from mcp_middleware.storage.connection import Script
+
+from .redis_server import RedisServer
 
 limit = st.builds(
     Limit,
@@ -33,6 +37,8 @@ limit = st.builds(
 limits = st.builds(Limits, requests=st.none() | limit, tokens=st.none() | limit)
 moments = st.floats(0, 1e8)
 pauses = st.floats(0, 100_000) | st.sampled_from([0.0, 0.001, 0.5, 1.0, 60.0])
+Asked = tuple[Limits, Levels, float, float, Turns]
+"""What somebody asks for: the limits, what is in the buckets, the time, the tokens, and who waits."""
 costs = st.integers(0, 10**7) | st.floats(0, 1e7)
 
 
@@ -50,37 +56,98 @@ def states(draw: st.DrawFn) -> tuple[Limits, Levels, float]:
 
 
 @st.composite
-def turns(draw: st.DrawFn, now: float, figures: Limits) -> Turns:
-    """Refused requests that are still to come back, have just, or will not any more."""
-    if figures.tokens is None or draw(st.booleans()):
-        return ()
-    tokens = st.floats(1e-3, figures.tokens.capacity)
-    told = st.floats(-7, 100_000).map(lambda seconds: now + seconds)
-    return tuple(draw(st.lists(st.tuples(tokens, told, st.booleans()), max_size=4)))
+def asked(draw: st.DrawFn) -> Asked:
+    """Any figures, with refused requests that are still to come back, have just, or will not any more."""
+    figures, levels, now = draw(states())
+    turns: Turns = ()
+    if figures.tokens is not None and draw(st.booleans()):
+        tokens = st.floats(1e-3, figures.tokens.capacity)
+        told = st.floats(-7, 100_000).map(lambda seconds: now + seconds)
+        turns = tuple(draw(st.lists(st.tuples(tokens, told, st.booleans()), max_size=4)))
+    return figures, levels, now, draw(costs), turns
 
 
-@given(states(), costs, st.data())
+@st.composite
+def crowds(draw: st.DrawFn) -> Asked:
+    """Figures so close together that everybody is in everybody's way."""
+    capacity = draw(st.sampled_from([10, 100]))
+    requests = draw(st.none() | st.builds(Limit, capacity=st.integers(1, 10), rate=st.floats(0.1, 5)))
+    figures = Limits(requests, Limit(capacity, draw(st.sampled_from([0.5, 1, 3.7, 10, 30]))))
+    left = draw(st.integers(-10, 20))
+    now = draw(st.sampled_from([0.0, 1.5, 1.79e9]))
+    cost = st.integers(1, 20).map(lambda parts: capacity * parts / 20)
+    told = st.integers(-10, draw(st.sampled_from([2, 20, 40]))).map(lambda halves: now + halves / 2)
+    turns = draw(st.lists(st.tuples(cost, told, st.booleans()), min_size=1, max_size=8))
+    levels = (math.inf if requests is None else draw(st.integers(-3, 1)), capacity * left / 20, now)
+    return figures, levels, now, draw(cost), tuple(turns)
+
+
+@given(asked() | crowds())
+@example(
+    (
+        Limits(Limit(1, 1), Limit(329, 0.05)),
+        (0.0, -657.0, 0.0),
+        0.0,
+        313.0,
+        ((158.0, 1.0, True), (1.0, 19416.0, True)),  # the first runs out before it fits, and the other one is kept
+    )
+)
 @settings(max_examples=1000)
-def test_case_28_retry_after_is_exact_to_the_millisecond_and_to_the_second(
-    state: tuple[Limits, Levels, float], cost: float, data: st.DataObject
-) -> None:
-    """Also where it is another request's turn."""
-    figures, levels, now = state
-    waiting = data.draw(turns(now, figures))
-    answer = take(levels, figures, cost, now, waiting)
+def test_case_28_retry_after_is_exact_to_the_millisecond_and_to_the_second(asked: Asked) -> None:
+    """Also where it is another request's turn, or its own that runs out."""
+    figures, levels, now, cost, turns = asked
+    answer = take(levels, figures, cost, now, turns)
     if not isinstance(answer, Shortage):
         return
     assert answer.retry_after_ms >= 1
     assert (answer.retry_after - 1) * 1000 < answer.retry_after_ms <= answer.retry_after * 1000
-    waiting = after_refusal(waiting, levels, figures, cost, now)
+    turns = after_refusal(turns, levels, figures, cost, now)
 
     def fits_after(seconds: float) -> bool:
-        return not isinstance(take(levels, figures, cost, now + seconds, waiting), Shortage)
+        return not isinstance(take(levels, figures, cost, now + seconds, turns), Shortage)
 
     assert fits_after(answer.retry_after_ms / 1000)
     assert not fits_after((answer.retry_after_ms - 1) / 1000)
     assert fits_after(answer.retry_after)
     assert not fits_after(answer.retry_after - 1)
+    assert not any(fits_after(seconds) for seconds in range(min(answer.retry_after, 30)))
+
+
+_TURNS = (
+    Script("bucket.lua", "turns.lua").source
+    + b"""
+local level, capacity, rate, cost, now, turns = cmsgpack.unpack(ARGV[1])
+local waiting = waiting_of(turns, now)
+if fits(level, capacity, rate, cost) and not delays(waiting, level, capacity, rate, cost, now) then
+  after_admission(waiting, cost, now)
+  return cmsgpack.pack(waiting)
+end
+local after, is_new = after_refusal(waiting, level, capacity, rate, cost, now)
+return cmsgpack.pack(is_new and after or turns)
+"""
+)
+
+
+def test_turns_are_the_same_in_redis(shared_redis: RedisServer) -> None:
+    with shared_redis.client() as client:
+
+        @given(asked() | crowds())
+        @settings(max_examples=300, deadline=None)
+        def same(asked: Asked) -> None:
+            figures, (_, level, _), now, cost, turns = asked
+            limit = figures.tokens
+            if limit is None:
+                return
+            cost = min(cost, limit.capacity)
+            found = [(tokens, at, int(overtaken)) for tokens, at, overtaken in turns]
+            words = (level, limit.capacity, limit.rate, cost, now, found)
+            answer = client.eval(_TURNS, 0, b"".join(msgspec.msgpack.encode(word) for word in words))
+            figures, levels = Limits(None, limit), (math.inf, level, now)
+            refused = isinstance(take(levels, figures, cost, now, turns), Shortage)
+            after = after_refusal(turns, levels, figures, cost, now) if refused else after_admission(turns, cost, now)
+            assert msgspec.msgpack.decode(answer, type=Turns, strict=False) == after
+
+        same()
 
 
 def test_case_28_a_yes_that_ends_before_the_header_says_is_not_told() -> None:
