@@ -26,6 +26,7 @@ from mcp_middleware.storage.budgets import (
 )
 from mcp_middleware.testing import FakeClock
 from tests.storage.redis_server import RedisServer, running_redis
+from tests.support import until
 
 NOON = datetime(2026, 7, 28, 12, tzinfo=UTC).timestamp()
 MIDNIGHT = datetime(2026, 7, 29, tzinfo=UTC).timestamp()
@@ -306,10 +307,10 @@ async def test_a_settled_call_lets_no_other_budget_be_forgotten_early(stores: St
     await spend(store, 1, MONTH)
     await store.settle(under_way, 2)
     with stores.server.client() as client:
-        left, until = client.pttl(NAME), client.hget(NAME, "EUR month:until")
+        left, ends = client.pttl(NAME), client.hget(NAME, "EUR month:until")
         assert isinstance(left, int)
-        assert isinstance(until, bytes)
-        assert abs(int(until) - (time.time() + left / 1000)) < 60
+        assert isinstance(ends, bytes)
+        assert abs(int(ends) - (time.time() + left / 1000)) < 60
 
 
 async def test_without_the_store_each_replica_counts_for_all(own: Stores, clock: FakeClock) -> None:
@@ -487,4 +488,6 @@ async def test_what_was_owed_is_owed_still_when_its_caller_went_away(own: Stores
     await asyncio.sleep(0)
     asking.cancel()
     await asyncio.wait({asking})
+    link: Any = own.connections[0]._link
+    await until(lambda: not link._waiting)  # so it is known that nothing was told
     assert (await spend(store, 0)).spent == (11, 11)
