@@ -77,6 +77,10 @@ class OpenRequests:
         self._keep_holding()
         self._is_behind.set()
 
+    def say_again(self) -> None:
+        """The store does not know of all that are open."""
+        self._is_behind.set()
+
     async def aclose(self) -> None:
         """Say nothing more."""
         self._open.clear()

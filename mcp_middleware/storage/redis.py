@@ -236,10 +236,17 @@ class RedisStorage:
         if outcome:
             own, *parts = taken
             reservation = Reservation(key, limits, *own, now + self._lifetime, tuple(parts))
-            if most is not None:
-                reservation.remaining_concurrency = most - is_open - 1
-                self._opened(principal, reservation, place, is_told=True)
-            return reservation
+            if most is None:
+                return reservation
+            is_over = principal.is_open > is_open and principal.is_open >= most
+            if principal.is_open > is_open:  # the store has lost its data
+                self._open.say_again()
+            reservation.remaining_concurrency = most - max(is_open, principal.is_open) - 1
+            self._opened(principal, reservation, place, is_told=True)
+            if not is_over:
+                return reservation
+            self._settle_later(reservation)
+            return Shortage("concurrency", most, 0, AT_ONCE)
         shortages: list[Shortage] = []
         for one, (requests, left, at, turns) in zip(asked, there, strict=True):
             answer = take((requests, left, at), one.limits, tokens, now, turns)
@@ -269,9 +276,12 @@ class RedisStorage:
                 self._open.free_later(question.key, question.place)
         else:
             if isinstance(answer, Reservation):
-                giving = asyncio.create_task(self.settle(answer, 0, requests=0), name="give a reservation back")
-                self._giving_back.add(giving)
-                giving.add_done_callback(self._giving_back.discard)
+                self._settle_later(answer)
+
+    def _settle_later(self, reservation: Reservation) -> None:
+        giving = asyncio.create_task(self.settle(reservation, 0, requests=0), name="give a reservation back")
+        self._giving_back.add(giving)
+        giving.add_done_callback(self._giving_back.discard)
 
     async def top_up(self, reservation: Reservation, tokens: float) -> float:
         """See ``LimitStorage.top_up``."""

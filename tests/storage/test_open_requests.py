@@ -18,8 +18,10 @@ from mcp_middleware.testing import FakeClock
 from .storages import (
     KEY,
     OPEN,
+    SLOW,
     TWO_AT_ONCE,
     Storages,
+    kept_requests,
     reserve,
     until,
 )
@@ -117,6 +119,25 @@ async def test_a_place_that_was_given_and_not_heard_of_is_free_again(
         for one in held:
             await storage.settle(one, None)
         await until(lambda: client.zcard(OPEN) == 0)
+
+
+async def test_a_redis_that_has_lost_its_data_gives_nobody_twice_the_places(
+    own: Storages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica knows its own, and tells of them before long."""
+    monkeypatch.setattr(open_requests, "_SAID_SOON", 0.01)
+    storage, other = own.make(budget=0.5), own.make()
+    held = [await reserve(storage, 10, limits=Limits(SLOW.requests, SLOW.tokens, 2)) for _ in range(2)]
+    own.server.flush()
+    answer = await storage.reserve(KEY, Limits(SLOW.requests, SLOW.tokens, 2), 10)
+    assert isinstance(answer, Shortage)
+    assert answer.dimension == "concurrency"
+    with own.server.client() as client:
+        await until(lambda: not storage._giving_back and client.zcard(OPEN) == 2)
+        assert kept_requests(client) == pytest.approx(8, abs=0.1)  # nothing is charged for it
+    assert isinstance(await other.reserve(KEY, TWO_AT_ONCE, 0), Shortage)
+    await storage.settle(held[0], 10)
+    await reserve(other, limits=TWO_AT_ONCE)
 
 
 async def test_a_storage_that_was_closed_asks_for_nothing_any_more(own: Storages) -> None:
