@@ -1,6 +1,7 @@
 """A counter with a model's own vocabulary."""
 
 import re
+import time
 from importlib import import_module
 from typing import Any, Final
 
@@ -9,16 +10,21 @@ from mcp_middleware.options import one_of
 
 __all__ = ["ExactCounter"]
 
-_PIECE: Final = 16 * 1024
-"""Characters that are counted in one go, or some more, at most twice as many: about half a millisecond of prose, a few
-of base64, in which the interpreter runs nothing else. The library refuses a million characters, and 200,000 tokens."""
+_PIECE: Final = 4 * 1024
+"""Characters that are counted in one go, or some more, at most twice as many: a tenth of a millisecond of prose, two of
+what is worst, in which the interpreter runs nothing else."""
 _SEAM: Final = re.compile(
     r"(?<=[A-Za-z])(?=[\x00-&(-@\[-`{-\x7f])"  # an apostrophe may belong to the word before it
     r"|(?<=[0-9])(?=[\x00-/:-\x7f])"
+    r"|(?<=[!-/:-@\[-`{-~])(?= )"
+    r"|(?<=\n)(?=[^\s/])"
     r"|(?<=[^\W_])(?=[，。、；：？！「」])"
 )
 """Where a text may be cut without another number of tokens: before these vocabularies look at it, they take it apart
-where words and numbers end."""
+where words, numbers, signs and lines end."""
+_LINES: Final = [(sign * 192, sign * 128) for sign in "#*/=-"]
+"""Lines of one sign, and what is counted in their place: to both vocabularies 64 signs beyond 128 are one token more,
+whatever stands around, but where there are many each takes a microsecond."""
 
 
 class ExactCounter:
@@ -49,7 +55,16 @@ class ExactCounter:
         tokens = start = 0
         while len(text) - start > 2 * _PIECE:
             seam = _SEAM.search(text, start + _PIECE, start + 2 * _PIECE)
-            end = start + 2 * _PIECE if seam is None else seam.start()  # a word of so many characters is none
-            tokens += len(self._encode(text[start:end]))
+            end = start + 2 * _PIECE if seam is None else seam.start()  # no word is so long
+            tokens += self._count(text[start:end])
             start = end
-        return tokens + len(self._encode(text[start:]))
+            time.sleep(0)  # whoever waits for the interpreter has it now, and not only after its interval of 5 ms
+        return tokens + self._count(text[start:])
+
+    def _count(self, piece: str) -> int:
+        tokens = 0
+        for line, shorter in _LINES:
+            while lines := piece.count(line):
+                piece = piece.replace(line, shorter)
+                tokens += lines
+        return tokens + len(self._encode(piece))

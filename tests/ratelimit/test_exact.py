@@ -38,7 +38,7 @@ def test_a_large_text_is_counted_in_pieces_without_a_seam_to_be_seen(counter: tu
     assert exact.count("\ud800") > 0
 
 
-WRITTEN = "abz AZ 09 \t\r\n\"'{}[],:;.-_/\\()é中文字，。、！٣½\u0301\u00a0’😀"
+WRITTEN = "abz AZ 09 \t\r\n\"'{}[],:;.-_/\\()#*=!<>|+@`~é中文字，。、！٣½\u0301\u00a0’😀"
 
 
 @given(text=st.text(st.sampled_from(WRITTEN), max_size=40) | st.text(max_size=20))
@@ -50,6 +50,43 @@ def test_a_seam_changes_no_number(counter: tuple[str, ExactCounter], text: str) 
         assert encode(text[: seam.start()]) + encode(text[seam.start() :]) == whole
 
 
+@pytest.mark.parametrize("sign", "#*/=-")
+def test_a_long_line_of_one_sign_is_counted_shorter_without_another_number(
+    counter: tuple[str, ExactCounter], sign: str
+) -> None:
+    _, exact = counter
+    around = ("", " ", "\r\n", "a", "é", "|", "<!", "\n/", ";\n", "-=", "*/")
+    for number in (191, 192, 193, 255, 256, 390):
+        for before in around:
+            for after in around:
+                text = before + sign * number + after
+                assert exact.count(text) == len(exact._encode(text))
+
+
+def test_a_text_without_a_seam_is_read_in_small_pieces_and_little_of_a_line_of_megabytes(
+    counter: tuple[str, ExactCounter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, exact = counter
+    encode, pieces = exact._encode, list[str]()
+
+    def recorded(piece: str) -> list[int]:
+        pieces.append(piece)
+        return list(encode(piece))
+
+    monkeypatch.setattr(exact, "_encode", recorded)
+    letters = "".join(Random(1).choices("abcdefgh", k=100_000))
+    assert exact.count(letters) == pytest.approx(len(encode(letters)), abs=13)
+    assert max(map(len, pieces)) <= 8192
+    for sign in "#*/=-":
+        pieces.clear()
+        assert exact.count(sign * 640_000) == 10_000
+        assert sum(map(len, pieces)) < 16_000
+    pieces.clear()
+    table = ("-" * 300 + " ") * 300
+    assert exact.count(table) == len(encode(table))
+    assert sum(map(len, pieces)) < 300 * 193
+
+
 LARGE = {
     "base64": base64.b64encode(Random(1).randbytes(900_000)).decode(),
     "compact JSON": json.dumps([{"id": number, "ok": True} for number in range(50_000)], separators=(",", ":")),
@@ -58,6 +95,7 @@ LARGE = {
     "Chinese": "微服务架构是一种方法，很好。" * 40_000,
     "rare characters": "".join(chr(number) for number in range(0x20000, 0x2A000)) * 3,
     "blanks": " " * 1_200_000,
+    "lines": ("-" * 200 + "\n") * 6000,
 }
 
 
