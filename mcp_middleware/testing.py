@@ -165,7 +165,7 @@ class LimitStorageContract(ABC):
     async def test_case_30_nonsense_is_no_number_of_tokens(self) -> None:
         storage = self.storage(FakeClock())
         reservation = await _admitted(storage, 800)
-        for nonsense in (-1, float("nan"), float("inf"), float("-inf")):
+        for nonsense in (-1, float("nan"), float("inf"), float("-inf"), 10**400):
             for attempt in (storage.reserve(_AGENT, _LIMITS, nonsense), storage.settle(reservation, nonsense)):
                 try:
                     await attempt

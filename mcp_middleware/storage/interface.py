@@ -1,13 +1,16 @@
 """What a limiter asks of a storage, whichever keeps the buckets: memory now, a server shared by replicas as well."""
 
 import sys
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from .bucket import Limits, Shortage
 
-__all__ = ["LimitStorage", "Reservation", "StorageUnavailableError", "check_tokens"]
+__all__ = ["MOST_TOKENS", "LimitStorage", "Reservation", "StorageUnavailableError", "check_tokens"]
+
+MOST_TOKENS: Final = sys.float_info.max
+"""There are whole numbers beyond, of which no float is made."""
 
 
 class StorageUnavailableError(Exception):
@@ -83,5 +86,5 @@ class LimitStorage(Protocol):
 
 def check_tokens(tokens: float) -> None:
     """Raise ValueError for what is no number of tokens."""
-    if not 0 <= tokens <= sys.float_info.max:  # there are whole numbers beyond
+    if not 0 <= tokens <= MOST_TOKENS:
         raise ValueError(f"tokens is {tokens!r}; it must be a finite number of at least 0")

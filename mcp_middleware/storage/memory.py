@@ -29,7 +29,7 @@ from .bucket import (
     takeable,
 )
 from .budgets import MemoryBudgets
-from .interface import Reservation, check_tokens
+from .interface import MOST_TOKENS, Reservation, check_tokens
 
 __all__ = ["MemoryStorage"]
 
@@ -111,7 +111,7 @@ class MemoryStorage:
 
     async def reserve(self, key: bytes, limits: Limits, tokens: float) -> Reservation | Shortage:
         """See ``LimitStorage.reserve``."""
-        if not 0 <= tokens < math.inf:
+        if not 0 <= tokens <= MOST_TOKENS:
             check_tokens(tokens)
         now = self._clock()
         if limits.parts or limits.concurrency is not None:
@@ -183,7 +183,7 @@ class MemoryStorage:
 
     async def settle(self, reservation: Reservation, tokens: float | None, *, requests: int = 1) -> float:
         """See ``LimitStorage.settle``."""
-        if tokens is not None and not 0 <= tokens < math.inf:
+        if tokens is not None and not 0 <= tokens <= MOST_TOKENS:
             check_tokens(tokens)
         key = reservation.key
         if reservation.place:
