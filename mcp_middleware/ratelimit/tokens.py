@@ -7,6 +7,7 @@
   content, and a model sees it once.
 - Images and audio, also inside a resource, count as a constant: their bytes say nothing about what a model sees.
   Any other blob counts as its base64 text.
+- A link, and whatever else has none of these, counts as a constant too if it is short, else as its JSON.
 - An error counts as its message.
 - What a server sends before its answer (progress, log messages, questions) counts as the JSON of its parameters.
 """
@@ -15,7 +16,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Raw
@@ -40,7 +41,8 @@ IMAGE_TOKENS: Final = 1_600
 AUDIO_TOKENS: Final = 2_000
 """A sound: about a minute."""
 LINK_TOKENS: Final = 40
-"""A block without content of its own, such as a resource link."""
+"""A block without content of its own, such as a resource link, of no more than ``_LINK`` bytes."""
+_LINK: Final = 160
 
 
 class Media(NamedTuple):
@@ -153,8 +155,12 @@ class _Told(msgspec.Struct, frozen=True):
     params: Raw = Raw()
 
 
+class _ToolResult(msgspec.Struct, frozen=True):
+    content: Raw
+
+
 class _PromptMessage(msgspec.Struct, frozen=True):
-    content: Content
+    content: Raw
 
 
 class _PromptResult(msgspec.Struct, frozen=True):
@@ -163,6 +169,8 @@ class _PromptResult(msgspec.Struct, frozen=True):
 
 _told: Final = msgspec.json.Decoder(_Told)
 _block: Final = msgspec.json.Decoder(_Block)
+_content: Final = msgspec.json.Decoder(Content)
+_tool_result: Final = msgspec.json.Decoder(_ToolResult)
 _resource_result: Final = msgspec.json.Decoder(_ResourceResult)
 _prompt_message: Final = msgspec.json.Decoder(_PromptMessage)
 _prompt_result: Final = msgspec.json.Decoder(_PromptResult)
@@ -181,6 +189,9 @@ _ESCAPES: Final = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 _MOST: Final = 1_000_000_000
 """Tokens of one text; more than any has that fits into a message."""
 _UNCOUNTED: Final = frozenset({"_meta", "requestState"})
+
+_Part: TypeAlias = int | str | Raw
+"""Of an answer: its tokens, or the text or JSON that has to be counted."""
 
 
 def input_tokens(request: Request, counter: TokenCounter) -> int:
@@ -207,49 +218,68 @@ def output_tokens(request: Request, answer: ServerMessage, counter: TokenCounter
         if request.method == "tools/call":
             result = answer.tool_result
             if result is not None and (result.content or result.structured):
-                content = _sum([_content(block, media) for block in result.content], counter)
+                content = _sum(_tool_parts(result.content, answer.result, media), counter)
                 return max(content, _json_tokens([result.structured], counter)) if result.structured else content
         elif request.method == "resources/read":
             contents = items_of(_resource_result.decode(answer.result).contents, MAX_BLOCKS)
-            return _sum([_resource(_block.decode(block), media) for block in contents], counter)
+            return _sum([_or_all(_resource(_block.decode(one), media), one) for one in contents], counter)
         elif request.method == "prompts/get":
             messages = items_of(_prompt_result.decode(answer.result).messages, MAX_BLOCKS)
-            return _sum([_content(_prompt_message.decode(one).content, media) for one in messages], counter)
+            blocks = [_prompt_message.decode(one).content for one in messages]
+            return _sum([_or_all(_block_part(_content.decode(one), media), one) for one in blocks], counter)
     except (msgspec.DecodeError, RecursionError, TooManyError):
         pass  # too many parts, or not the shape its method has: counted as the JSON it is
     return _json_tokens([answer.result], counter)
 
 
-def _content(block: Content, media: Media) -> int | str:
-    """A block's tokens, or the text that has to be counted."""
-    if block.text is not None:
+def _tool_parts(blocks: Sequence[Content], result: Raw, media: Media) -> list[_Part]:
+    parts = [_block_part(block, media) for block in blocks]
+    if None not in parts:
+        return [part for part in parts if part is not None]
+    texts = items_of(_tool_result.decode(result).content, MAX_BLOCKS)
+    return [_or_all(part, text) for part, text in zip(parts, texts, strict=True)]
+
+
+def _block_part(block: Content, media: Media) -> int | str | None:
+    """A block's tokens, or the text that has to be counted; None where it has neither."""
+    if block.data is not None and (tokens := _medium(block.type, media)) is not None:
+        return tokens
+    if block.text:
         return block.text
     if block.resource:
         return _resource(_block.decode(block.resource), media)
-    if block.data is not None:
-        tokens = _medium(block.type, media)
-        return block.data if tokens is None else tokens
-    return LINK_TOKENS
+    return block.text if block.data is None else block.data
 
 
-def _resource(block: _Block, media: Media) -> int | str:
-    if block.text is not None:
+def _resource(block: _Block, media: Media) -> int | str | None:
+    if block.text or block.blob is None:
         return block.text
     tokens = _medium((block.mime_type or "").partition("/")[0], media)
-    return block.blob or "" if tokens is None else tokens
+    return block.blob if tokens is None else tokens
 
 
 def _medium(kind: str, media: Media) -> int | None:
+    kind = kind.lower()
     if kind == "image":
         return media.image
     return media.audio if kind == "audio" else None
 
 
-def _sum(blocks: Sequence[int | str], counter: TokenCounter) -> int:
-    texts = [block for block in blocks if isinstance(block, str)]
-    tokens = sum([block for block in blocks if isinstance(block, int)])
+def _or_all(part: int | str | None, text: Raw) -> _Part:
+    """All of a block where no part of it counts by itself."""
+    if part is not None:
+        return part
+    return LINK_TOKENS if len(text) <= _LINK else text
+
+
+def _sum(parts: Sequence[_Part], counter: TokenCounter) -> int:
+    texts = [part for part in parts if isinstance(part, str)]
+    whole = [part for part in parts if isinstance(part, Raw)]
+    tokens = sum([part for part in parts if isinstance(part, int)])
     tokens += sum([_count(counter, text) for text in texts[:_APART]])
-    return tokens + _count(counter, "\n".join(texts[_APART:])) if len(texts) > _APART else tokens
+    if len(texts) > _APART:
+        tokens += _count(counter, "\n".join(texts[_APART:]))
+    return tokens + _json_tokens(whole, counter) if whole else tokens
 
 
 def _json_tokens(values: Sequence[Raw], counter: TokenCounter) -> int:

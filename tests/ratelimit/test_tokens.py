@@ -142,6 +142,12 @@ def test_escapes_are_read_before_they_are_counted() -> None:
 IMAGE = {"type": "image", "data": "A" * 90_000, "mimeType": "image/png"}
 PICTURE = {"uri": "a:b", "mimeType": "image/png", "blob": "A" * 999}
 AUDIO = {"type": "audio", "data": "A" * 90_000, "mimeType": "audio/wav"}
+LINK = {"type": "resource_link", "uri": "file:///a", "name": "a", "description": "d" * 5000}
+UNKNOWN = {"type": "json", "json": {"x": "a" * 5000}}
+
+
+def size(value: Any) -> int:
+    return len(json.dumps(value, separators=(",", ":")))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +165,16 @@ AUDIO = {"type": "audio", "data": "A" * 90_000, "mimeType": "audio/wav"}
         ({"content": [{"type": "resource", "resource": {"uri": "a:b", "text": "12345"}}]}, 5),
         ({"content": [{"type": "resource", "resource": PICTURE}]}, IMAGE_TOKENS),
         ({"content": [{"type": "resource", "resource": {"uri": "a:b", "blob": "A" * 999}}]}, 999),
+        ({"content": [{"type": "resource", "resource": PICTURE | {"mimeType": "IMAGE/PNG"}}]}, IMAGE_TOKENS),
+        ({"content": [{"type": "resource", "resource": PICTURE | {"text": ""}}]}, IMAGE_TOKENS),
+        ({"content": [{"type": "resource", "resource": {"uri": "a:b", "text": "", "blob": "A" * 999}}]}, 999),
+        ({"content": [{"type": "resource", "resource": {"uri": "a:b", "text": ""}}]}, 0),
+        ({"content": [IMAGE | {"text": ""}]}, IMAGE_TOKENS),
+        ({"content": [AUDIO | {"text": "12345"}]}, AUDIO_TOKENS),
+        ({"content": [{"type": "text", "text": ""}]}, 0),
         ({"content": [{"type": "resource_link", "uri": "file:///a", "name": "a"}]}, 40),
+        ({"content": [LINK, {"type": "text", "text": "12345"}, UNKNOWN]}, size(LINK) + 5 + size(UNKNOWN)),
+        ({"content": [{"type": "text", "text": "12345"}, {"type": "nothing"}]}, 5 + 40),
         ({"content": [{"type": "text", "text": "no such thing"}], "isError": True}, 13),
         ({"content": [{"type": "text", "text": "1"}], "_meta": {"usage": {"output_tokens": 10**9}}}, 1),
     ],
@@ -206,8 +221,7 @@ def test_a_million_small_texts_are_not_counted_one_by_one(shape: str) -> None:
     ],
 )
 def test_a_result_of_another_shape_counts_as_the_json_it_is(result: Any) -> None:
-    size = len(json.dumps(result, separators=(",", ":")))
-    assert output_tokens(request(), answer(result), Characters()) == size
+    assert output_tokens(request(), answer(result), Characters()) == size(result)
 
 
 def test_an_error_counts_as_its_message() -> None:
@@ -223,5 +237,7 @@ def test_resources_prompts_and_completions() -> None:
         "messages": [{"role": "user", "content": {"type": "text", "text": "123"}}, {"role": "user", "content": IMAGE}]
     }
     assert output_tokens(request("prompts/get", name="p"), answer(prompt), Characters()) == 3 + IMAGE_TOKENS
+    prompt = {"messages": [{"role": "user", "content": LINK}, {"role": "user", "content": IMAGE | {"text": ""}}]}
+    assert output_tokens(request("prompts/get", name="p"), answer(prompt), Characters()) == size(LINK) + IMAGE_TOKENS
     complete = {"completion": {"values": ["a", "b"]}}
     assert output_tokens(request("completion/complete"), answer(complete), Characters()) == 35
