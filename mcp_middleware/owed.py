@@ -54,6 +54,12 @@ class Owed:
             exchange.response_bytes += len(message.raw)
             await asyncio.shield(self._begin_to_finish(exchange))  # also for a client that leaves now
 
+    def end_session(self, exchange: Exchange) -> None:
+        """Finish the calls of the session that ``exchange`` has ended."""
+        session = _key(exchange, None)[:2]
+        for key in [key for key in self._calls if key[:2] == session]:
+            self._end(key)
+
     async def aclose(self) -> None:
         """Finish all: nobody waits any more."""
         for key in list(self._calls):

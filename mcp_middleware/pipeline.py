@@ -294,6 +294,8 @@ class Pipeline:
             cutoff.stop()
         if answer.is_owed:
             exchange.owed = True
+        elif exchange.http_method == "DELETE" and exchange.status is not None and exchange.status < 300:
+            self.owed.end_session(exchange)
 
 
 def _check_method(exchange: Exchange) -> Rejection | None:

@@ -58,12 +58,13 @@ class Polled:
 
     def __init__(self) -> None:
         self.before = EVENT
+        self.status = 200
         self.raises: Exception | None = None
         self.stream: list[bytes] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await receive()
-        await send(start(b"text/event-stream"))
+        await send(start(b"text/event-stream", self.status))
         if scope["method"] == "GET":
             for data in self.stream:
                 await send(body(b"id: 2\r\ndata: " + data + b"\r\n\r\n", more=True))
@@ -86,6 +87,9 @@ class Bench:
     async def resume(self, *answers: dict[str, Any], session: str = "s", client: str = "agent") -> Call:
         self.server.stream = [json.dumps(answer).encode() for answer in answers]
         return await self._send(b"", "GET", session, client)
+
+    async def end_session(self) -> Call:
+        return await self._send(b"", "DELETE", "s", "agent")
 
     async def _send(self, message: Any, method: str, session: str | None, client: str) -> Call:
         headers = {"mcp-protocol-version": LEGACY} | ({} if session is None else {"mcp-session-id": session})
@@ -175,6 +179,18 @@ async def test_a_call_is_not_waited_for_without_end(bench: Bench, monkeypatch: p
     await bench.call()
     await until(lambda: bench.waiting.finished)
     await bench.resume(answer())
+    assert bench.waiting.finished == [(1, False, None)]
+
+
+async def test_calls_finish_with_their_session(bench: Bench) -> None:
+    await bench.call(1)
+    await bench.call(2, session="other")
+    bench.server.status = 405
+    await bench.end_session()
+    assert bench.waiting.finished == []
+    bench.server.status = 200
+    await bench.end_session()
+    await until(lambda: bench.waiting.finished)
     assert bench.waiting.finished == [(1, False, None)]
 
 

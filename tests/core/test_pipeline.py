@@ -308,7 +308,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_a_legacy_call_outlives_its_client_and_is_seen_to_its_end(answer: str) -> None:
+async def test_case_41_a_legacy_call_outlives_its_client_and_is_seen_to_its_end(answer: str) -> None:
     server = Listening(*ANSWERS[answer])
     audit = Audit(server, [])
     call = Call(audit, CALL)

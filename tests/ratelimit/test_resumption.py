@@ -147,7 +147,7 @@ async def test_what_a_client_polls_for_counts_once(run: Callable[..., Any]) -> N
         assert len(server.calls) == 1
 
 
-async def test_what_nobody_polls_for_keeps_the_estimate(run: Callable[..., Any]) -> None:
+async def test_case_30_what_nobody_polls_for_keeps_the_estimate(run: Callable[..., Any]) -> None:
     async with run(**LIMITS | {"initial_output_tokens": 500, "concurrency": 1}) as server, httpx2.AsyncClient() as http:
         session = await initialize(http, server.url)
         await begin(http, server.url, session, "write", id=1)
@@ -159,7 +159,9 @@ async def test_what_nobody_polls_for_keeps_the_estimate(run: Callable[..., Any])
     assert ended == [(None, None)] * 2
 
 
-async def test_a_client_that_leaves_its_stream_and_resumes_it_takes_what_it_takes(run: Callable[..., Any]) -> None:
+async def test_case_41_a_client_that_leaves_its_stream_and_resumes_it_takes_what_it_takes(
+    run: Callable[..., Any],
+) -> None:
     async with run(**LIMITS) as server, httpx2.AsyncClient() as http:
         session = await initialize(http, server.url)
         _, event = await begin(http, server.url, session, "wait", id=7)
@@ -173,7 +175,7 @@ async def test_a_client_that_leaves_its_stream_and_resumes_it_takes_what_it_take
         assert (server.calls[0].outcome, server.calls[0].output_tokens > 3000) == ("ok", True)
 
 
-async def test_a_client_that_leaves_its_calls_has_no_more_of_them_at_once(run: Callable[..., Any]) -> None:
+async def test_case_41_a_client_that_leaves_its_calls_has_no_more_of_them_at_once(run: Callable[..., Any]) -> None:
     async with run(requests="1000/day", concurrency=2) as server, httpx2.AsyncClient() as http:
         session = await initialize(http, server.url)
         statuses = [(await begin(http, server.url, session, "wait", id=number))[0] for number in range(6)]
