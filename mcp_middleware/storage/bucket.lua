@@ -40,7 +40,8 @@ end
 -- A pair of buckets is kept in one field, by its name, '' for the principal's own. In it are, one after the other so that
 -- no table need be made of them: its levels, their time, capacity and rate of the requests and of the tokens bucket (a
 -- capacity of 0 does not limit), the second until which the key is kept for it, the turns (nil: none), and of the last
--- outage (nil: none) when the first replica came back from it and what each has brought.
+-- outage (nil: none) when the first replica came back from it, what each has brought, and since when nothing flows in for
+-- those who have not: for most, and for some others.
 local function load(key, name)
   local held = redis.call('HGET', key, name)
   if held then

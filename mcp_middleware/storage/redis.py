@@ -211,7 +211,8 @@ class RedisStorage:
                 known.heard = (node, node.losses)
         most = limits.concurrency
         place, room = (b"", None) if most is None else (new_place(), float(most))
-        words = [0.0, self._given_clock(), tokens, room, place.decode(), HELD, len(asked), *pairs]
+        who = (self._id, float(self._replicas))
+        words = [0.0, self._given_clock(), tokens, room, place.decode(), HELD, *who, len(asked), *pairs]
         return _Question(key, limits, tokens, principal, asked, told, place, words, time.monotonic())
 
     def _hear(self, question: _Question, reply: Any) -> Reservation | Shortage:
@@ -402,9 +403,9 @@ class RedisStorage:
 
     def _outage(
         self, known: _Known, limits: Limits, node: RedisConnection, since: float
-    ) -> tuple[tuple[float | str, ...], _Absence]:
-        """What the store is told of an outage: how long ago that began and ended, which replica this is, of how many,
-        and by what its share has changed in it. And what is to be remembered should it not be heard."""
+    ) -> tuple[tuple[float, ...], _Absence]:
+        """What the store is told of an outage: how long ago that began and ended, and by what its share has changed in
+        it. And what is to be remembered should it not be heard."""
         now = self._now()
         back = max(since, self._here(node.back_at)) if node.is_up else now
         share = self._share_of(known, limits, now, node)
@@ -417,7 +418,7 @@ class RedisStorage:
             0.0 if limits.tokens is None else tokens - min(known.start[1], most_tokens),
         )
         absence = (known.away_since, share, known.start)
-        return (now - since, now - back, self._id, float(self._replicas), *change), absence
+        return (now - since, now - back, *change), absence
 
     def _known_of(self, key: bytes) -> _Principal:
         principal = self._known.get(key)

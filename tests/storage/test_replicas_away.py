@@ -67,6 +67,80 @@ async def test_case_27_an_outage_gives_nobody_more_than_the_burst_and_the_rate(s
     assert len(moments) >= burst + rate * (clock() - moments[0]) - max(1, rate * STEP) - 1
 
 
+@pytest.mark.parametrize("said", [3, 1])
+async def test_what_one_replica_alone_takes_for_an_outage_costs_nothing(storages: Storages, said: int) -> None:
+    """The others ask on, and are refused: nothing flows into shares of theirs, so nothing is kept for them; nor is
+    anything brought for more replicas than were said."""
+    clock = FakeClock()
+    replicas = [storages.make(clock=clock, replicas=said) for _ in range(3)]
+    limits = Limits(Limit(60, 10), None)
+    let_through = sum([await admitted(storage, 20, limits) for storage in replicas])
+    for number in range(24):
+        alone = replicas[number % 3]
+        await lose(alone)
+        clock.advance(STEP)
+        let_through += await admitted(alone, 1, limits)
+        assert await alone._connection.connect()
+        let_through += sum([await admitted(storage, 1, limits) for storage in (alone, *replicas)])
+        clock.advance(STEP)
+    assert let_through + await admitted(alone, 60, limits) == 60 + 24
+
+
+async def test_outages_in_a_row_keep_nothing_twice(storages: Storages) -> None:
+    """For a replica that nobody asks for the agent: half of what flows in until three seconds after the last."""
+    clock = FakeClock()
+    storage = storages.make(clock=clock, replicas=2)
+    limits = Limits(Limit(60, 10), None)
+    let_through = await admitted(storage, 60, limits)
+    for _ in range(10):
+        await lose(storage)
+        assert await storage._connection.connect()
+        let_through += await admitted(storage, 10, limits)
+        clock.advance(0.5)
+    clock.advance(3)
+    assert let_through + await admitted(storage, 60, limits) == 60 + 80 - 38
+
+
+async def test_what_flowed_in_before_all_lost_redis_is_not_brought_again(storages: Storages) -> None:
+    """By who had lost it before: the bucket filled meanwhile, for those who were left, and the share too."""
+    clock = FakeClock()
+    one, other = (storages.make(clock=clock, replicas=2) for _ in range(2))
+    limits = Limits(Limit(100, 10), None)
+    let_through = sum([await admitted(storage, 50, limits) for storage in (one, other)])
+    await lose(one)
+    let_through += await admitted(one, 1, limits)
+    clock.advance(1)
+    let_through += await admitted(other, 20, limits)
+    await lose(other)
+    let_through += await admitted(other, 1, limits)
+    clock.advance(1)
+    for storage in (other, one):
+        assert await storage._connection.connect()
+    for storage in (other, one, other, one):
+        let_through += await admitted(storage, 100, limits)
+    assert let_through == 100 + 20
+
+
+async def test_who_stays_away_while_another_loses_redis_again_brings_all(storages: Storages) -> None:
+    clock = FakeClock()
+    one, other = (storages.make(clock=clock, replicas=2) for _ in range(2))
+    limits = Limits(Limit(100, 10), None)
+    let_through = sum([await admitted(storage, 50, limits) for storage in (one, other)])
+    await lose(one)
+    let_through += await admitted(one, 1, limits)
+    for _ in range(2):
+        await lose(other)
+        let_through += await admitted(other, 1, limits)
+        clock.advance(0.5)
+        assert await other._connection.connect()
+        let_through += await admitted(other, 100, limits)
+        clock.advance(0.5)
+    assert await one._connection.connect()
+    for storage in (one, other, one):
+        let_through += await admitted(storage, 100, limits)
+    assert let_through == 100 + 20
+
+
 async def test_what_a_replica_brought_and_got_no_answer_to_counts_once(
     storages: Storages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
