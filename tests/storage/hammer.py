@@ -15,7 +15,7 @@ from mcp_middleware.storage import Limit, Limits, RedisConnection, RedisStorage,
 async def main(url: str, replicas: int, in_flight: int, seconds: float, rate: float, tokens: float) -> None:
     """Reserve more than is used, and settle."""
     limits = Limits(Limit(rate * 2, rate), Limit(rate * 2 * tokens, rate * tokens))
-    storage = RedisStorage(RedisConnection(url), replicas=replicas)
+    storage = RedisStorage(RedisConnection(url, budget=5.0), replicas=replicas)  # which no busy machine exceeds
     connected = await storage._connection.connect()
     print("ready" if connected else "no Redis", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
