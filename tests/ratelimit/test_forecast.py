@@ -109,7 +109,7 @@ def test_case_26_invented_callers_take_bounded_memory_and_those_who_come_back_ar
         size, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert size < 8192 * 350
+    assert size < 8192 * 200
     assert forecast.guess(AGENT, "read", 1000) == 9
     assert forecast.guess(0, "read", 1000) == 700, "forgotten, and expected to get what others got"
 
