@@ -286,7 +286,7 @@ class Answer:
                 else:
                     out.append(frame.raw)
                 continue
-            passed = await self._observe(message)
+            passed = await self._observe(message, frame)
             if passed is message:
                 out.append(frame.raw)
             elif passed is not None:
@@ -302,7 +302,7 @@ class Answer:
         """Whether no message is in these events, nor anything that must not pass for being none."""
         return b"data" not in data or (b"{" not in data and not self.exchange.strict)
 
-    async def _observe(self, message: ServerMessage) -> ServerMessage | None:
+    async def _observe(self, message: ServerMessage, frame: Frame | None = None) -> ServerMessage | None:
         began = time.monotonic()
         passed: ServerMessage | None = message
         for on_response_message in self.on_response_message:
@@ -317,8 +317,8 @@ class Answer:
             self.answered = passed.id is not None
             if message.is_answer:  # the server's own; a member may have said in its place that the stream was cut
                 self.is_resumable = self.is_owed = False
-        elif passed is not None and passed.is_answer and self.owed and self.exchange.http_method == "GET":
-            await self.owed.answer(self.exchange, passed)
+        elif passed is not None and passed.is_answer and self.owed and frame and self.exchange.http_method == "GET":
+            await self.owed.answer(self.exchange, passed, frame.id)
         return passed
 
     async def end_stream(self, code: int, text: str, rest: bytes = b"") -> bool:

@@ -18,10 +18,13 @@ _BLOCK_END: Final = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)++")
 _LEADING_COMMENTS: Final = re.compile(rb"(?>:[^\r\n]*(?>\r\n|\n|\r(?!\Z)))+")
 _DATA: Final = re.compile(_FIELD % (b"data", b"data"))
 _EVENT: Final = re.compile(_FIELD % (b"event", b"event"))
+_ID: Final = re.compile(_FIELD % (b"id", b"id"))
 _DATA_LINE: Final = re.compile(rb"data(?<![^\r\n]data)(?::[^\r\n]*+)?(?>\r\n|\n|\r|\Z)")
 _BOM: Final = b"\xef\xbb\xbf"
 _PIECE: Final = 16 * 1024
 """Bytes of an event that are looked at in one step, which others have to wait for. Each line is an object of ours."""
+_HEAD: Final = 1024
+"""Bytes of an event in which its id is looked for."""
 _MAX_LINES: Final = 500_000
 """Lines of one event: a few tenths of a second, which one of so many is read in a thread for."""
 _COMMENT: Final = ord(":")
@@ -62,6 +65,11 @@ class Frame:
         for piece in self._pieces():
             named = (_EVENT.findall(piece) or [named])[-1]
         return named or b"message"
+
+    @property
+    def id(self) -> bytes:
+        """What a client names that resumes the stream after this event; empty where there is none before the data."""
+        return (_ID.findall(self._fields[:_HEAD]) or [b""])[-1]
 
     @property
     def lines(self) -> int:

@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mcp_middleware.audit import AuditLogMiddleware, AuditTrail, SQLiteSink
+from mcp_middleware.audit.journal import journals_of, parse
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import Member
 from mcp_middleware.server_message import ServerMessage
@@ -60,18 +64,22 @@ class Polled:
         self.before = EVENT
         self.status = 200
         self.raises: Exception | None = None
+        self.last: asyncio.Event | None = None
+        """Waited for before the stream of a call ends."""
         self.stream: list[bytes] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send(start(b"text/event-stream", self.status))
         if scope["method"] == "GET":
-            for data in self.stream:
-                await send(body(b"id: 2\r\ndata: " + data + b"\r\n\r\n", more=True))
+            for number, data in enumerate(self.stream, 2):
+                await send(body(b"id: %d\r\ndata: %b\r\n\r\n" % (number, data), more=True))
         else:
             await send(body(self.before, more=True))
             if self.raises is not None:
                 raise self.raises
+            if self.last is not None:
+                await self.last.wait()
         await send(body(b""))
 
 
@@ -79,10 +87,18 @@ class Bench:
     def __init__(self) -> None:
         self.server = Polled()
         self.waiting = Waiting(self.server)
-        self.prompt = Prompt(self.waiting)
+        self.prompt: Member = Prompt(self.waiting)
 
-    async def call(self, request_id: int | str = 1, *, session: str | None = "s", client: str = "agent") -> Call:
-        return await self._send(rpc("tools/call", {"name": "tool"}, request_id), "POST", session, client)
+    async def call(
+        self,
+        request_id: int | str = 1,
+        *,
+        session: str | None = "s",
+        client: str = "agent",
+        expires_at: float | None = None,
+    ) -> Call:
+        message = rpc("tools/call", {"name": "tool"}, request_id)
+        return await self._send(message, "POST", session, client, expires_at)
 
     async def resume(self, *answers: dict[str, Any], session: str = "s", client: str = "agent") -> Call:
         self.server.stream = [json.dumps(answer).encode() for answer in answers]
@@ -91,10 +107,13 @@ class Bench:
     async def end_session(self) -> Call:
         return await self._send(b"", "DELETE", "s", "agent")
 
-    async def _send(self, message: Any, method: str, session: str | None, client: str) -> Call:
+    async def _send(
+        self, message: Any, method: str, session: str | None, client: str, expires_at: float | None = None
+    ) -> Call:
         headers = {"mcp-protocol-version": LEGACY} | ({} if session is None else {"mcp-session-id": session})
         call = Call(self.prompt, message, method=method, headers=headers)
         call.scope["user"] = user_of(client)
+        call.scope["user"].access_token.expires_at = expires_at
         return await call.run()
 
 
@@ -110,6 +129,7 @@ def answer(request_id: int | str = 1, **result: Any) -> dict[str, Any]:
 async def test_a_call_finishes_with_the_answer_that_comes_on_another_stream(bench: Bench) -> None:
     await bench.call()
     assert (bench.waiting.owed, bench.waiting.finished) == ([1], [])
+    assert isinstance(bench.prompt, Prompt)
     (exchange,) = bench.prompt.finished  # what does not wait has finished with the stream
     resumed = await bench.resume({"jsonrpc": "2.0", "method": "notifications/message"}, answer(done=True))
     assert resumed.body.count(b"data: ") == 2
@@ -126,8 +146,8 @@ async def test_what_is_sent_again_answers_nothing(bench: Bench) -> None:
         await bench.resume(answer(1))
     assert [one[0] for one in bench.waiting.finished] == [1]
     await bench.call(1)
-    await bench.resume(answer(1), answer(2))
-    assert [one[0] for one in bench.waiting.finished] == [1, 1, 2]
+    await bench.resume(answer(1), answer(2), answer(1))
+    assert [one[0] for one in bench.waiting.finished] == [1, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -155,13 +175,18 @@ async def test_only_a_stream_that_can_be_resumed_is_waited_for(bench: Bench, why
     assert [one[:2] for one in bench.waiting.finished] == [(1, False)]
 
 
-async def test_an_id_that_is_used_again_ends_the_call_before(bench: Bench) -> None:
+async def test_an_id_that_is_used_again_hides_no_answer(bench: Bench) -> None:
+    for _ in range(3):
+        await bench.call()
+    await bench.resume(answer(said="little"))
+    for _ in range(3):
+        await bench.resume(answer(said="little"))
+        await bench.resume(answer(said="little"), answer(said="much"))
     await bench.call()
-    await bench.call()
-    await until(lambda: bench.waiting.finished)
-    assert bench.waiting.finished == [(1, False, None)]
-    await bench.resume(answer())
-    assert [one[:2] for one in bench.waiting.finished] == [(1, False), (1, True)]
+    await bench.resume(answer(said="little"), answer(said="much"), answer(said="more"))
+    await bench.resume(answer(said="little"), answer(said="much"), answer(said="more"), answer(said="most"))
+    told = [json.loads(said or b"")["result"]["said"] for _, _, said in bench.waiting.finished]
+    assert told == ["little", "much", "more", "most"]
 
 
 @pytest.mark.parametrize("most", ["_MOST", "_MOST_BYTES"])
@@ -223,6 +248,28 @@ async def test_what_a_member_says_for_the_server_is_not_the_answer(bench: Bench)
     assert b"cut" in (await bench.call()).body
     await bench.resume(answer())
     assert [one[:2] for one in bench.waiting.finished] == [(1, True)]
+
+
+async def test_a_stream_that_ends_with_its_token_is_waited_for(bench: Bench) -> None:
+    bench.server.last = asyncio.Event()
+    call = await bench.call(expires_at=time.time())
+    assert b"has ended" in call.body
+    await bench.resume(answer(done=True))
+    assert bench.waiting.finished == [(1, True, json.dumps(answer(done=True)).encode())]
+
+
+async def test_case_36_a_call_that_waits_for_its_answer_has_begun(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "audit.db"
+    bench.prompt = AuditLogMiddleware(bench.server, sink=SQLiteSink(path))
+    await bench.call()
+    (journal,) = journals_of(path)
+    contents = parse(journal.read_bytes(), 1, 0)
+    assert contents is not None
+    assert [(one.target, one.outcome) for one in contents.begun] == [("tool", "unknown")]
+    await bench.resume(answer())
+    await bench.prompt.aclose()
+    told = [(one.http_method, one.target, one.outcome) for one in AuditTrail(path).read()]
+    assert told == [("POST", "tool", "ok"), ("GET", None, "ok")]
 
 
 async def test_groups_with_another_layer_between_them_wait_together() -> None:

@@ -26,6 +26,7 @@ def test_an_event_with_every_field(end: bytes) -> None:
     raw = end.join([b"event: message", b"id: 7", b"retry: 100", b'data: {"a":', b"data: 1}", b"", b""])
     frames = decode([raw, b": x\n\n"])
     assert frames[0].data == b'{"a":\n1}'
+    assert [frame.id for frame in frames] == [b"7", b""]
     assert joined(frames) == raw + b": x\n\n"
     changed = frames[0].with_data(b"[2]")
     assert changed.data == b"[2]"
