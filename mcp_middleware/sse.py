@@ -69,7 +69,8 @@ class Frame:
     @property
     def id(self) -> bytes:
         """What a client names that resumes the stream after this event; empty where there is none before the data."""
-        return (_ID.findall(self._fields[:_HEAD]) or [b""])[-1]
+        named: list[bytes] = _ID.findall(self._fields[:_HEAD])
+        return named[-1] if named else b""
 
     @property
     def lines(self) -> int:
