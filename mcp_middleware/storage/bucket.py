@@ -15,8 +15,8 @@ time, turns included.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from mcp_middleware.errors import ConfigurationError
@@ -33,6 +33,7 @@ __all__ = [
     "after_refusal",
     "filling",
     "full",
+    "longest",
     "refill",
     "remaining",
     "seconds_until_full",
@@ -185,6 +186,28 @@ def take(
             at,
         )
     return _shortage(levels, there, limits, tokens, now, turns)
+
+
+def longest(
+    shortages: Sequence[Shortage], pairs: Sequence[tuple[Limits, Levels, Turns]], tokens: float, now: float
+) -> Shortage:
+    """Of the shortages in several pairs of buckets the one to wait for longest; and longer, where it is somebody's turn
+    in another pair by then."""
+    last = max(shortages, key=lambda one: one.retry_after_ms)
+    if len(pairs) == 1 or not any(turns for *_, turns in pairs):
+        return last
+    waiting = [(limits, levels, after_refusal(turns, levels, limits, tokens, now)) for limits, levels, turns in pairs]
+    wait = last.retry_after_ms
+    for _ in range(_MOST_TURNS * len(pairs)):
+        for after in (wait, -(-wait // 1000) * 1000):
+            answers = (take(levels, limits, tokens, now + after / 1000, turns) for limits, levels, turns in waiting)
+            more = max((one.retry_after_ms for one in answers if isinstance(one, Shortage)), default=0)
+            if more:
+                break
+        else:
+            break
+        wait = after + more
+    return replace(last, retry_after_ms=wait)
 
 
 def takeable(limits: Limits, tokens: float) -> float:

@@ -22,6 +22,7 @@ from .bucket import (
     after_refusal,
     filling,
     full,
+    longest,
     remaining,
     seconds_until_full,
     settle,
@@ -153,7 +154,8 @@ class MemoryStorage:
         if shortages:
             for (part, figures), pair in zip(names, pairs, strict=True):
                 self._remember_refusal(key, part, pair, figures, tokens, now)
-            return max(shortages, key=lambda shortage: shortage.retry_after_ms)
+            found = [(figures, levels, turns) for (_, figures), (levels, _, turns) in zip(names, pairs, strict=True)]
+            return longest(shortages, found, tokens, now)
         for (part, figures), (_, fill, turns), left in zip(names, pairs, taken, strict=True):
             self._keep(key, part, (left, fill, after_admission(turns, takeable(figures, tokens), left[2])), now)
         own, *others = taken

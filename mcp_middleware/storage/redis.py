@@ -20,7 +20,7 @@ import msgspec
 from mcp_middleware.options import seconds, whole_number
 from mcp_middleware.types import Clock
 
-from .bucket import AT_ONCE, Levels, Limit, Limits, Shortage, full, refill, remaining, settle, take, takeable
+from .bucket import AT_ONCE, Levels, Limit, Limits, Shortage, full, longest, refill, remaining, settle, take, takeable
 from .budgets import RedisBudgets
 from .connection import RedisConnection, Script, Word, connection_of, prefix_of
 from .interface import Reservation, StorageUnavailableError, check_tokens
@@ -255,7 +255,11 @@ class RedisStorage:
                 shortages.append(replace(answer, part=one.part))
         if most is not None and is_open >= most:
             shortages.append(Shortage("concurrency", most, 0, AT_ONCE))
-        return max(shortages, key=lambda one: one.retry_after_ms)
+        pairs = [
+            (one.limits, (requests, left, at), turns)
+            for one, (requests, left, at, turns) in zip(asked, there, strict=True)
+        ]
+        return longest(shortages, pairs, tokens, now)
 
     def _owe_again(self, question: _Question) -> None:
         """What was not told is owed still."""
