@@ -63,6 +63,15 @@ class _Known:
         """What was let through, or settled, while the store was away; told to it with the next reservation."""
 
 
+class _Asked(NamedTuple):
+    """One pair of buckets as the scripts are asked about it."""
+
+    part: str | None
+    name: str
+    limits: Limits
+    figures: tuple[float, ...]
+
+
 class _Principal:
     """What this replica knows of one principal."""
 
@@ -78,7 +87,7 @@ class _Principal:
         self.is_open = 0
         """Its requests that this replica has let through and that have not ended, where their number is limited."""
 
-    def asked(self, limits: Limits) -> "tuple[_Asked, ...]":
+    def asked(self, limits: Limits) -> tuple[_Asked, ...]:
         """The pairs of buckets that ``limits`` name; found anew where they are others than in the last call."""
         if limits is not self._limits:
             self._limits, self._asked = limits, _asked(limits)
@@ -101,15 +110,6 @@ class _Principal:
 
 _Absence: TypeAlias = tuple[float | None, Levels, tuple[float, float]]
 """Of a pair of buckets: since when the store was away, the share, and what that began with."""
-
-
-class _Asked(NamedTuple):
-    """One pair of buckets as the scripts are asked about it."""
-
-    part: str | None
-    name: str
-    limits: Limits
-    figures: tuple[float, ...]
 
 
 _Told: TypeAlias = tuple[_Known, float, float, _Absence | None]
