@@ -143,11 +143,24 @@ class Answer:
         the answer has ended, or the server is to be told."""
         if self.end is None:
             self.end = asyncio.Event()
+            if self.exchange.late:
+                self.end.set()
             self.until = asyncio.get_running_loop().time() + _OUTLIVES
             self.send_on = _drop
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self.until):
                 await self.end.wait()
+
+    def _answered_elsewhere(self) -> None:
+        """Nobody waits for this stream any more, unless its client does."""
+        self.is_resumable = self.is_owed = False
+        if self.end is not None:
+            self.end.set()
+
+    def _end_owing(self, frame: Frame | None) -> None:
+        if self.is_owed and frame is not None:
+            self.owed.leave(self.exchange, frame.id)
+        self.is_resumable = self.is_owed = False
 
     def _set_ended(self) -> None:
         self.ended = True
@@ -230,6 +243,8 @@ class Answer:
         self._count(event)
         if self.is_resumable and not self.is_owed:
             self.is_owed = chunk.startswith(b"id:") or b"\nid:" in chunk
+            if self.is_owed:
+                self.owed.begin(self.exchange, self._answered_elsewhere)
         out: list[bytes] = []
         began = time.monotonic() if len(chunk) > _SLICE else 0.0
         for start in range(0, len(chunk), _SLICE):
@@ -316,7 +331,7 @@ class Answer:
             self.exchange.answer = passed
             self.answered = passed.id is not None
             if message.is_answer:  # the server's own; a member may have said in its place that the stream was cut
-                self.is_resumable = self.is_owed = False
+                self._end_owing(frame)
         elif passed is not None and passed.is_answer and self.owed and frame and self.exchange.http_method == "GET":
             await self.owed.answer(self.exchange, passed, frame.id)
         return passed

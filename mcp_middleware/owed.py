@@ -1,4 +1,4 @@
-"""Calls whose stream has ended without their answer, which may come yet (2025-11-25, transports, "Resumability and
+"""Calls whose answer may come on another stream than their own (2025-11-25, transports, "Resumability and
 Redelivery"): a server may end a call's stream before it answers, and a client gets the rest with a GET that names the
 last event it has. So a call that the limiter has charged, and the audit has begun to record, ends with that GET.
 """
@@ -30,15 +30,30 @@ class Owed:
     def __init__(self, finish: Callable[[Exchange], Awaitable[None]]) -> None:
         self._finish = finish
         self._calls: dict[_Key, dict[Exchange, asyncio.TimerHandle]] = {}
-        """Of one id several where a client uses it again, which it must not; the oldest is answered first."""
+        """Whose own stream has ended. Of one id several where a client uses it again, which it must not; the oldest is
+        answered first."""
+        self._running: dict[_Key, dict[Exchange, Callable[[], None]]] = {}
+        """Whose own stream goes on, with what is to be called when the answer comes on another all the same."""
         self._count = 0
         self._bytes = 0
         self._events: dict[tuple[_Key, bytes], None] = {}
-        """The last that have answered one."""
+        """The last that have answered one, on whatever stream."""
         self._finishing: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
-        return self._count
+        return self._count + len(self._running)
+
+    def begin(self, exchange: Exchange, answered: Callable[[], None]) -> None:
+        """The stream of ``exchange`` can be resumed from now on."""
+        self._running.setdefault(_key(exchange, exchange.request_id), {})[exchange] = answered
+
+    def leave(self, exchange: Exchange, event: bytes) -> None:
+        """Its own stream has brought the answer, with ``event``; or has ended, with none."""
+        key = _key(exchange, exchange.request_id)
+        self._note(key, event)
+        running = self._running.get(key, {})
+        if running.pop(exchange, None) is not None and not running:
+            del self._running[key]
 
     def add(self, exchange: Exchange) -> None:
         """Wait for the answer to ``exchange``."""
@@ -48,23 +63,27 @@ class Owed:
         self._count += 1
         self._bytes += exchange.request_bytes
         while self._count > _MOST or self._bytes > _MOST_BYTES:
-            self._end(*self._oldest(next(iter(self._calls))))
+            key = next(iter(self._calls))
+            self._end(key, next(iter(self._calls[key])))
 
     async def answer(self, stream: Exchange, message: ServerMessage, event: bytes) -> None:
         """Finish the call that ``message`` answers on the GET stream ``stream``, if it is one of these. ``event`` is
         the id by which it is known when it is sent again; then it answers none."""
         key = _key(stream, message.id)
-        if key not in self._calls or (key, event) in self._events:
+        is_waiting = key in self._calls
+        if not (is_waiting or key in self._running) or (key, event) in self._events:
             return
-        if event:
-            self._events[key, event] = None
-            if len(self._events) > _MOST_EVENTS:
-                del self._events[next(iter(self._events))]
-        _, exchange = self._oldest(key)
-        self._take(key, exchange)
+        self._note(key, event)
+        exchange = next(iter(self._calls[key] if is_waiting else self._running[key]))
         exchange.answer, exchange.failed, exchange.late = message, None, True
         exchange.response_bytes += len(message.raw)
-        await asyncio.shield(self._begin_to_finish(exchange))  # also for a client that leaves now
+        if is_waiting:
+            self._take(key, exchange)
+            await asyncio.shield(self._begin_to_finish(exchange))  # also for a client that leaves now
+        else:
+            answered = self._running[key][exchange]
+            self.leave(exchange, b"")
+            answered()
 
     def end_session(self, exchange: Exchange) -> None:
         """Finish the calls of the session that ``exchange`` has ended."""
@@ -77,8 +96,11 @@ class Owed:
         if self._finishing:
             await asyncio.wait(self._finishing)
 
-    def _oldest(self, key: _Key) -> tuple[_Key, Exchange]:
-        return key, next(iter(self._calls[key]))
+    def _note(self, key: _Key, event: bytes) -> None:
+        if event:
+            self._events[key, event] = None
+            if len(self._events) > _MOST_EVENTS:
+                del self._events[next(iter(self._events))]
 
     def _end_all(self, keys: Iterable[_Key]) -> None:
         for key in keys:

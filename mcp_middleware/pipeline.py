@@ -292,6 +292,8 @@ class Pipeline:
                 exchange.failed = error
         finally:
             cutoff.stop()
+            if answer.is_owed:
+                self.owed.leave(exchange, b"")
         if answer.is_owed:
             exchange.owed = True
         elif exchange.http_method == "DELETE" and exchange.status is not None and exchange.status < 300:

@@ -18,6 +18,7 @@ from tests.support import LEGACY, until
 from .asgi import Call, rpc, user_of
 from .recording import body, start
 
+HEADERS = {"mcp-protocol-version": LEGACY, "mcp-session-id": "s"}
 EVENT = b"id: 1\r\ndata: \r\n\r\n"
 
 
@@ -270,6 +271,44 @@ async def test_case_36_a_call_that_waits_for_its_answer_has_begun(bench: Bench, 
     await bench.prompt.aclose()
     told = [(one.http_method, one.target, one.outcome) for one in AuditTrail(path).read()]
     assert told == [("POST", "tool", "ok"), ("GET", None, "ok")]
+
+
+@pytest.mark.parametrize("leaves", ["before", "after"])
+async def test_a_call_whose_stream_hangs_while_another_has_its_answer_ends_with_that(leaves: str) -> None:
+    """As with a server to which one of two calls of the same id is lost."""
+    bench, polled = Bench(), Polled()
+    first = asyncio.Event()
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "GET" or first.is_set():
+            await polled(scope, receive, send)
+            return
+        await receive()
+        await send(start(b"text/event-stream"))
+        await send(body(EVENT, more=True))
+        first.set()
+        await receive()
+
+    bench.server = polled
+    bench.waiting = Waiting(server)
+    bench.prompt = Prompt(bench.waiting)
+    hanging = Call(bench.prompt, rpc("tools/call", {"name": "tool"}, 1), headers=HEADERS)
+    hanging.scope["user"] = user_of("agent")
+    if leaves == "before":
+        hanging.disconnect()
+    running = asyncio.create_task(hanging.run())
+    await first.wait()
+    own = b"id: 2\r\ndata: " + json.dumps(answer(said="little")).encode() + b"\r\n\r\n"
+    polled.before = EVENT + own
+    await bench.call()
+    await bench.resume(answer(said="little"), answer(said="much"))
+    if leaves == "after":
+        hanging.disconnect()
+    await running
+    told = [(late, json.loads(said or b"")["result"]["said"]) for _, late, said in bench.waiting.finished]
+    assert told == [(False, "little"), (True, "much")]
+    await bench.resume(answer(said="little"), answer(said="much"), answer(said="nothing"))
+    assert len(bench.waiting.finished) == 2
 
 
 async def test_groups_with_another_layer_between_them_wait_together() -> None:
