@@ -147,6 +147,8 @@ class Answer:
                 self.end.set()
             self.until = asyncio.get_running_loop().time() + _OUTLIVES
             self.send_on = _drop
+            if self.is_owed:
+                self.owed.outlive(self.exchange, self.end)
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self.until):
                 await self.end.wait()
@@ -241,10 +243,6 @@ class Answer:
         chunk: bytes = event.get("body", b"")
         more = event.get("more_body", False)
         self._count(event)
-        if self.is_resumable and not self.is_owed:
-            self.is_owed = chunk.startswith(b"id:") or b"\nid:" in chunk
-            if self.is_owed:
-                self.owed.begin(self.exchange, self._answered_elsewhere)
         out: list[bytes] = []
         began = time.monotonic() if len(chunk) > _SLICE else 0.0
         for start in range(0, len(chunk), _SLICE):
@@ -287,6 +285,9 @@ class Answer:
             if self.answered:
                 self.exchange.ended = True
                 break
+            if self.is_resumable and not self.is_owed and frame.id:
+                self.is_owed = True
+                self.owed.begin(self.exchange, self._answered_elsewhere)
             if frame.unread:
                 out.append(frame.raw)
                 continue

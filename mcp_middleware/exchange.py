@@ -89,6 +89,7 @@ class Exchange:
         "request_bytes",
         "resource_metadata",
         "response_bytes",
+        "resumed",
         "scope",
         "session",
         "silent",
@@ -145,6 +146,8 @@ class Exchange:
         self.disconnected = False  # also the gateway's forwarder
         self.owed = False
         """Its stream has ended without its answer, which may come on another (``owed``)."""
+        self.resumed = False
+        """Its client has left, and asks for the rest of its stream."""
         self.late = False
         """So it has."""
         self.ended = False

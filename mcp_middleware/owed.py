@@ -5,6 +5,7 @@ last event it has. So a call that the limiter has charged, and the audit has beg
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 from .exchange import Exchange
@@ -19,6 +20,8 @@ _MOST: Final = 1000
 _MOST_BYTES: Final = 64 * 1024 * 1024
 """Bytes of all these calls' bodies."""
 _MOST_EVENTS: Final = 10_000
+_ENDS: Final = 1.0
+"""Seconds within which a server ends a stream whose client has left."""
 
 _Key: TypeAlias = tuple[object, bytes | None, int | str | None]
 
@@ -34,10 +37,12 @@ class Owed:
         answered first."""
         self._running: dict[_Key, dict[Exchange, Callable[[], None]]] = {}
         """Whose own stream goes on, with what is to be called when the answer comes on another all the same."""
+        self._left: dict[Exchange, tuple[asyncio.Event, asyncio.Event]] = {}
+        """Of those the ones whose client has left: what tells the server so, and that its stream has ended."""
         self._count = 0
         self._bytes = 0
-        self._events: dict[tuple[_Key, bytes], None] = {}
-        """The last that have answered one, on whatever stream."""
+        self._events: dict[int, None] = {}
+        """The last that have answered one, on whatever stream; of one size, whatever an id is."""
         self._finishing: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -47,10 +52,32 @@ class Owed:
         """The stream of ``exchange`` can be resumed from now on."""
         self._running.setdefault(_key(exchange, exchange.request_id), {})[exchange] = answered
 
+    def outlive(self, exchange: Exchange, told: asyncio.Event) -> None:
+        """Its client has left, of which the server does not know until ``told``."""
+        self._left[exchange] = (told, asyncio.Event())
+
+    async def resume(self, stream: Exchange) -> None:
+        """``stream`` asks for the rest of a call's: whose client has left the server is told so, else it would go on
+        sending there, and bring nothing here."""
+        session = _key(stream, None)[:2]
+        ends = []
+        for key in [key for key in self._running if key[:2] == session]:
+            for exchange in self._running[key]:
+                if exchange in self._left:
+                    told, end = self._left[exchange]
+                    exchange.resumed = True
+                    told.set()
+                    ends.append(end.wait())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ENDS):
+                await asyncio.gather(*ends)
+
     def leave(self, exchange: Exchange, event: bytes) -> None:
         """Its own stream has brought the answer, with ``event``; or has ended, with none."""
         key = _key(exchange, exchange.request_id)
         self._note(key, event)
+        if exchange in self._left:
+            self._left.pop(exchange)[1].set()
         running = self._running.get(key, {})
         if running.pop(exchange, None) is not None and not running:
             del self._running[key]
@@ -71,7 +98,7 @@ class Owed:
         the id by which it is known when it is sent again; then it answers none."""
         key = _key(stream, message.id)
         is_waiting = key in self._calls
-        if not (is_waiting or key in self._running) or (key, event) in self._events:
+        if not (is_waiting or key in self._running) or hash((key, event)) in self._events:
             return
         self._note(key, event)
         exchange = next(iter(self._calls[key] if is_waiting else self._running[key]))
@@ -98,7 +125,7 @@ class Owed:
 
     def _note(self, key: _Key, event: bytes) -> None:
         if event:
-            self._events[key, event] = None
+            self._events[hash((key, event))] = None
             if len(self._events) > _MOST_EVENTS:
                 del self._events[next(iter(self._events))]
 

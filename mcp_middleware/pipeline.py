@@ -273,6 +273,8 @@ class Pipeline:
             max_bytes=self.bounds.max_answer_bytes,
             owed=self.owed,
         )
+        if exchange.http_method == "GET" and b"last-event-id" in exchange.headers:
+            await self.owed.resume(exchange)
         receive = exchange.receive if body is None else _replay(exchange, body, answer)
         try:
             await self.server(exchange.scope, receive, answer.send)

@@ -291,7 +291,9 @@ class RateLimitMiddleware(Member):
         return unanswered.with_error(RATE_LIMITED, text, {"dimension": "tokens", "cut": True})
 
     async def on_owed(self, exchange: Exchange) -> None:
-        """Free the place, and keep the rest for the answer."""
+        """Free the place, and keep the rest for the answer; the place too of a call that its client left."""
+        if exchange.resumed:
+            return
         charge: Charge | None = exchange.state.get(self)
         if charge is not None and charge.reservation is not None and charge.reservation.place:
             place = msgspec.structs.replace(charge.reservation)

@@ -329,10 +329,6 @@ class RedisConnection:
 
     async def aclose(self) -> None:
         """Disconnect. Whoever waits is told that the store is away."""
-        self._slots.clear()
-        for node in self._nodes.values():
-            await node.aclose()
-        self._nodes.clear()
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.cancel()
@@ -344,6 +340,9 @@ class RedisConnection:
         if self._again is not None:
             self._again.cancel()
         self._tried, self._pause = False, _SHORTEST_PAUSE
+        self._slots.clear()
+        while self._nodes:  # whoever is redirected meanwhile brings more
+            await self._nodes.popitem()[1].aclose()
 
     def _open_breaker(self, reason: str, link: _Link) -> None:
         """``link`` is lost, by which everybody asks; if it is."""
