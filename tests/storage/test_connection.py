@@ -121,6 +121,25 @@ async def test_case_42_a_redis_that_has_become_a_replica_is_left_for_whoever_too
     assert await admitted(storage, 20) == 3
 
 
+async def test_closing_goes_on_while_more_nodes_become_known(
+    storages: Storages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that are redirected meanwhile."""
+    redis = storages.make()._connection
+    node = redis._node_at("127.0.0.1", storages.server.port)
+    assert await node.connect()
+    aclose = node.aclose
+
+    async def redirected() -> None:
+        redis._node_at("localhost", storages.server.port)
+        await aclose()
+
+    monkeypatch.setattr(node, "aclose", redirected)
+    await redis.aclose()
+    assert not redis._nodes
+    assert not node.is_up
+
+
 async def test_a_redis_that_is_back_is_found_although_nobody_calls(own: Storages) -> None:
     storage = own.make()
     assert await storage._connection.connect()
