@@ -8,6 +8,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from mcp_middleware.background import Background
 from mcp_middleware.message import Request
 from mcp_middleware.server_message import ServerMessage
 from mcp_middleware.storage import Limits, LimitStorage, MemoryStorage, Reservation, Shortage
@@ -65,7 +66,7 @@ class Charges:
         self._is_shared = not isinstance(storage, MemoryStorage)
         self._storage = _Watched(storage, counts) if self._is_shared else storage
         self._counts = counts
-        self._giving_back: set[asyncio.Task[None]] = set()
+        self._giving_back = Background()
 
     async def take(self, charge: Charge, key: bytes, caller: Principal) -> Shortfall | None:
         """Take all that a request of ``caller`` is estimated to need, or nothing and say why. ``key``: its buckets'."""
@@ -94,9 +95,7 @@ class Charges:
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:  # nobody else would learn what the store has taken
-            giving = asyncio.create_task(self._give_back_later(charge, asking), name="give back what was taken")
-            self._giving_back.add(giving)
-            giving.add_done_callback(self._giving_back.discard)
+            self._giving_back.start(self._give_back_later(charge, asking), "give back what was taken")
             raise
 
     async def _give_back_later(self, charge: Charge, asking: Awaitable[Sequence[_Answer]]) -> None:
@@ -159,8 +158,7 @@ class Charges:
 
     async def aclose(self) -> None:
         """Close the storage, once what is on its way back has arrived there."""
-        if self._giving_back:
-            await asyncio.wait(self._giving_back)
+        await self._giving_back.finish()
         await self._storage.aclose()
 
 

@@ -5,7 +5,6 @@ place afterwards. Amounts are whole numbers of billionths (``Money``), so nothin
 of the calendar in UTC, by the store's clock; a call belongs to the period in which it began.
 """
 
-import asyncio
 import math
 import time
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
+from mcp_middleware.background import Background
 from mcp_middleware.options import whole_number
 from mcp_middleware.types import Clock
 
@@ -238,7 +238,8 @@ class RedisBudgets:
         self._clock = clock
         self._now = time.time if clock is None else clock
         self._known: OrderedDict[bytes, dict[str, _Known]] = OrderedDict()  # longest unused first
-        self._giving_back: set[asyncio.Task[tuple[int | None, ...]]] = set()
+        self.giving_back = Background()
+        """Amounts on their way back to the store."""
 
     async def spend(self, key: bytes, wallets: tuple[Wallet, ...], nanos: int) -> Spending | Overspending:
         """See ``BudgetStorage.spend``."""
@@ -301,14 +302,7 @@ class RedisBudgets:
             self._owe_again(question)
         else:
             if isinstance(answer, Spending):
-                giving = asyncio.create_task(self.settle(answer, 0), name="give an amount back")
-                self._giving_back.add(giving)
-                giving.add_done_callback(self._giving_back.discard)
-
-    async def finish(self) -> None:
-        """Give back what there is to give back."""
-        if self._giving_back:
-            await asyncio.wait(self._giving_back)
+                self.giving_back.start(self.settle(answer, 0), "give an amount back")
 
     async def settle(self, spending: Spending, nanos: int) -> tuple[int | None, ...]:
         """See ``BudgetStorage.settle``."""

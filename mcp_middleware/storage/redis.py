@@ -4,7 +4,6 @@ Each step is one Lua script on the keys of one agent, so it is atomic, takes one
 part of a key in braces decides where it lives. Time is the store's, whatever the replicas' clocks say.
 """
 
-import asyncio
 import math
 import os
 import time
@@ -17,6 +16,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from mcp_middleware.background import Background
 from mcp_middleware.options import seconds, whole_number
 from mcp_middleware.types import Clock
 
@@ -168,7 +168,7 @@ class RedisStorage:
         self._known: OrderedDict[bytes, _Principal] = OrderedDict()  # longest unused first
         self._share = lru_cache(1024)(self._find_share)
         self._open = OpenRequests(self._connection, self._prefix, clock)
-        self._giving_back: set[asyncio.Task[float]] = set()
+        self._giving_back = Background()
         self.budgets = RedisBudgets(
             self._connection, prefix=self._prefix, replicas=replicas, max_keys=max_keys, clock=clock
         )
@@ -284,9 +284,7 @@ class RedisStorage:
                 self._settle_later(answer)
 
     def _settle_later(self, reservation: Reservation) -> None:
-        giving = asyncio.create_task(self.settle(reservation, 0, requests=0), name="give a reservation back")
-        self._giving_back.add(giving)
-        giving.add_done_callback(self._giving_back.discard)
+        self._giving_back.start(self.settle(reservation, 0, requests=0), "give a reservation back")
 
     async def top_up(self, reservation: Reservation, tokens: float) -> float:
         """See ``LimitStorage.top_up``."""
@@ -370,9 +368,8 @@ class RedisStorage:
 
     async def aclose(self) -> None:
         """Disconnect; a ``RedisConnection`` that others share connects anew when they use it."""
-        if self._giving_back:
-            await asyncio.wait(self._giving_back)
-        await self.budgets.finish()
+        await self._giving_back.finish()
+        await self.budgets.giving_back.finish()
         # Before the open requests: who is told so may want to have said later what it could not say.
         await self._connection.aclose()
         await self._open.aclose()

@@ -59,7 +59,7 @@ async def test_case_41_what_was_taken_for_somebody_who_was_cancelled_is_given_ba
     await asyncio.wait(asking)
     assert all(task.cancelled() for task in asking)
     own.server.resume()
-    await until(lambda: not link._waiting and not storage._giving_back and not storage.budgets._giving_back)
+    await until(lambda: not link._waiting and not storage._giving_back and not storage.budgets.giving_back)
     with own.server.client() as client:
         assert client.zrange(OPEN, 0, -1) == [held.place]
         assert kept_requests(client) == pytest.approx(9, abs=0.1)
