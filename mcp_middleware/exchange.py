@@ -146,10 +146,10 @@ class Exchange:
         self.disconnected = False  # also the gateway's forwarder
         self.owed = False
         """Its stream has ended without its answer, which may come on another (``owed``)."""
-        self.resumed = False
-        """Its client has left, and asks for the rest of its stream."""
         self.late = False
         """So it has."""
+        self.resumed = False
+        """Its client has left, and asks for the rest of its stream."""
         self.ended = False
         """The stream that the server sends has been ended, by the pipeline or the limiter: whatever more the server
         says is for nobody."""
