@@ -90,7 +90,8 @@ class Owed:
         self._count += 1
         self._bytes += exchange.request_bytes
         while self._count > _MOST or self._bytes > _MOST_BYTES:
-            key = next(iter(self._calls))
+            caller = self._greediest()
+            key = next(key for key in self._calls if key[0] == caller)
             self._end(key, next(iter(self._calls[key])))
 
     async def answer(self, stream: Exchange, message: ServerMessage, event: bytes) -> None:
@@ -128,6 +129,14 @@ class Owed:
             self._events[hash((key, event))] = None
             if len(self._events) > _MOST_EVENTS:
                 del self._events[next(iter(self._events))]
+
+    def _greediest(self) -> object:
+        """The caller whose calls take the most, so that nobody's many end another's few."""
+        taken: dict[object, float] = {}
+        for (caller, _, _), calls in self._calls.items():
+            for exchange in calls:
+                taken[caller] = taken.get(caller, 0.0) + 1 / _MOST + exchange.request_bytes / _MOST_BYTES
+        return max(taken, key=taken.__getitem__)
 
     def _end_all(self, keys: Iterable[_Key]) -> None:
         for key in keys:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mcp_middleware.audit import AuditLogMiddleware, AuditTrail, SQLiteSink
 from mcp_middleware.audit.journal import journals_of, parse
 from mcp_middleware.exchange import Exchange
 from mcp_middleware.member import Member
+from mcp_middleware.owed import Owed
 from mcp_middleware.server_message import ServerMessage
 from tests.support import LEGACY, until
 
@@ -63,6 +65,8 @@ class Polled:
 
     def __init__(self) -> None:
         self.before = EVENT
+        """What comes of it before; each byte by itself, if it is ``split``."""
+        self.split = False
         self.status = 200
         self.raises: Exception | None = None
         self.last: asyncio.Event | None = None
@@ -76,7 +80,9 @@ class Polled:
             for number, data in enumerate(self.stream, 2):
                 await send(body(b"id: %d\r\ndata: %b\r\n\r\n" % (number, data), more=True))
         else:
-            await send(body(self.before, more=True))
+            pieces = [bytes([byte]) for byte in self.before] if self.split else [self.before]
+            for piece in pieces:
+                await send(body(piece, more=True))
             if self.raises is not None:
                 raise self.raises
             if self.last is not None:
@@ -176,6 +182,35 @@ async def test_only_a_stream_that_can_be_resumed_is_waited_for(bench: Bench, why
     assert [one[:2] for one in bench.waiting.finished] == [(1, False)]
 
 
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(
+    "events",
+    [
+        b": ping\n\nid: 1\ndata: \n\n",
+        b"event: message\r\nid: 1\r\ndata: \r\n\r\n",
+        b"data: \rid: 1\r\r",
+        b"\xef\xbb\xbfid: 1\ndata: \n\n",
+    ],
+)
+async def test_an_events_id_is_found_wherever_chunks_and_lines_end(bench: Bench, events: bytes, split: bool) -> None:
+    bench.server.before, bench.server.split = events, split
+    await bench.call()
+    assert bench.waiting.owed == [1]
+
+
+async def test_what_is_kept_of_an_answer_that_came_is_small_whatever_its_id_is(bench: Bench) -> None:
+    async def finish(exchange: Exchange) -> None:
+        """None is waited for."""
+
+    owed = Owed(finish)
+    await bench.call("x" * 10_000)
+    assert isinstance(bench.prompt, Prompt)
+    for number in range(3):
+        owed.leave(bench.prompt.finished[0], b"%d" % number + b"y" * 10_000)
+    assert [type(event) for event in owed._events] == [int] * 3
+    assert all(sys.getsizeof(event) < 100 for event in owed._events)
+
+
 async def test_an_id_that_is_used_again_hides_no_answer(bench: Bench) -> None:
     for _ in range(3):
         await bench.call()
@@ -198,6 +233,19 @@ async def test_the_calls_that_are_kept_are_bounded(bench: Bench, most: str, monk
         await bench.call(number)
     await until(lambda: len(bench.waiting.finished) == 2)
     assert bench.waiting.finished == [(0, False, None), (1, False, None)]
+
+
+@pytest.mark.parametrize("most", ["_MOST", "_MOST_BYTES"])
+async def test_a_caller_of_many_calls_ends_its_own(bench: Bench, most: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(json.dumps(rpc("tools/call", {"name": "tool"}, 1)))
+    monkeypatch.setattr(f"mcp_middleware.owed.{most}", 3 if most == "_MOST" else 3 * size)
+    await bench.call(1)
+    for number in range(2, 7):
+        await bench.call(number, client="busy")
+    await until(lambda: len(bench.waiting.finished) == 3)
+    assert [one[0] for one in bench.waiting.finished] == [2, 3, 4]
+    await bench.resume(answer(1))
+    assert bench.waiting.finished[-1][:2] == (1, True)
 
 
 async def test_a_call_is_not_waited_for_without_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from fastmcp.server.event_store import EventStore
 from mcp.shared.exceptions import MCPError
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mcp_middleware.audit import AuditLogMiddleware, AuditRecord
 from mcp_middleware.ratelimit import RateLimitMiddleware
@@ -23,10 +23,12 @@ from tests.support import connect, headers_for, initialize, message, post, serve
 
 
 class Gate:
-    """Of a tool that waits: it says how many calls run, and they end once it is open."""
+    """Of a tool that waits: it says how many calls run, and of how many the client has left, and they end once it is
+    open."""
 
     def __init__(self) -> None:
         self.running = 0
+        self.left = 0
         self.opened = asyncio.Event()
 
 
@@ -52,6 +54,25 @@ def resumable(kind: Kind, gate: Gate) -> ASGIApp:
     return app_of(server, event_store=EventStore(), retry_interval=1)
 
 
+def watched(app: ASGIApp, gate: Gate) -> ASGIApp:
+    """``app``, of whose calls that wait the gate learns when it is told that the client has left."""
+
+    async def watching(scope: Scope, receive: Receive, send: Send) -> None:
+        called = b""
+
+        async def receive_on() -> Message:
+            nonlocal called
+            event = await receive()
+            called += event.get("body", b"")
+            if event["type"] == "http.disconnect" and b'"wait"' in called:
+                gate.left += 1
+            return event
+
+        await app(scope, receive_on, send)
+
+    return watching
+
+
 class Running:
     """A served server and what is recorded of it."""
 
@@ -73,7 +94,8 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
     async def running(**options: Any) -> AsyncIterator[Running]:
         made = Running()
         limiter = RateLimitMiddleware(resumable(request.param, made.gate), **options)
-        async with serve(AuditLogMiddleware(limiter, sink=made.sink), drain=0.1) as origin:
+        audited = AuditLogMiddleware(limiter, sink=made.sink)
+        async with serve(watched(audited, made.gate), drain=0.1) as origin:
             made.url = f"{origin}/mcp"
             yield made
 
@@ -102,16 +124,32 @@ async def begin(
 
 
 async def resume(
-    http: httpx2.AsyncClient, url: str, session: str | None, event: str, *, id: int, token: str | None = None
+    http: httpx2.AsyncClient,
+    url: str,
+    session: str | None,
+    event: str,
+    *,
+    id: int,
+    token: str | None = None,
+    begun: asyncio.Event | None = None,
 ) -> str:
-    """Ask again and again for what came after ``event``, until that is the answer."""
+    """Ask once for what came after ``event``: the answer, or nothing where the stream ends without it."""
     headers = headers_for(None, era="legacy", session=session, token=token) | {"last-event-id": event}
+    async with asyncio.timeout(10), http.stream("GET", url, headers=headers) as reply:
+        if begun is not None:
+            begun.set()
+        async for line in reply.aiter_lines():
+            if line.startswith("data: {") and json.loads(line[6:]).get("id") == id:
+                return line
+    return ""
+
+
+async def poll(http: httpx2.AsyncClient, url: str, session: str | None, event: str, **options: Any) -> str:
+    """Ask again and again, as a client that has been sent away to poll."""
     async with asyncio.timeout(10):
         while True:
-            async with http.stream("GET", url, headers=headers) as reply:
-                async for line in reply.aiter_lines():
-                    if line.startswith("data: {") and json.loads(line[6:]).get("id") == id:
-                        return line
+            if answer := await resume(http, url, session, event, **options):
+                return answer
             await asyncio.sleep(0.005)
 
 
@@ -139,10 +177,10 @@ async def test_what_a_client_polls_for_counts_once(run: Callable[..., Any]) -> N
     async with run(**LIMITS | {"tokens": "100000/day"}) as server, httpx2.AsyncClient() as http:
         session = await initialize(http, server.url)
         _, event = await begin(http, server.url, session, "write", id=7)
-        assert "word word" in await resume(http, server.url, session, event, id=7)
+        assert "word word" in await poll(http, server.url, session, event, id=7)
         after = await left(http, server.url, session)
         assert after < 97_000
-        assert "word word" in await resume(http, server.url, session, event, id=7)
+        assert "word word" in await poll(http, server.url, session, event, id=7)
         assert await left(http, server.url, session) == after
         assert len(server.calls) == 1
 
@@ -159,20 +197,27 @@ async def test_case_30_what_nobody_polls_for_keeps_the_estimate(run: Callable[..
     assert ended == [(None, None)] * 2
 
 
-async def test_case_41_a_client_that_leaves_its_stream_and_resumes_it_takes_what_it_takes(
+async def test_case_41_a_client_that_leaves_its_stream_gets_the_rest_with_the_first_that_resumes_it(
     run: Callable[..., Any],
 ) -> None:
-    async with run(**LIMITS) as server, httpx2.AsyncClient() as http:
+    options = LIMITS | {"tokens": "100000/day", "concurrency": 1}
+    async with run(**options) as server, httpx2.AsyncClient() as http:
         session = await initialize(http, server.url)
         _, event = await begin(http, server.url, session, "wait", id=7)
-        await until(lambda: server.gate.running)
-        resuming = asyncio.create_task(resume(http, server.url, session, event, id=7))
+        await until(lambda: server.gate.running and server.gate.left)
+        begun = asyncio.Event()
+        resuming = asyncio.create_task(resume(http, server.url, session, event, id=7, begun=begun))
+        await begun.wait()
+        assert (await begin(http, server.url, session, "wait", id=8))[0] == 429
         server.gate.opened.set()
         assert "word word" in await resuming
-        await until(lambda: server.calls)
-        assert await left(http, server.url, session) == 0
-        assert (await begin(http, server.url, session, "wait", id=8))[0] == 429
-        assert (server.calls[0].outcome, server.calls[0].output_tokens > 3000) == ("ok", True)
+        assert await left(http, server.url, session) < 97_000
+        async with asyncio.timeout(10):  # its place is free, as soon as the stream has ended by which its answer came
+            while (await begin(http, server.url, session, "wait", id=9))[0] != 200:
+                pass
+        found = [(one.outcome, one.output_tokens) for one in server.calls if one.decision == "allowed"]
+    assert found[0][0] == "ok"
+    assert found[0][1] > 3000
 
 
 async def test_case_41_a_client_that_leaves_its_calls_has_no_more_of_them_at_once(run: Callable[..., Any]) -> None:
