@@ -147,8 +147,7 @@ class Answer:
                 self.end.set()
             self.until = asyncio.get_running_loop().time() + _OUTLIVES
             self.send_on = _drop
-            if self.is_owed:
-                self.owed.outlive(self.exchange, self.end)
+            self.exchange.tell = self.end.set
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self.until):
                 await self.end.wait()

@@ -99,6 +99,7 @@ class Exchange:
         "status",
         "still_good",
         "strict",
+        "tell",
         "trace",
         "usage",
         "version",
@@ -150,6 +151,8 @@ class Exchange:
         """So it has."""
         self.resumed = False
         """Its client has left, and asks for the rest of its stream."""
+        self.tell: Callable[[], None] | None = None
+        """Once its client has left: tells the server so, which does not know of it."""
         self.ended = False
         """The stream that the server sends has been ended, by the pipeline or the limiter: whatever more the server
         says is for nobody."""
@@ -277,7 +280,7 @@ class Exchange:
         the garbage collector, whose rounds cost a large application more than all members do."""
         self.scope = {"client": self.scope.get("client")} if self.owed else {}
         self.receive = _closed
-        self.access_token = self.still_good = None
+        self.access_token = self.still_good = self.tell = None
         if not self.owed:
             self.state.clear()
 

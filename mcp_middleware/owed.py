@@ -37,8 +37,8 @@ class Owed:
         answered first."""
         self._running: dict[_Key, dict[Exchange, Callable[[], None]]] = {}
         """Whose own stream goes on, with what is to be called when the answer comes on another all the same."""
-        self._left: dict[Exchange, tuple[asyncio.Event, asyncio.Event]] = {}
-        """Of those the ones whose client has left: what tells the server so, and that its stream has ended."""
+        self._resumed: dict[Exchange, asyncio.Event] = {}
+        """Of those the ones that are to end, since their clients have left and resume them; and that they have."""
         self._count = 0
         self._bytes = 0
         self._events: dict[int, None] = {}
@@ -52,10 +52,6 @@ class Owed:
         """The stream of ``exchange`` can be resumed from now on."""
         self._running.setdefault(_key(exchange, exchange.request_id), {})[exchange] = answered
 
-    def outlive(self, exchange: Exchange, told: asyncio.Event) -> None:
-        """Its client has left, of which the server does not know until ``told``."""
-        self._left[exchange] = (told, asyncio.Event())
-
     async def resume(self, stream: Exchange) -> None:
         """``stream`` asks for the rest of a call's: whose client has left the server is told so, else it would go on
         sending there, and bring nothing here."""
@@ -63,11 +59,10 @@ class Owed:
         ends = []
         for key in [key for key in self._running if key[:2] == session]:
             for exchange in self._running[key]:
-                if exchange in self._left:
-                    told, end = self._left[exchange]
+                if exchange.tell is not None:
                     exchange.resumed = True
-                    told.set()
-                    ends.append(end.wait())
+                    exchange.tell()
+                    ends.append(self._resumed.setdefault(exchange, asyncio.Event()).wait())
         with suppress(TimeoutError):
             async with asyncio.timeout(_ENDS):
                 await asyncio.gather(*ends)
@@ -76,8 +71,8 @@ class Owed:
         """Its own stream has brought the answer, with ``event``; or has ended, with none."""
         key = _key(exchange, exchange.request_id)
         self._note(key, event)
-        if exchange in self._left:
-            self._left.pop(exchange)[1].set()
+        if exchange in self._resumed:
+            self._resumed.pop(exchange).set()
         running = self._running.get(key, {})
         if running.pop(exchange, None) is not None and not running:
             del self._running[key]

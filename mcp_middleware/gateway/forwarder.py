@@ -42,6 +42,7 @@ The deprecated HTTP+SSE transport of 2024-11-05 is not forwarded (its event stre
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_middleware.affinity.middleware import INSTANCE_DOWN
@@ -508,6 +509,7 @@ class _Call:
             answer.interrupt(_ClientGoneError())
         else:
             answer.end_within(self.upstream.timeout)
+            self.exchange.tell = partial(answer.interrupt, _ClientGoneError())  # where it is resumed, by the pipeline
 
     def close(self) -> None:
         """Be done with the answer, however it ended, and with the request."""

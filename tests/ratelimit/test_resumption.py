@@ -249,3 +249,19 @@ async def test_what_is_polled_for_through_a_gateway_counts(tmp_path: Path) -> No
     assert tokens is not None
     assert tokens > 3000
     assert cost == pytest.approx(tokens / 1_000_000)
+
+
+async def test_a_server_behind_a_gateway_is_told_that_a_client_has_left_which_resumes(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"access": {"default": "allow"}, "limits": {"requests": "100/day"}}
+    gate = Gate()
+    async with (
+        serve(watched(resumable("sdk", gate), gate), drain=0.1) as origin,
+        gateway(tmp_path, {"files": f"{origin}/mcp"}, **options) as running,
+    ):
+        url, token = running.url("files"), running.token(CI, "files")
+        session = await initialize(running.http, url, token=token)
+        _, event = await begin(running.http, url, session, "wait", id=7, token=token)
+        polling = asyncio.create_task(poll(running.http, url, session, event, id=7, token=token))
+        await until(lambda: gate.left)
+        gate.opened.set()
+        assert "word word" in await polling
