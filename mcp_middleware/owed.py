@@ -4,10 +4,11 @@ last event it has. So a call that the limiter has charged, and the audit has beg
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from .background import Background
 from .exchange import Exchange
 from .revision import SESSION_HEADER
 from .server_message import ServerMessage
@@ -30,7 +31,7 @@ class Owed:
     """The calls of one pipeline that are owed an answer, by caller, session and id. ``finish`` ends one: when its
     answer has come, when nobody waits for it any more, or when others have taken its place."""
 
-    def __init__(self, finish: Callable[[Exchange], Awaitable[None]]) -> None:
+    def __init__(self, finish: Callable[[Exchange], Coroutine[Any, Any, None]]) -> None:
         self._finish = finish
         self._calls: dict[_Key, dict[Exchange, asyncio.TimerHandle]] = {}
         """Whose own stream has ended. Of one id several where a client uses it again, which it must not; the oldest is
@@ -43,7 +44,7 @@ class Owed:
         self._bytes = 0
         self._events: dict[int, None] = {}
         """The last that have answered one, on whatever stream; of one size, whatever an id is."""
-        self._finishing: set[asyncio.Task[None]] = set()
+        self._finishing = Background()
 
     def __len__(self) -> int:
         return self._count + len(self._running)
@@ -116,8 +117,7 @@ class Owed:
     async def aclose(self) -> None:
         """Finish all: nobody waits any more."""
         self._end_all(list(self._calls))
-        if self._finishing:
-            await asyncio.wait(self._finishing)
+        await self._finishing.finish()
 
     def _note(self, key: _Key, event: bytes) -> None:
         if event:
@@ -151,10 +151,7 @@ class Owed:
         self._bytes -= exchange.request_bytes
 
     def _begin_to_finish(self, exchange: Exchange) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(self._finish(exchange))
-        self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)
-        return task
+        return self._finishing.start(self._finish(exchange), "finish a call that was owed its answer")
 
 
 def _key(exchange: Exchange, request_id: int | str | None) -> _Key:
